@@ -1,0 +1,45 @@
+# `make` lists the verbs. Everything is installed into .venv; nothing else on the machine is touched.
+
+PYTHON3 ?= python3
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+ROUNDS ?= 10
+
+.DEFAULT_GOAL := help
+.PHONY: help run-local test lint bench soak clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+run-local: $(INSTALLED) ## one server and four workers on this machine, two of them killed (4 minutes)
+	@$(PYTHON) examples/run_local.py
+
+test: $(INSTALLED) ## all tests; ARGS="-k staleness" picks some
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## style, format and types
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted; do: .venv/bin/ruff format ."; exit 1; }
+	@$(PYTHON) -m mypy
+
+bench: $(INSTALLED) ## how fast the parts are on this machine
+	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
+
+soak: $(INSTALLED) ## look for rare faults: ROUNDS=10 times all tests, with far more random cases
+	@for round in $$(seq $(ROUNDS)); do \
+		echo "round $$round of $(ROUNDS)"; \
+		$(PYTHON) -m pytest --exitfirst --hypothesis-profile soak --timeout 1800 $(ARGS) || exit 1; \
+	done
+
+clean: ## remove the environment, caches and local runs
+	rm -rf .venv build runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed, $(PYTHON3) is: $$($(PYTHON3) --version 2>/dev/null || echo missing); try make PYTHON3=python3.12"; \
+		exit 1; }
+	@echo "installing into .venv (once, a few minutes) ..."
+	@$(PYTHON3) -m venv .venv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	@touch $@

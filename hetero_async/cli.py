@@ -1,0 +1,167 @@
+"""The command line: one function a verb, each thin. What they call is in assembly.py."""
+
+import contextlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress
+
+from hetero_async import assembly
+from hetero_async.config import RunConfig, template
+from hetero_async.errors import EXIT_CORRUPT, HeteroAsyncError, LogCorrupt, UserError, first_error
+from hetero_async.shell.telemetry import LineObserver
+from hetero_async.watch.status import render
+
+EXIT_USER = 2
+EXIT_FAILED = 1
+EXIT_CODES: dict[type, int] = {LogCorrupt: EXIT_CORRUPT}
+# Records that come by the dozen each second: in the log for good, not on the screen.
+QUIET = frozenset({"leased", "beacon", "stepped", "published", "delta", "metric"})
+STATUS_EVERY_SECONDS = 1.0
+
+app = typer.Typer(
+    help="Train one PyTorch model on accelerators in several datacentres, and lose nothing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RunOption = Annotated[Path, typer.Option("--run", help="The run's run.toml.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False) -> None:
+    """Read by `main`, before typer looks at anything."""
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where run.toml, keys, log and outboxes will lie.")] = Path(),
+    name: Annotated[str, typer.Option(help="The run's name.")] = "my-run",
+    site: Annotated[list[str] | None, typer.Option(help="NAME=WORKERS, once for each site.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples to train on in all.")] = 200_000,
+    address: Annotated[str, typer.Option(help="Where the workers reach the server.")] = "tcp://127.0.0.1:7710",
+) -> None:
+    """Write a commented run.toml and all keys.
+
+    Example: hetero-async init my-run --site amsterdam=2 --site shanghai=1 --samples 500000
+    """
+    sites = dict(_site(given) for given in site or ["here=1"])
+    text = template(run={"name": name, "samples": samples}, sites=sites, server={"address": address})
+    config = assembly.initialize(directory, text)
+    print(f"wrote {config.path} and the keys of the server, the operator and {len(config.workers())} workers")
+    print(f"next: hetero-async serve --run {config.path}")
+    for name in sites:
+        print(f"      hetero-async work --run {config.path} --site {name} -- python train.py")
+
+
+def _site(given: str) -> tuple[str, int]:
+    name, _, workers = given.partition("=")
+    if not workers.isdigit():
+        raise UserError(f'--site {given}: must be NAME=WORKERS, for example "--site amsterdam=2"')
+    return name, int(workers)
+
+
+@app.command()
+def serve(
+    run: RunOption = Path("run.toml"),
+    exit_when_finished: Annotated[bool, typer.Option(help="End when the run is trained and all have left.")] = False,
+) -> None:
+    """Run the parameter server; after a crash, start it again with the same words.
+
+    Example: hetero-async serve --run my-run/run.toml
+    """
+    trio.run(assembly.serve_run, RunConfig.load(run), exit_when_finished, LineObserver(QUIET))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def work(
+    command: Annotated[list[str], typer.Argument(help="The training script, after --.")],
+    site: Annotated[str, typer.Option(help="The site whose workers to start, as in run.toml.")],
+    run: RunOption = Path("run.toml"),
+) -> None:
+    """Start the workers of one site, and start again those that die.
+
+    Example: hetero-async work --site amsterdam -- python train.py --dtype bf16
+    """
+    trio.run(assembly.work, RunConfig.load(run), site, command, LineObserver())
+
+
+@app.command()
+def status(
+    run: RunOption = Path("run.toml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print it once, as one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option(help="Keep the table on the screen until interrupted.")] = False,
+) -> None:
+    """Show how the run stands: who works, how fast, and what it has come to.
+
+    Example: hetero-async status --run my-run/run.toml --watch
+    """
+    trio.run(_status, RunConfig.load(run), as_json, watch)
+
+
+async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
+    console = Console()
+    live = Live(console=console, auto_refresh=False) if watch else contextlib.nullcontext()
+    with live as screen:
+        async with assembly.open_status(config, LineObserver()) as ask:
+            while True:
+                answer = await ask()
+                if answer is None and not watch:
+                    raise HeteroAsyncError(f"no answer from {config.server.address} in {assembly.STATUS_SECONDS:g} s")
+                if answer is not None and isinstance(screen, Live):
+                    screen.update(render(answer), refresh=True)
+                elif as_json:
+                    print(json.dumps(answer))
+                elif answer is not None:
+                    console.print(render(answer))
+                if not watch:
+                    return
+                await trio.sleep(STATUS_EVERY_SECONDS)
+
+
+@app.command()
+def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run's log directory.")]) -> None:
+    """Recompute the run from its log and check every promise; changes nothing, the server may be running.
+
+    Example: hetero-async verify my-run/log
+    """
+    with Progress(transient=True) as progress:
+        task = progress.add_task("records", total=None)
+        verdict = assembly.verify_directory(log, lambda lsn: progress.update(task, completed=lsn))
+    for line in verdict.lines():
+        print(line)
+    if not verdict.is_ok:
+        raise LogCorrupt(f"{log} does not keep the promises: see above")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run: RunOption = Path("run.toml")
+) -> None:
+    """Write the newest parameters under the model's own names.
+
+    Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
+    """
+    state = assembly.export(RunConfig.load(run), out)
+    print(f"wrote {out}: version {state.version}")
+
+
+def main() -> None:
+    """Run a verb; an error is one line and an exit code, a traceback only with --debug."""
+    failure: HeteroAsyncError | None = None
+    try:
+        app()
+    except* HeteroAsyncError as group:
+        failure = first_error(group)
+    if failure is not None:
+        if "--debug" in sys.argv:
+            traceback.print_exception(failure)
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(EXIT_CODES.get(type(failure), EXIT_USER if isinstance(failure, UserError) else EXIT_FAILED))

@@ -1,0 +1,63 @@
+"""What goes into the server's machine and what comes out of it."""
+
+from dataclasses import dataclass
+
+from hetero_async.core.admission import Facts
+from hetero_async.core.messages import Message
+from hetero_async.core.records import Entry
+
+UNSEEN = Facts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A worker's message. `mismatch` says how its schema differs, `facts` what its payload is like."""
+
+    now_ms: int
+    worker: str
+    site: str
+    message: Message
+    payload: bytes = b""
+    facts: Facts = UNSEEN
+    mismatch: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """A worker uploaded the initial parameters. `payload` is the whole of the genesis record's."""
+
+    now_ms: int
+    worker: str
+    schema_hash: bytes
+    parameters_hash: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """All records handed out so far are applied; the model hashes to this."""
+
+    oldest_publish: int
+    model_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    now_ms: int
+
+
+Event = Received | Provided | Applied | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    worker: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Work owed to the world, in this order: make `records` durable, apply them, send `messages`."""
+
+    records: tuple[Entry, ...]
+    messages: tuple[Outgoing, ...]

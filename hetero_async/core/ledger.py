@@ -1,0 +1,94 @@
+"""Who may train on which sample: leased ∪ free ∪ trained = all, and no two of them meet.
+
+A run has positions 0 … positions−1, `samples` to a pass; `sample_at` shuffles each pass by a keyed bijection, so that
+no table is kept and every worker computes the same order. Positions move free → leased → trained, or back from
+leased to free when their worker leaves without reporting them. Called by State.fold only; admission reads it.
+"""
+
+from dataclasses import dataclass, field
+
+from hetero_async.core import ranges
+from hetero_async.core.ranges import Ranges
+
+MASK = (1 << 64) - 1
+FEISTEL_ROUNDS = 4  # Luby & Rackoff 1988: four rounds of a good mixing function are a strong permutation
+
+
+@dataclass(slots=True)
+class Ledger:
+    samples: int = 0
+    positions: int = 0
+    free: Ranges = ()
+    trained: Ranges = ()
+    leased: dict[str, Ranges] = field(default_factory=dict)
+
+    def open(self, samples: int, positions: int) -> None:
+        assert self.positions == 0, "a ledger is opened once"
+        assert samples > 0 and positions > 0
+        self.samples, self.positions = samples, positions
+        self.free = ((0, positions),)
+
+    def held(self, worker: str) -> Ranges:
+        return self.leased.get(worker, ())
+
+    def lease(self, worker: str, wanted: Ranges) -> None:
+        assert ranges.contains(self.free, wanted), "only free positions are leased"
+        self.free = ranges.difference(self.free, wanted)
+        self.leased[worker] = ranges.union(self.held(worker), wanted)
+
+    def release(self, worker: str, kept: Ranges = ()) -> None:
+        """Return what the worker holds to the pool, all but `kept`."""
+        held = self.held(worker)
+        assert ranges.contains(held, kept), "a worker keeps only what it holds"
+        self.free = ranges.union(self.free, ranges.difference(held, kept))
+        self._hold(worker, kept)
+
+    def train(self, worker: str, consumed: Ranges) -> None:
+        held = self.held(worker)
+        assert ranges.contains(held, consumed), "only leased positions are trained"
+        assert not ranges.intersection(self.trained, consumed), "no position is trained twice"
+        self.trained = ranges.union(self.trained, consumed)
+        self._hold(worker, ranges.difference(held, consumed))
+
+    def is_exact(self) -> bool:
+        """Leased ∪ free ∪ trained = all, each position in exactly one of them."""
+        parts = [self.free, self.trained, *self.leased.values()]
+        whole = ranges.normal(stretch for part in parts for stretch in part)
+        return sum(map(ranges.size, parts)) == self.positions and ranges.size(whole) == self.positions
+
+    def _hold(self, worker: str, held: Ranges) -> None:
+        if held:
+            self.leased[worker] = held
+        else:
+            self.leased.pop(worker, None)
+
+
+def sample_at(position: int, samples: int, seed: int) -> int:
+    """The sample number at a position: a permutation of 0 … samples−1 in every pass, another one each pass.
+
+    A Feistel network over the smallest even number of bits that holds `samples`, walked until it falls inside
+    (Black & Rogaway 2002, "cycle walking"): fewer than four walks on average.
+    """
+    run_pass, index = divmod(position, samples)
+    half = max(1, ((samples - 1).bit_length() + 1) // 2)
+    key = _mix(seed ^ _mix(run_pass + 1))
+    while True:
+        index = _feistel(index, half, key)
+        if index < samples:
+            return index
+
+
+def _feistel(value: int, half: int, key: int) -> int:
+    mask = (1 << half) - 1
+    left, right = value >> half, value & mask
+    for number in range(FEISTEL_ROUNDS):
+        left, right = right, left ^ (_mix(right ^ _mix(key + number)) & mask)
+    return left << half | right
+
+
+def _mix(value: int) -> int:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & MASK
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & MASK
+    return value ^ value >> 31

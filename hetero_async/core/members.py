@@ -1,0 +1,62 @@
+"""What the server knows of its workers only from having heard them: speeds, silence, what they last said.
+
+None of it is state: it starts empty with every server process and no record depends on it except through a decision
+that is itself a record (`Left`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hetero_async.core.messages import Heartbeat
+
+
+@dataclass(slots=True)
+class Presence:
+    """One worker as last heard. Times are the caller's monotonic milliseconds."""
+
+    heard_ms: int
+    device: str = ""
+    dtype: str = ""
+    doing: str = "joining"
+    steps: int = 0
+    steps_per_second: float = 0.0
+    publish: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    refused: int = 0
+    staleness: int = 0
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        self.doing = heartbeat.state
+        self.steps, self.steps_per_second = heartbeat.steps, heartbeat.steps_per_second
+        self.publish = heartbeat.publish
+        self.bytes_up, self.bytes_down = heartbeat.bytes_up, heartbeat.bytes_down
+
+
+class Presences:
+    def __init__(self) -> None:
+        self._by_worker: dict[str, Presence] = {}
+
+    def hear(self, worker: str, now_ms: int) -> Presence:
+        presence = self._by_worker.setdefault(worker, Presence(heard_ms=now_ms))
+        presence.heard_ms = now_ms
+        return presence
+
+    def of(self, worker: str) -> Presence | None:
+        return self._by_worker.get(worker)
+
+    def rate(self, worker: str) -> float:
+        """Steps per second as the worker measured them, 0 when it has not said yet."""
+        presence = self._by_worker.get(worker)
+        return presence.steps_per_second if presence else 0.0
+
+    def silent(self, active: Iterable[str], now_ms: int, limit_ms: int) -> list[str]:
+        """The active workers not heard for longer than the limit. One never heard counts from now on."""
+        return [worker for worker in active if now_ms - self._since(worker, now_ms) > limit_ms]
+
+    def next_silence(self, active: Iterable[str], now_ms: int, limit_ms: int) -> int | None:
+        """When the first of them will have been silent for too long."""
+        return min((self._since(worker, now_ms) + limit_ms + 1 for worker in active), default=None)
+
+    def _since(self, worker: str, now_ms: int) -> int:
+        return self._by_worker.setdefault(worker, Presence(heard_ms=now_ms)).heard_ms

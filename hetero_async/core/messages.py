@@ -1,0 +1,264 @@
+"""What travels between a worker and the server, as plain values; `formats.frames` turns them into bytes.
+
+Two lanes: *control* (small, must never wait) and *bulk* (chunks). Large objects are pulled by their receiver:
+it sends `Want` for a few chunks at a time, which is the flow control, and asks again from where it was after a
+broken connection. Nobody names itself in a message: the sender is the key that the connection was made with.
+All integers are non-negative.
+"""
+
+from dataclasses import dataclass
+
+from hetero_async.core.records import Range
+
+# Kinds of bulk object. A delta is numbered by its seq, publish and snapshot by the publish's number.
+INITIAL, DELTA, PUBLISH, SNAPSHOT = "initial", "delta", "publish", "snapshot"
+
+
+# --- worker → server, control ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Ask to join. Payload: the model's schema. `claims`: ranges of an earlier life that it still wants to report."""
+
+    run: str
+    software: str
+    schema_hash: bytes
+    last_seq: int
+    claims: tuple[Range, ...]
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """I live, and this is how it goes; answered by `Beat`."""
+
+    incarnation: int
+    state: str
+    steps: int  # optimizer steps in this life
+    steps_per_second: float
+    publish: int  # the publish that the model stands on
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequest:
+    """Ask for more positions, at best whole batches. `dataset_samples`: the length of the dataset on this side."""
+
+    incarnation: int
+    samples: int
+    batch: int
+    dataset_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricReport:
+    incarnation: int
+    name: str
+    value: float
+    publish: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bye:
+    """Leave: all unreported ranges may go to others at once."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest:
+    """Ask for the status table; answered to any admitted key."""
+
+
+# --- server → worker, control ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """You are in. `last_seq`: the last delta of yours in the log. `granted`: those claims that are still yours."""
+
+    incarnation: int
+    last_seq: int
+    granted: tuple[Range, ...]
+    publish: int
+    seed: int
+    codec: str
+    stretch: int  # a round may stretch to this many times its steps while a push is in flight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provide:
+    """The run has no parameters yet: offer yours, then say `Hello` again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Not yet: ask again. `reason` is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """No, and asking again will not help. `reason` says what differs and what to do."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejoin:
+    """The server does not know that life of yours (any more): send `Hello` again."""
+
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """Answer to `Heartbeat`: where the run stands. Publishes from `oldest` on can be fetched one by one."""
+
+    version: int
+    publish: int
+    oldest: int
+    trained: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Positions that are now yours. Empty: none is free at present."""
+
+    ranges: tuple[Range, ...]
+    samples: int  # of one pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Push when this window ends, `milliseconds` from now; 0: after `steps` steps. `steps` is the H expected of you."""
+
+    number: int
+    milliseconds: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """The delta is durable. It will be merged, exactly once."""
+
+    seq: int
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nack:
+    """The delta was refused and will never be merged; its samples are not counted."""
+
+    seq: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReady:
+    """Publish `number` can be fetched."""
+
+    number: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """All samples are trained and merged; `publish` is the last one."""
+
+    publish: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusReport:
+    """Payload: the status as JSON."""
+
+
+# --- bulk, either way ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """Offer of a delta: everything about it but its bytes. Answered by `Want`, in the end by `Ack` or `Nack`."""
+
+    incarnation: int
+    seq: int
+    anchor: int  # number of the publish that the worker's parameters stood on
+    steps: int
+    ranges: tuple[Range, ...]
+    codec: str
+    payload_bytes: int
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Offer of the initial parameters."""
+
+    kind: str
+    number: int
+    payload_bytes: int
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """Send me chunks first … first + count − 1 of that object."""
+
+    kind: str
+    number: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One chunk (payload) of `chunks`, of an object of `total_bytes` whose xxh3_128 is `total_hash`."""
+
+    kind: str
+    number: int
+    index: int
+    total_bytes: int
+    total_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """That object is not held here (any more). Take a newer one."""
+
+    kind: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishNote:
+    """What stands before the coded bytes of a publish or snapshot object.
+
+    `shadow_hash` is the xxh3_128 of the shadow (flat little-endian fp32) after it; `merged` says per worker up to
+    which seq its deltas are contained.
+    """
+
+    number: int
+    version: int
+    codec: str
+    merged: tuple[tuple[str, int], ...]
+    shadow_hash: bytes
+
+
+Message = (
+    Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest
+    | Welcome | Provide | Wait | Refused | Rejoin | Beat | Lease | Window | Ack | Nack | PublishReady
+    | Finished | StatusReport
+    | Push | Offer | Want | Chunk | Gone
+)  # fmt: skip
+MESSAGE_TYPES: tuple[type, ...] = (
+    Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest,
+    Welcome, Provide, Wait, Refused, Rejoin, Beat, Lease, Window, Ack, Nack, PublishReady, Finished, StatusReport,
+    Push, Offer, Want, Chunk, Gone, PublishNote,
+)  # fmt: skip

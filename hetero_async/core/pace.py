@@ -1,0 +1,78 @@
+"""When to merge, and how many steps each worker should do until then.
+
+DyLU (Liu et al. 2024, arXiv 2401.09135, §5): a worker's steps per round follow its measured speed, so that rounds last
+equally long everywhere and a deadline costs nobody any waiting. Policies:
+
+window    deadlines at equal distances; at a deadline everybody pushes what it has, the merge comes when all have
+          arrived or the grace is over. A delta that comes later joins the next merge.
+per-push  every delta is merged at once.
+all       a merge waits for every worker that holds a lease: synchronous DiLoCo, the yardstick.
+
+Nothing here is state: what comes of it is written in `Stepped`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hetero_async.core.records import RunSettings
+
+# A window shorter than this would be all overhead; a run whose steps take microseconds gets longer rounds.
+WINDOW_MS_MIN = 50
+
+
+def reference_rate(rates: Iterable[float]) -> float:
+    """The 90th percentile of the known speeds (the fastest of up to nine), 0 when none is known."""
+    known = sorted(rate for rate in rates if rate > 0)
+    return known[min(len(known) - 1, int(0.9 * len(known)))] if known else 0.0
+
+
+def steps_for(rate: float, reference: float, settings: RunSettings) -> int:
+    """H of a worker: as many steps as it does while the reference worker does `steps_per_round`."""
+    if settings.seconds_per_round > 0:
+        return max(1, round(rate * settings.seconds_per_round)) if rate > 0 else settings.steps_per_round
+    if rate <= 0 or reference <= 0:
+        return settings.steps_per_round
+    return max(1, min(settings.steps_per_round, int(settings.steps_per_round * rate / reference)))
+
+
+@dataclass(slots=True)
+class Windows:
+    """The deadlines of policy `window`. Before any speed is known there is none: workers push after their steps."""
+
+    number: int = 0
+    deadline_ms: int | None = None
+    merge_ms: int | None = None  # set while a closed window waits for its stragglers
+
+    def advance(self, now_ms: int, reference: float, settings: RunSettings) -> bool:
+        """Close the window whose deadline has passed and open the next. True when a new one was opened."""
+        if reference <= 0:
+            return False
+        length = self.length_ms(reference, settings)
+        if self.deadline_ms is None:
+            self.number, self.deadline_ms = 1, now_ms + length
+            return True
+        if now_ms < self.deadline_ms:
+            return False
+        self.merge_ms = self.deadline_ms + int(settings.grace * length)
+        self.number += 1
+        # After a pause (a full disk, a frozen process) deadlines go on from now instead of rushing to catch up.
+        self.deadline_ms = max(self.deadline_ms, now_ms - length // 2) + length
+        return True
+
+    def is_due(self, now_ms: int, awaited: Iterable[str], arrived: Mapping[str, object]) -> bool:
+        """Whether the closed window should be merged now."""
+        if self.merge_ms is None:
+            return False
+        return now_ms >= self.merge_ms or all(worker in arrived for worker in awaited)
+
+    def merged(self) -> None:
+        self.merge_ms = None
+
+    def left_ms(self, now_ms: int) -> int:
+        """Milliseconds until the deadline; 0 when there is none."""
+        return 0 if self.deadline_ms is None else max(1, self.deadline_ms - now_ms)
+
+    @staticmethod
+    def length_ms(reference: float, settings: RunSettings) -> int:
+        seconds = settings.seconds_per_round or settings.steps_per_round / reference
+        return max(WINDOW_MS_MIN, int(1000 * seconds))

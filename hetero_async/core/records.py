@@ -1,0 +1,165 @@
+"""The log's records: every change of the run's state, as plain values.
+
+The server makes them, `State.fold` and the model apply them, the log keeps them, verify reads them. A record
+holds decisions (weights, accepted or not, who left), never questions, so that applying it needs no clock and no
+luck. What is too big for a header (an encoded delta, the initial parameters) rides beside it as `Entry.payload`.
+"""
+
+from dataclasses import dataclass
+
+# A half-open stretch [start, stop) of run positions. Position p is sample permute(p % samples) of pass p // samples.
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What the run was told to do. Fixed in `Genesis`; the part that may change while running changes by `Settings`."""
+
+    run: str
+    seed: int = 0
+    # The goal: exactly one of the two is non-zero. `samples` counts every sample of every pass.
+    samples: int = 0
+    passes: float = 0.0
+    merge: str = "window"  # window | per-push | all
+    rule: str = "nesterov"  # nesterov | lookahead | sgd
+    outer_learning_rate: float = 0.7
+    momentum: float = 0.9
+    steps_per_round: int = 32  # H of the fastest worker
+    seconds_per_round: float = 0.0  # when not zero, a window's length; H follows from it
+    grace: float = 0.25  # how long a merge waits after its deadline, as a share of the window
+    max_staleness: int = 4  # rounds
+    norm_gate: float = 20.0  # times the running median; 0 switches it off
+    codec_up: str = "int8"
+    codec_down: str = "int8"
+    publish_every: int = 1  # outer steps
+    lease_ttl_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Genesis:
+    """The run begins. Payload: the schema and the initial parameters (`formats.snapshot`)."""
+
+    settings: RunSettings
+    schema_hash: bytes
+    parameters_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """The first worker with a dataset said how many samples one pass has; total positions follow."""
+
+    samples: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A worker began a life. It keeps `kept` of the ranges it had leased; the rest return to the pool."""
+
+    worker: str
+    site: str
+    incarnation: int
+    kept: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A worker said bye or its lease ran out; all its ranges return to the pool."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """Positions handed to one worker, nobody else may train on them until it reports or leaves."""
+
+    worker: str
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """An admitted delta and the positions it consumed, durable together. Payload: the encoded delta."""
+
+    worker: str
+    incarnation: int
+    seq: int
+    anchor_version: int
+    steps: int
+    ranges: tuple[Range, ...]
+    codec: str
+    norm: float
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """One outer step: the deltas (by lsn) it merges, each with its weight, and the step's gain (learning rate)."""
+
+    version: int
+    deltas: tuple[int, ...]
+    weights: tuple[float, ...]
+    gain: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The shadow moves to publish `number`. `merged`: per worker, up to which seq its deltas are in it."""
+
+    number: int
+    version: int
+    codec: str
+    merged: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beacon:
+    """What state and model hashed to just before this record: replay must find the same or halt."""
+
+    version: int
+    publish: int
+    model_hash: bytes
+    state_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure that a worker measured (a validation loss), at the version it measured it on."""
+
+    worker: str
+    name: str
+    value: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promoted:
+    """A standby took over: the term from here on."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The operator changed settings between two starts of the server."""
+
+    settings: RunSettings
+
+
+Record = (
+    Genesis | Dataset | Joined | Left | Leased | Delta | Stepped | Published | Beacon | Metric | Promoted | Settings
+)
+RECORD_TYPES: tuple[type, ...] = (
+    Genesis, Dataset, Joined, Left, Leased, Delta, Stepped, Published, Beacon, Metric, Promoted, Settings,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A record in its place in the log. The payload is opaque here."""
+
+    lsn: int
+    term: int
+    record: Record
+    payload: bytes = b""

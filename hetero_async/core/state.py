@@ -1,0 +1,250 @@
+"""The run's state without its tensors. `fold` is the only thing that changes it.
+
+Rules
+1. The state after lsn L depends on the records 1 … L and on nothing else: no clock, no chance, no arrival order.
+2. Records are decisions already made. `fold` asserts what they promised; it never decides and never refuses.
+3. What dies with the server process (who was heard when, how fast somebody is) is not in here but in members.py.
+
+The server folds each record as it makes it, recovery and verify fold the same records from the log, and all of them
+end with the same `digest`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hetero_async.core import ranges
+from hetero_async.core.ledger import Ledger
+from hetero_async.core.ranges import Ranges
+from hetero_async.core.records import (
+    Beacon,
+    Dataset,
+    Delta,
+    Entry,
+    Genesis,
+    Joined,
+    Leased,
+    Left,
+    Metric,
+    Promoted,
+    Published,
+    RunSettings,
+    Settings,
+    Stepped,
+)
+
+# The running median of the norm gate looks back this far: long enough to be steady, short enough to follow training.
+NORMS_KEPT = 64
+# Anchors older than this many publishes are beyond any sensible staleness bound.
+PUBLISHES_KEPT = 1024
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker's durable facts. `active`: joined and not left."""
+
+    site: str
+    incarnation: int = 0
+    active: bool = False
+    last_seq: int = 0
+    last_hash: str = ""
+    last_lsn: int = 0
+    merged_seq: int = 0
+    steps: int = 0
+    samples: int = 0
+    deltas: int = 0
+
+
+@dataclass(slots=True)
+class PendingDelta:
+    """Admitted and durable, not merged yet."""
+
+    worker: str
+    seq: int
+    anchor_version: int
+    steps: int
+    samples: int
+
+
+@dataclass(slots=True)
+class State:
+    term: int = 1
+    lsn: int = 0
+    settings: RunSettings | None = None
+    schema_hash: str = ""
+    version: int = 0
+    publish: int = 0
+    publish_versions: dict[int, int] = field(default_factory=dict)  # publish → version it was made at
+    ledger: Ledger = field(default_factory=Ledger)
+    members: dict[str, Member] = field(default_factory=dict)
+    pending: dict[int, PendingDelta] = field(default_factory=dict)  # by lsn, ascending
+    norms: list[float] = field(default_factory=list)
+    metrics: dict[str, tuple[float, int]] = field(default_factory=dict)  # name → value, version
+
+    def fold(self, entry: Entry) -> None:
+        """Apply one record. Raises AssertionError when the log contradicts itself."""
+        assert entry.lsn == self.lsn + 1, f"record {entry.lsn} follows {self.lsn}"
+        assert entry.term >= self.term, f"term fell from {self.term} to {entry.term}"
+        assert self.settings is not None or isinstance(entry.record, Genesis), "a log begins with its genesis"
+        _FOLDS[type(entry.record)](self, entry.record, entry.lsn)
+        self.lsn, self.term = entry.lsn, max(self.term, entry.term)
+
+    # --- what can be read off it ---
+
+    @property
+    def active(self) -> list[str]:
+        return [name for name, member in self.members.items() if member.active]
+
+    @property
+    def is_trained(self) -> bool:
+        """Every position is in an admitted delta."""
+        return 0 < self.ledger.positions == ranges.size(self.ledger.trained)
+
+    @property
+    def is_finished(self) -> bool:
+        """Everything is trained, merged and published."""
+        return self.is_trained and not self.pending and self.publish_versions[self.publish] == self.version
+
+    def staleness(self, anchor_version: int) -> int:
+        """Of a delta that would be merged by the next outer step."""
+        return self.version - anchor_version
+
+    def staleness_bound(self) -> int:
+        """`max_staleness` rounds in versions: a round is one window, or one version per worker when each push steps."""
+        assert self.settings is not None
+        versions_per_round = max(1, len(self.active)) if self.settings.merge == "per-push" else 1
+        return self.settings.max_staleness * versions_per_round
+
+    # --- as plain values ---
+
+    def dump(self) -> dict[str, Any]:
+        """Everything, as JSON-able values; `load` of it is equal."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, dumped: dict[str, Any]) -> "State":
+        settings = dumped["settings"]
+        ledger = dumped["ledger"]
+        return cls(
+            term=dumped["term"],
+            lsn=dumped["lsn"],
+            settings=None if settings is None else RunSettings(**settings),
+            schema_hash=dumped["schema_hash"],
+            version=dumped["version"],
+            publish=dumped["publish"],
+            publish_versions={int(number): version for number, version in dumped["publish_versions"].items()},
+            ledger=Ledger(
+                samples=ledger["samples"],
+                positions=ledger["positions"],
+                free=_ranges(ledger["free"]),
+                trained=_ranges(ledger["trained"]),
+                leased={worker: _ranges(held) for worker, held in ledger["leased"].items()},
+            ),
+            members={name: Member(**member) for name, member in dumped["members"].items()},
+            pending={int(lsn): PendingDelta(**pending) for lsn, pending in dumped["pending"].items()},
+            norms=list(dumped["norms"]),
+            metrics={name: (value, version) for name, (value, version) in dumped["metrics"].items()},
+        )
+
+    def digest(self) -> bytes:
+        """16 bytes that two states share exactly when they are equal (blake2b of canonical JSON)."""
+        canonical = json.dumps(self.dump(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
+
+    # --- one method a record ---
+
+    def _genesis(self, record: Genesis, lsn: int) -> None:
+        assert lsn == 1, "genesis is the first record"
+        self.settings, self.schema_hash = record.settings, record.schema_hash.hex()
+        self.publish_versions = {0: 0}
+
+    def _settings(self, record: Settings, lsn: int) -> None:
+        self.settings = record.settings
+
+    def _dataset(self, record: Dataset, lsn: int) -> None:
+        self.ledger.open(record.samples, record.positions)
+
+    def _joined(self, record: Joined, lsn: int) -> None:
+        member = self.members.setdefault(record.worker, Member(site=record.site))
+        assert record.incarnation == member.incarnation + 1, "incarnations grow by one"
+        self.ledger.release(record.worker, ranges.intersection(self.ledger.held(record.worker), record.kept))
+        self.ledger.lease(record.worker, ranges.difference(record.kept, self.ledger.held(record.worker)))
+        member.site, member.incarnation, member.active = record.site, record.incarnation, True
+
+    def _left(self, record: Left, lsn: int) -> None:
+        assert self.members[record.worker].active, "only an active worker leaves"
+        self.members[record.worker].active = False
+        self.ledger.release(record.worker)
+
+    def _leased(self, record: Leased, lsn: int) -> None:
+        assert self.members[record.worker].active, "only an active worker leases"
+        self.ledger.lease(record.worker, record.ranges)
+
+    def _delta(self, record: Delta, lsn: int) -> None:
+        member = self.members[record.worker]
+        assert member.active and record.incarnation == member.incarnation, "only a worker's present life pushes"
+        assert record.seq > member.last_seq, "a worker's deltas are admitted once, in their order"
+        assert 0 <= self.staleness(record.anchor_version) <= self.staleness_bound(), "no delta is staler than the bound"
+        self.ledger.train(record.worker, record.ranges)
+        samples = ranges.size(record.ranges)
+        self.pending[lsn] = PendingDelta(
+            worker=record.worker,
+            seq=record.seq,
+            anchor_version=record.anchor_version,
+            steps=record.steps,
+            samples=samples,
+        )
+        self.norms = [*self.norms, record.norm][-NORMS_KEPT:]
+        member.last_seq, member.last_hash, member.last_lsn = record.seq, record.payload_hash.hex(), lsn
+        member.steps += record.steps
+        member.samples += samples
+        member.deltas += 1
+
+    def _stepped(self, record: Stepped, lsn: int) -> None:
+        assert record.version == self.version + 1, "versions grow by one"
+        assert record.deltas and len(record.deltas) == len(record.weights)
+        for merged in record.deltas:
+            pending = self.pending.pop(merged)
+            member = self.members[pending.worker]
+            assert pending.seq > member.merged_seq, "a worker's deltas are merged once, in their order"
+            member.merged_seq = pending.seq
+        self.version = record.version
+
+    def _published(self, record: Published, lsn: int) -> None:
+        assert record.number == self.publish + 1, "publishes are numbered without gaps"
+        assert record.version == self.version, "a publish shows the present version"
+        self.publish = record.number
+        self.publish_versions[record.number] = record.version
+        self.publish_versions.pop(record.number - PUBLISHES_KEPT, None)
+
+    def _metric(self, record: Metric, lsn: int) -> None:
+        self.metrics[record.name] = (record.value, record.version)
+
+    def _promoted(self, record: Promoted, lsn: int) -> None:
+        assert record.term > self.term, "terms only grow"
+        self.term = record.term
+
+    def _beacon(self, record: Beacon, lsn: int) -> None:
+        assert record.state_hash == self.digest(), f"the state before record {lsn} is not the one that was logged"
+
+
+_FOLDS: dict[type, Callable[[State, Any, int], None]] = {
+    Genesis: State._genesis,
+    Settings: State._settings,
+    Dataset: State._dataset,
+    Joined: State._joined,
+    Left: State._left,
+    Leased: State._leased,
+    Delta: State._delta,
+    Stepped: State._stepped,
+    Published: State._published,
+    Metric: State._metric,
+    Promoted: State._promoted,
+    Beacon: State._beacon,
+}
+
+
+def _ranges(pairs: list[list[int]]) -> Ranges:
+    return tuple((start, stop) for start, stop in pairs)

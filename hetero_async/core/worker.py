@@ -1,0 +1,391 @@
+"""The worker's half of the protocol: join, hold leases, offer deltas until answered, follow the publishes.
+
+The same shape as the server's machine: `step(event)` in, `ready()` out, time in the events. It knows of deltas only
+their headers (the bytes lie in the outbox) and of parameters only publish numbers.
+
+Rules
+1. A delta is saved to the outbox before the first word about it is sent; it stays there until answered.
+2. One delta is offered at a time, in the order of their seq, with the same bytes each time.
+3. `unmerged` are the own deltas that the worker's shadow does not contain yet: acknowledged or not, never refused.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hetero_async.core import ranges
+from hetero_async.core.messages import (
+    PUBLISH,
+    SNAPSHOT,
+    Ack,
+    Beat,
+    Finished,
+    Gone,
+    Heartbeat,
+    Hello,
+    Lease,
+    LeaseRequest,
+    Message,
+    MetricReport,
+    Nack,
+    Provide,
+    PublishReady,
+    Push,
+    Refused,
+    Rejoin,
+    Want,
+    Welcome,
+    Window,
+)
+from hetero_async.core.ranges import Ranges
+
+HELLO_EVERY_MS = 1_000
+# Heartbeats are small; one a second makes a dead worker known well within any lease's time to live.
+HEARTBEAT_EVERY_MS = 1_000
+LEASE_EVERY_MS = 500
+# An offer without any sign of the receiver for so long was lost on the way.
+OFFER_AGAIN_MS = 3_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """What the training loop knows of itself. `held`: ranges leased and not yet in any cut delta."""
+
+    doing: str = "joining"
+    steps: int = 0
+    steps_per_second: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    held: Ranges = ()
+    wanted_samples: int = 0
+    batch: int = 1
+    dataset_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    now_ms: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A round ended and its delta is encoded."""
+
+    now_ms: int
+    anchor: int
+    steps: int
+    ranges: Ranges
+    codec: str
+    payload_bytes: int
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """The worker's shadow now stands at this publish, which contains its own deltas up to `merged_seq`."""
+
+    number: int
+    merged_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconnected:
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed, and this is how the training loop is."""
+
+    now_ms: int
+    vitals: Vitals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The user's script measured something on the parameters of the present publish."""
+
+    name: str
+    value: float
+
+
+Event = Heard | Measured | Cut | Fetched | Reconnected | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An answered delta. `refusal` is empty when it was admitted."""
+
+    seq: int
+    refusal: str = ""
+
+
+@dataclass(slots=True)
+class Owed:
+    """Work owed to the world, in this order: save, drop, send. `granted` goes to the training loop."""
+
+    saves: list[Push] = field(default_factory=list)
+    drops: list[Dropped] = field(default_factory=list)
+    control: list[Message] = field(default_factory=list)
+    bulk: list[Message] = field(default_factory=list)
+    granted: list[Ranges] = field(default_factory=list)
+    regranted: Ranges | None = None  # after a new join: what is still held, in place of what was
+    provide: bool = False
+
+
+class Worker:
+    def __init__(self, *, run: str, software: str, schema_hash: bytes, device: str, dtype: str) -> None:
+        self._hello = Hello(
+            run=run, software=software, schema_hash=schema_hash, last_seq=0, claims=(), device=device, dtype=dtype
+        )
+        self.joined = False
+        self.incarnation = 0
+        self.seq = 0
+        self.seed = 0
+        self.codec = ""
+        self.stretch = 0
+        self.outbox: dict[int, Push] = {}
+        self.unmerged: list[int] = []
+        self.shadow = -1
+        self.known_publish = -1
+        self.oldest_publish = 0
+        self.window = Window(number=0, milliseconds=0, steps=1)
+        self.window_ms = 0  # when it was heard
+        self.samples = 0
+        self.trained = 0
+        self.positions = 0
+        self.last_publish: int | None = None  # set when the run is finished
+        self.refusal = ""
+        self.waiting = ""
+        self._owed = Owed()
+        self._hello_ms = self._beat_ms = self._lease_ms = self._offer_ms = -(10**9)
+        self._must_snapshot = False
+
+    def restore(self, outbox: Mapping[int, Push]) -> None:
+        """Take over what an earlier life left unanswered."""
+        self.outbox = dict(sorted(outbox.items()))
+        self.unmerged = list(self.outbox)
+        self.seq = max(self.outbox, default=0)
+
+    def step(self, event: Event) -> None:
+        match event:
+            case Heard():
+                if answer := _ANSWERS.get(type(event.message)):
+                    answer(self, event.message, event.now_ms)
+            case Measured():
+                self._measured(event)
+            case Cut():
+                self._cut(event)
+            case Fetched():
+                self._fetched(event)
+            case Reconnected():
+                self._offer_ms = self._hello_ms = self._beat_ms = -(10**9)
+            case Tick():
+                self._tick(event.now_ms, event.vitals)
+
+    def ready(self) -> Owed:
+        owed, self._owed = self._owed, Owed()
+        return owed
+
+    # --- what can be read off it ---
+
+    @property
+    def in_flight(self) -> bool:
+        return bool(self.outbox)
+
+    @property
+    def wanted(self) -> tuple[str, int] | None:
+        """The next object to fetch: publish by publish, or a snapshot where that is fewer bytes or the only way."""
+        if not self.joined or self.shadow >= self.known_publish:
+            return None
+        if self.shadow < 0 or self._must_snapshot or self.oldest_publish > self.shadow + 1:
+            return SNAPSHOT, self.known_publish
+        return PUBLISH, self.shadow + 1
+
+    @property
+    def is_finished(self) -> bool:
+        return self.last_publish is not None and self.shadow >= self.last_publish
+
+    @property
+    def progress(self) -> float:
+        return self.trained / self.positions if self.positions else 0.0
+
+    # --- joining ---
+
+    def _welcome(self, welcome: Welcome, now_ms: int) -> None:
+        if self.joined:
+            return
+        self.joined, self.waiting = True, ""
+        self.incarnation, self.seed, self.codec = welcome.incarnation, welcome.seed, welcome.codec
+        self.stretch = welcome.stretch
+        self.seq = max(self.seq, welcome.last_seq)
+        self.known_publish = welcome.publish
+        if self.shadow > welcome.publish:
+            self.shadow = -1  # a server that fell back behind us: begin again from its snapshot
+        self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
+        reported = ranges.normal(stretch for push in self.outbox.values() for stretch in push.ranges)
+        self._owed.regranted = ranges.difference(welcome.granted, reported)
+        self._beat_ms = self._offer_ms = -(10**9)
+
+    def _provide(self, provide: Provide, now_ms: int) -> None:
+        self._owed.provide = True
+        self.waiting = "sending the initial parameters"
+
+    def _rejoin(self, rejoin: Rejoin, now_ms: int) -> None:
+        if rejoin.incarnation == self.incarnation:
+            self.joined = False
+            self.waiting = rejoin.reason
+            self._hello_ms = -(10**9)
+
+    def _refused(self, refused: Refused, now_ms: int) -> None:
+        self.refusal = refused.reason
+
+    # --- deltas ---
+
+    def _cut(self, cut: Cut) -> None:
+        self.seq += 1
+        push = Push(
+            incarnation=self.incarnation,
+            seq=self.seq,
+            anchor=cut.anchor,
+            steps=cut.steps,
+            ranges=cut.ranges,
+            codec=cut.codec,
+            payload_bytes=cut.payload_bytes,
+            payload_hash=cut.payload_hash,
+        )
+        self._owed.saves.append(push)
+        self.outbox[self.seq] = push
+        self.unmerged.append(self.seq)
+        if len(self.outbox) == 1:
+            self._offer(cut.now_ms)
+
+    def _offer(self, now_ms: int) -> None:
+        head = next(iter(self.outbox.values()), None)
+        if head is not None and self.joined:
+            self._owed.bulk.append(head)
+            self._offer_ms = now_ms
+
+    def _ack(self, ack: Ack, now_ms: int) -> None:
+        self._answered(Dropped(ack.seq), now_ms)
+
+    def _nack(self, nack: Nack, now_ms: int) -> None:
+        if nack.seq in self.outbox:
+            self.unmerged.remove(nack.seq)
+        self._answered(Dropped(nack.seq, nack.reason or "refused"), now_ms)
+
+    def _answered(self, dropped: Dropped, now_ms: int) -> None:
+        if self.outbox.pop(dropped.seq, None) is not None:
+            self._owed.drops.append(dropped)
+            self._offer(now_ms)
+
+    def _want(self, want: Want, now_ms: int) -> None:
+        self._offer_ms = now_ms
+
+    def _measured(self, measured: Measured) -> None:
+        if self.joined:
+            self._owed.control.append(
+                MetricReport(
+                    incarnation=self.incarnation,
+                    name=measured.name,
+                    value=measured.value,
+                    publish=max(0, self.shadow),
+                )
+            )
+
+    # --- publishes ---
+
+    def _fetched(self, fetched: Fetched) -> None:
+        self.shadow = fetched.number
+        self._must_snapshot = False
+        self.unmerged = [seq for seq in self.unmerged if seq > fetched.merged_seq]
+        for seq in [seq for seq in self.outbox if seq <= fetched.merged_seq]:
+            # Merged, so it was admitted and durable: the acknowledgement itself was lost on the way.
+            del self.outbox[seq]
+            self._owed.drops.append(Dropped(seq))
+
+    def _publish_ready(self, ready: PublishReady, now_ms: int) -> None:
+        self.known_publish = max(self.known_publish, ready.number)
+
+    def _beat(self, beat: Beat, now_ms: int) -> None:
+        self.known_publish = max(self.known_publish, beat.publish)
+        self.oldest_publish = beat.oldest
+        self.trained, self.positions = beat.trained, beat.positions
+
+    def _gone(self, gone: Gone, now_ms: int) -> None:
+        self._must_snapshot = True
+
+    def _finished(self, finished: Finished, now_ms: int) -> None:
+        self.last_publish = finished.publish
+        self.known_publish = max(self.known_publish, finished.publish)
+        self.trained = self.positions
+
+    # --- leases and windows ---
+
+    def _lease(self, lease: Lease, now_ms: int) -> None:
+        self.samples = lease.samples
+        self._owed.granted.append(lease.ranges)
+
+    def _window(self, window: Window, now_ms: int) -> None:
+        self.window, self.window_ms = window, now_ms
+
+    # --- time ---
+
+    def _tick(self, now_ms: int, vitals: Vitals) -> None:
+        if self.refusal:
+            return
+        if not self.joined:
+            self._say_hello(now_ms, vitals)
+            return
+        if now_ms - self._beat_ms >= HEARTBEAT_EVERY_MS:
+            self._beat_ms = now_ms
+            self._owed.control.append(self._heartbeat(vitals))
+        if vitals.wanted_samples and self.last_publish is None and now_ms - self._lease_ms >= LEASE_EVERY_MS:
+            self._lease_ms = now_ms
+            self._owed.control.append(
+                LeaseRequest(
+                    incarnation=self.incarnation,
+                    samples=vitals.wanted_samples,
+                    batch=vitals.batch,
+                    dataset_samples=vitals.dataset_samples,
+                )
+            )
+        if self.outbox and now_ms - self._offer_ms >= OFFER_AGAIN_MS:
+            self._offer(now_ms)
+
+    def _say_hello(self, now_ms: int, vitals: Vitals) -> None:
+        if now_ms - self._hello_ms < HELLO_EVERY_MS:
+            return
+        self._hello_ms = now_ms
+        outbox = [stretch for push in self.outbox.values() for stretch in push.ranges]
+        claims = ranges.normal([*outbox, *vitals.held])
+        self._owed.control.append(replace(self._hello, last_seq=self.seq, claims=claims))
+
+    def _heartbeat(self, vitals: Vitals) -> Heartbeat:
+        return Heartbeat(
+            incarnation=self.incarnation,
+            state=vitals.doing,
+            steps=vitals.steps,
+            steps_per_second=vitals.steps_per_second,
+            publish=max(0, self.shadow),
+            bytes_up=vitals.bytes_up,
+            bytes_down=vitals.bytes_down,
+        )
+
+
+_ANSWERS: dict[type, Callable[[Worker, Any, int], None]] = {
+    Welcome: Worker._welcome,
+    Provide: Worker._provide,
+    Rejoin: Worker._rejoin,
+    Refused: Worker._refused,
+    Ack: Worker._ack,
+    Nack: Worker._nack,
+    Want: Worker._want,
+    PublishReady: Worker._publish_ready,
+    Beat: Worker._beat,
+    Gone: Worker._gone,
+    Finished: Worker._finished,
+    Lease: Worker._lease,
+    Window: Worker._window,
+}

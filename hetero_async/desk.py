@@ -1,0 +1,215 @@
+"""The counter between the user's thread, which trains, and the background thread, which talks.
+
+Each side leaves things here and takes things away under one lock; neither ever waits for the other's work, except
+where the training loop has nothing left that it may do: no sample leased, or a round stretched to its limit. Then it
+waits here, and `doing` says for what.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hetero_async.core import ranges
+from hetero_async.core.ranges import Ranges
+from hetero_async.core.worker import Vitals
+from hetero_async.errors import HeteroAsyncError
+
+# How often a waiting loop looks whether the background has died.
+LOOK_SECONDS = 0.5
+# Leases are asked for ahead: this many rounds' samples should lie ready.
+ROUNDS_AHEAD = 2
+# Weight of the newest step in the running mean of step times: about the last 20 steps count.
+RATE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the parameters should stand, as the background computed it after `rounds` rounds were handed over."""
+
+    flat: object  # a flat fp32 tensor; opaque here
+    publish: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A finished round on its way to the background."""
+
+    delta: object  # a flat fp32 tensor; opaque here
+    anchor: int
+    steps: int
+    ranges: Ranges
+
+
+class Desk:
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._leases: Ranges = ()
+        self._consumed: Ranges = ()  # drawn since the last cut
+        self._is_dry = False  # the server has no free position left
+        self._target: Target | None = None
+        self._window = 0
+        self._deadline: float | None = None
+        self._is_overdue = False
+        self._seconds_per_step = 0.0
+        self._last_step: float | None = None
+        self._error: HeteroAsyncError | None = None
+        self.hand_over: Callable[[Round], None] = lambda _: None  # set by the background before it lets anybody train
+        self.doing = "joining"
+        self.seed = self.samples = self.steps = self.batch = self.dataset_samples = 0
+        self.round_steps = 0
+        self.rounds = 0
+        self.steps_per_round = 1
+        self.stretch = 0
+        self.is_busy = False  # a push is unanswered
+        self.must_wait = False  # a synchronous run waits for its merge
+        self.is_finished = False
+        self.progress = 0.0
+        self.publish = 0  # what the parameters stand on
+
+    # --- the training side ---
+
+    def draw(self, count: int) -> list[int] | None:
+        """`count` leased positions, fewer only at the run's end; empty when there are none yet, None when finished."""
+        with self._lock:
+            self._raise_error()
+            if self.is_finished:
+                return None
+            if ranges.size(self._leases) < count and not self._is_dry:
+                return []
+            drawn, self._leases = ranges.take(self._leases, count)
+            self._consumed = ranges.union(self._consumed, drawn)
+            return [position for start, stop in drawn for position in range(start, stop)]
+
+    def count_step(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if self._last_step is not None:
+                took = now - self._last_step
+                known = self._seconds_per_step
+                self._seconds_per_step = took if known == 0 else known + RATE_WEIGHT * (took - known)
+            self._last_step = now
+            self.steps += 1
+            self.round_steps += 1
+
+    def is_round_due(self) -> bool:
+        """At the window's deadline, or after the assigned steps where there is none; at the latest when stretched out."""
+        with self._lock:
+            if self.round_steps == 0 or not self._consumed or self.is_busy:
+                return False
+            if self._is_overdue:
+                return True
+            if self._deadline is not None and self.round_steps < max(1, self.stretch) * self.steps_per_round:
+                return time.monotonic() >= self._deadline
+            return self.round_steps >= self.steps_per_round
+
+    def is_stretched_out(self) -> bool:
+        """Whether the loop must wait before its next step."""
+        with self._lock:
+            stretched = self.is_busy and self.round_steps >= self.stretch * self.steps_per_round
+            return (stretched or self.must_wait) and not self.is_finished
+
+    def can_flush(self) -> bool:
+        """Whether there is an unfinished round and nothing left to go on with, so that it should be cut now."""
+        with self._lock:
+            return self._is_dry and self.round_steps > 0 and bool(self._consumed) and not self.is_busy
+
+    def cut(self, delta: object) -> None:
+        """Hand the round over. The background takes it from here."""
+        with self._lock:
+            finished = Round(delta, self.publish, self.round_steps, self._consumed)
+            self._consumed, self.round_steps = (), 0
+            self.rounds += 1
+            self.is_busy = True
+            self._is_overdue = False
+            if self._deadline is not None and self._deadline <= time.monotonic():
+                self._deadline = None
+        self.hand_over(finished)
+
+    def take_target(self) -> Target | None:
+        """The newest target, if no round was cut since it was computed: then it would lack that round's delta."""
+        with self._lock:
+            target, self._target = self._target, None
+            return target if target is not None and target.rounds == self.rounds else None
+
+    def wait(self, why: str) -> None:
+        """Wait until the background has left something, and say why in the meantime."""
+        with self._lock:
+            self._raise_error()
+            was, self.doing = self.doing, why
+            self._last_step = None  # a wait is not a slow step
+            self._lock.wait(LOOK_SECONDS)
+            self.doing = was
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # --- the background's side ---
+
+    def vitals(self, bytes_up: int, bytes_down: int) -> Vitals:
+        with self._lock:
+            ahead = ROUNDS_AHEAD * self.steps_per_round * self.batch
+            held = ranges.size(self._leases)
+            return Vitals(
+                doing=self.doing,
+                steps=self.steps,
+                steps_per_second=1 / self._seconds_per_step if self._seconds_per_step else 0.0,
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+                held=ranges.union(self._leases, self._consumed),
+                wanted_samples=max(0, ahead - held) if held < ahead // 2 or held < self.batch else 0,
+                batch=max(1, self.batch),
+                dataset_samples=self.dataset_samples,
+            )
+
+    def grant(self, granted: Ranges, samples: int) -> None:
+        with self._lock:
+            self.samples = samples
+            self._is_dry = not granted
+            self._leases = ranges.union(self._leases, granted)
+            self._lock.notify_all()
+
+    def regrant(self, held: Ranges) -> None:
+        """After a new join only these are still leased; what is already drawn stays drawn and may be refused."""
+        with self._lock:
+            self._leases = ranges.difference(held, self._consumed)
+            self._lock.notify_all()
+
+    def pace(self, window: int, seconds_left: float | None, steps: int) -> None:
+        """The present window's end, from now, or None; and the steps expected until then.
+
+        The news of the next window may be faster than our own look at the clock: the old one is overdue then.
+        """
+        with self._lock:
+            self._is_overdue |= window > self._window and self._deadline is not None
+            self._window = window
+            self._deadline = None if seconds_left is None else time.monotonic() + seconds_left
+            self.steps_per_round = steps
+
+    def offer_target(self, target: Target) -> None:
+        with self._lock:
+            self._target = target
+            self._lock.notify_all()
+
+    def tell(self, *, rounds: int, in_flight: bool, unmerged: bool, progress: float) -> None:
+        """How it stands with the first `rounds` rounds; one cut since then is in flight as well."""
+        with self._lock:
+            self.is_busy = in_flight or rounds < self.rounds
+            self.must_wait = self.stretch == 0 and (unmerged or rounds < self.rounds)
+            self.progress = progress
+            self._lock.notify_all()
+
+    def finish(self) -> None:
+        with self._lock:
+            self.is_finished = True
+            self.progress = 1.0
+            self._lock.notify_all()
+
+    def fail(self, error: HeteroAsyncError, only_first: bool = False) -> None:
+        with self._lock:
+            if self._error is None or not only_first:
+                self._error = error
+            self._lock.notify_all()

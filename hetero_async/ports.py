@@ -1,0 +1,195 @@
+"""The six walls between deciding and doing: what the loops (serve.py, train.py) ask of the world.
+
+`shell/` and `tensors/` fulfil them for real; a simulator may fulfil them with a virtual clock, network and disk.
+Nothing here does anything.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy
+
+from hetero_async.core.admission import Facts
+from hetero_async.core.messages import Message, Push
+from hetero_async.core.records import Entry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who is at the other end, as the connection's key proves."""
+
+    key: bytes  # Z85, 40 bytes
+    role: str  # worker | admin | server
+    site: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    peer: Peer
+    message: Message
+    payload: bytes = b""
+
+
+class Lane(Protocol):
+    """One kind of connection (control or bulk) to every peer."""
+
+    async def receive(self) -> Incoming:
+        """The next message. Cancel-atomic: a message is returned, or still waiting."""
+        ...
+
+    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+        """Hand one message to the network. False: the peer is away or slow and it was dropped (peers ask again)."""
+        ...
+
+
+class Link(Protocol):
+    """Control and bulk, on separate connections so that a full bulk lane never delays a heartbeat."""
+
+    control: Lane
+    bulk: Lane
+    bytes_up: int
+    bytes_down: int
+    generation: int  # grows with every new connection: what was under way on the old one is lost
+
+
+class Log(Protocol):
+    async def append(self, entries: Sequence[Entry]) -> None:
+        """Make the entries durable, all with one fdatasync.
+
+        Raises DiskFull when there is no space (nothing of it is kept). When fsync itself fails it does not return:
+        the process ends at once with exit code 74, because the page cache can no longer be trusted.
+        """
+        ...
+
+    def drop_before(self, lsn: int) -> None:
+        """Delete whole segments that hold only records before this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSnapshot:
+    """The model's half of a checkpoint. Arrays are copies: nobody writes to them any more."""
+
+    arrays: Mapping[str, numpy.ndarray]
+    model_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Everything needed to go on from `lsn`: the state (JSON-able, from `core.State.dump`) and the model."""
+
+    run: str
+    lsn: int
+    term: int
+    state: dict[str, object]
+    state_hash: bytes
+    model: ModelSnapshot
+
+
+class Store(Protocol):
+    async def save(self, checkpoint: Checkpoint) -> int:
+        """Write, fsync, rename, fsync the directory, read back and compare, then drop all but the two newest.
+
+        Returns the lsn of the oldest checkpoint kept: no record up to it is needed any more. Raises DiskFull; the
+        older checkpoints are untouched then.
+        """
+        ...
+
+
+class Model(Protocol):
+    """The tensors' half of the run's state. `apply` is the only thing that changes it."""
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one log entry (Genesis, Delta, Stepped, Published; all others change nothing here)."""
+        ...
+
+    def inspect(self, codec: str, payload: bytes) -> Facts:
+        """Decode without keeping: is it whole, finite, of the run's size, and how long is it (L2)?"""
+        ...
+
+    def inspect_initial(self, schema: bytes, payload: bytes) -> Facts:
+        """The same for the initial parameters, before there is a run."""
+        ...
+
+    def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
+        """The genesis record's payload, and the hash of the parameters in it."""
+        ...
+
+    def payload_limit(self, schema: bytes) -> int:
+        """The most bytes that a delta, or the initial parameters, of the run's model (else of this schema) can have."""
+        ...
+
+    def mismatch(self, schema: bytes) -> str:
+        """One line that says how a schema differs from the run's (tensor, expected, found); empty when equal."""
+        ...
+
+    def fetch(self, kind: str, number: int) -> bytes | None:
+        """A publish or snapshot object as bytes, if it is held."""
+        ...
+
+    def oldest_publish(self) -> int:
+        """The oldest publish still held: from there on, one by one is fewer bytes than a snapshot."""
+        ...
+
+    def model_hash(self) -> bytes:
+        """xxh3_128 over parameters, outer state and shadow."""
+        ...
+
+    def snapshot(self) -> ModelSnapshot: ...
+
+    def load(self, snapshot: ModelSnapshot) -> None: ...
+
+
+class Blocking(Protocol):
+    """Runs work that would stop the event loop: torch, zstd, disk. A thread in production."""
+
+    def __call__(self, function: Callable[..., T], *arguments: object) -> Awaitable[T]: ...
+
+
+class Observer(Protocol):
+    """Told what happens, for people: log lines, metrics, tables."""
+
+    def event(self, name: str, **fields: object) -> None: ...
+
+
+class Outbox(Protocol):
+    """The worker's deltas on disk, from before the first byte is sent until they are answered."""
+
+    def save(self, push: Push, payload: bytes) -> None:
+        """Durable on return. Raises DiskFull."""
+        ...
+
+    def drop(self, seq: int, is_acknowledged: bool) -> None:
+        """Answered: forget it, but keep a note of an acknowledgement."""
+        ...
+
+    def load(self) -> dict[int, tuple[Push, bytes]]:
+        """What an earlier life left, by seq. Damaged files are set aside."""
+        ...
+
+
+class Follower(Protocol):
+    """The worker's tensors as the background uses them; a delta and a target are opaque to it."""
+
+    schema: bytes
+    schema_hash: bytes
+
+    def initial_upload(self) -> bytes: ...
+
+    def encode(self, delta: object, codec: str) -> bytes: ...
+
+    def take(self, kind: str, blob: bytes) -> int:
+        """Move the shadow by a publish or snapshot object; returns its number. Raises PeerError."""
+        ...
+
+    def merged_seq(self, worker: str) -> int:
+        """Up to which seq a worker's deltas are in the shadow."""
+        ...
+
+    def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
+        """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""
+        ...

@@ -1,0 +1,40 @@
+"""The one way to turn a log back into a run: recovery, verify and export all come through here."""
+
+from collections.abc import Callable, Iterable
+
+from hetero_async.core.records import Beacon, Entry
+from hetero_async.core.state import State
+from hetero_async.errors import LogCorrupt
+from hetero_async.ports import Checkpoint, Model
+
+
+def ignore(entry: Entry, state: State) -> None:
+    """Nobody looks on."""
+
+
+def replay(
+    checkpoint: Checkpoint | None,
+    entries: Iterable[Entry],
+    model: Model,
+    seen: Callable[[Entry, State], None] = ignore,
+) -> State:
+    """Fold and apply every entry after the checkpoint. Raises LogCorrupt where the log contradicts itself.
+
+    `seen` is called after each entry with the state it led to.
+    """
+    state = State()
+    if checkpoint is not None:
+        state = State.load(checkpoint.state)
+        if state.digest() != checkpoint.state_hash:
+            raise LogCorrupt(f"the checkpoint at record {checkpoint.lsn} does not hash to what its manifest says")
+        model.load(checkpoint.model)
+    for entry in entries:
+        try:
+            state.fold(entry)
+        except (AssertionError, KeyError) as error:
+            raise LogCorrupt(f"record {entry.lsn} ({type(entry.record).__name__}) cannot be: {error}") from error
+        model.apply(entry)
+        if isinstance(entry.record, Beacon) and model.model_hash() != entry.record.model_hash:
+            raise LogCorrupt(f"record {entry.lsn}: the parameters differ from those that were logged")
+        seen(entry, state)
+    return state

@@ -1,0 +1,223 @@
+"""The three lines: `join` a model and its optimizer to the run, and iterate over `batches`.
+
+    session = ha.join(model, optimizer)
+    for batch in session.batches(dataset, batch_size):
+        ...
+
+`optimizer.step()` is hooked: after it, and nowhere else, a round may end or the parameters may move to a newer
+publish. Everything slow happens in the background thread that `join` starts.
+"""
+
+import atexit
+import importlib.metadata
+import threading
+import time
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Protocol
+
+import torch
+import trio
+from torch.utils.data import default_collate
+
+from hetero_async.config import RunConfig, from_environment
+from hetero_async.core.ledger import sample_at
+from hetero_async.core.worker import Worker
+from hetero_async.desk import Desk
+from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
+from hetero_async.shell.keys import load_public
+from hetero_async.shell.link import open_worker_link
+from hetero_async.shell.outbox import FileOutbox
+from hetero_async.shell.telemetry import LineObserver
+from hetero_async.tensors.devices import describe, dtype_name
+from hetero_async.tensors.follower import Follower
+from hetero_async.tensors.replica import Replica
+from hetero_async.train import Training
+
+CLOSE_SECONDS = 5.0
+# A server that cannot be reached for so long will not come by waiting; the site's agent starts us again anyway.
+JOIN_SECONDS = 600.0
+
+
+class Dataset(Protocol):
+    """A map-style dataset: `len(dataset)` samples, `dataset[i]` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
+    """Join the run that this process was started for, and load the run's parameters into the model.
+
+    Returns when the parameters are in place; until then it says every few seconds what it waits for. Raises ConfigError
+    when the process was not started by `hetero-async work`, RefusedError with the server's reason (another model,
+    another dataset, a newer process with the same key), SchemaError for a model that cannot be trained this way.
+    """
+    config, worker = from_environment()
+    session = Session(config, worker, model, optimizer)
+    session.start()
+    return session
+
+
+class Session:
+    """One worker's part in a run. Made by `join`."""
+
+    def __init__(
+        self, config: RunConfig, worker: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.worker = worker
+        self._config = config
+        self._desk = Desk()
+        self._replica = Replica(model)
+        self._follower = Follower(self._replica)
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._training: Training | None = None
+        self._scope = trio.CancelScope()
+        self._thread = threading.Thread(target=self._run, name="hetero_async", daemon=True)
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+
+    # --- what a training script uses ---
+
+    @property
+    def progress(self) -> float:
+        """How much of the whole run is trained, by everybody together: 0 … 1. Made for learning-rate schedules."""
+        return self._desk.progress
+
+    def batches(
+        self, dataset: Dataset, batch_size: int, collate: Callable[[list[Any]], Any] = default_collate
+    ) -> Iterator[Any]:
+        """Yield batches of samples that this worker alone trains on, until the whole run is finished.
+
+        `dataset` is map-style and the same at every site; which samples come, the server decides. Batches have
+        `batch_size` samples, the run's last ones may have fewer. Raises DatasetError for a dataset that is smaller
+        than a batch or has no length.
+        """
+        _check_dataset(dataset, batch_size)
+        desk = self._desk
+        desk.batch, desk.dataset_samples = batch_size, len(dataset)
+        while (positions := self._draw(batch_size)) is not None:
+            yield collate([dataset[sample_at(position, desk.samples, desk.seed)] for position in positions])
+        self.close()
+
+    def record(self, name: str, value: float) -> None:
+        """Write a figure (a validation loss, say) into the run's log; `status` shows the newest of each name."""
+        if self._token is not None and self._training is not None:
+            self._token.run_sync_soon(self._training.measured, name, float(value))
+
+    def close(self) -> None:
+        """Leave the run. What is not pushed yet goes back to the pool for others to train on."""
+        self._hook.remove()
+        atexit.unregister(self.close)
+        if self._thread.is_alive() and self._token is not None:
+            self._token.run_sync_soon(self._scope.cancel)
+            self._thread.join(CLOSE_SECONDS)
+
+    # --- after each optimizer step, in the user's thread ---
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if _was_skipped(optimizer):
+            return
+        desk = self._desk
+        desk.count_step()
+        self._adopt()
+        if desk.is_round_due():
+            desk.cut(self._replica.cut())
+        while desk.is_stretched_out():
+            desk.wait("waiting for the server")
+            self._adopt()
+
+    def _adopt(self) -> None:
+        target = self._desk.take_target()
+        if target is not None:
+            assert isinstance(target.flat, torch.Tensor)
+            self._replica.adopt(target.flat)
+            self._desk.publish = target.publish
+
+    def _draw(self, count: int) -> list[int] | None:
+        desk = self._desk
+        while True:
+            positions = desk.draw(count)
+            if positions is None:
+                self._adopt()
+                return None
+            if positions:
+                desk.doing = "training"
+                return positions
+            if desk.can_flush():
+                desk.cut(self._replica.cut())
+            desk.wait("waiting for samples")
+            self._adopt()
+
+    # --- the background ---
+
+    def start(self) -> None:
+        """Start the background and wait until the run's parameters are in the model."""
+        self._thread.start()
+        atexit.register(self.close)
+        deadline = time.monotonic() + JOIN_SECONDS
+        while (target := self._desk.take_target()) is None:
+            if time.monotonic() > deadline:
+                self.close()
+                address = self._config.server.address
+                raise UserError(f"could not join the run at {address} in {JOIN_SECONDS:g} s; is its server running?")
+            self._desk.wait("joining")
+        assert isinstance(target.flat, torch.Tensor)
+        self._replica.reset(target.flat)
+        self._desk.publish = target.publish
+        self._desk.doing = "joined"
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._background)
+        except* HeteroAsyncError as group:
+            self._desk.fail(first_error(group))
+        finally:
+            self._desk.fail(HeteroAsyncError("the background of this worker has ended"), only_first=True)
+
+    async def _background(self) -> None:
+        config, worker = self._config, self.worker
+        self._token = trio.lowlevel.current_trio_token()
+        observer = LineObserver()
+        server = load_public(config.keys / "server.public")
+        machine = Worker(
+            run=config.run.name,
+            software=importlib.metadata.version("hetero-async"),
+            schema_hash=self._follower.schema_hash,
+            device=describe(self._replica.device),
+            dtype=dtype_name(self._replica.dtype),
+        )
+        with self._scope:
+            async with open_worker_link(
+                control=config.server.address,
+                bulk=config.server.bulk,
+                server_key=server,
+                secret_path=config.keys / f"{worker}.secret",
+                observer=observer,
+            ) as link:
+                self._training = Training(
+                    worker=worker,
+                    machine=machine,
+                    follower=self._follower,
+                    desk=self._desk,
+                    link=link,
+                    outbox=FileOutbox(config.worker_directory(worker)),
+                    blocking=trio.to_thread.run_sync,
+                    observer=observer,
+                    server=server,
+                )
+                await self._training.run()
+
+
+def _check_dataset(dataset: object, batch_size: int) -> None:
+    if batch_size < 1:
+        raise DatasetError(f"batch_size is {batch_size}, it must be at least 1")
+    if not isinstance(dataset, Sized):
+        raise DatasetError(f"{type(dataset).__name__} has no length: session.batches needs a map-style dataset")
+    if len(dataset) < batch_size:
+        raise DatasetError(f"the dataset has {len(dataset)} samples, fewer than one batch of {batch_size}")
+
+
+def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Fused optimizers are called by GradScaler even when it found infinities, and skip the step by themselves."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, torch.Tensor) and bool(found.sum() > 0)

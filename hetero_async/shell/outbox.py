@@ -1,0 +1,61 @@
+"""The worker's outbox: one file a delta, on disk before its first byte is sent, gone when it is answered.
+
+Beside it grows `acknowledged.jsonl`, one line for each delta that the server acknowledged: what this worker was promised,
+for anybody who wants to hold the log against it.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import xxhash
+
+from hetero_async.core.messages import Push
+from hetero_async.errors import PeerError
+from hetero_async.formats import frames
+from hetero_async.formats.parts import pack_parts, unpack_parts
+from hetero_async.shell.disk import write_durably
+
+ACKNOWLEDGED = "acknowledged.jsonl"
+
+
+class FileOutbox:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._hashes: dict[int, str] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, push: Push, payload: bytes) -> None:
+        write_durably(self._path(push.seq), pack_parts(frames.encode(push), payload))
+        self._hashes[push.seq] = push.payload_hash.hex()
+
+    def drop(self, seq: int, is_acknowledged: bool) -> None:
+        """Note the acknowledgement first: a crash in between leaves the delta, which is then acknowledged again."""
+        if is_acknowledged:
+            line = json.dumps({"seq": seq, "payload_hash": self._hashes.get(seq, "")})
+            with (self.directory / ACKNOWLEDGED).open("a") as notes:
+                notes.write(line + "\n")
+        self._hashes.pop(seq, None)
+        self._path(seq).unlink(missing_ok=True)
+
+    def load(self) -> dict[int, tuple[Push, bytes]]:
+        found = {}
+        for path in sorted(self.directory.glob("*.delta")):
+            try:
+                push, payload = self._read(path)
+            except PeerError:
+                os.replace(path, path.with_suffix(".damaged"))
+                continue
+            found[push.seq] = (push, payload)
+            self._hashes[push.seq] = push.payload_hash.hex()
+        return found
+
+    def _read(self, path: Path) -> tuple[Push, bytes]:
+        header, payload = (bytes(part) for part in unpack_parts(path.read_bytes(), 2))
+        push = frames.decode(header)
+        if not isinstance(push, Push) or xxhash.xxh3_128_digest(payload) != push.payload_hash:
+            raise PeerError(f"{path.name} is not the delta that was saved")
+        return push, payload
+
+    def _path(self, seq: int) -> Path:
+        return self.directory / f"{seq:012d}.delta"

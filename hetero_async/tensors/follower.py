@@ -1,0 +1,44 @@
+"""The worker's tensors as its background uses them: fulfils ports.Follower with a Replica's schema and a Shadow."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hetero_async.core.messages import PUBLISH, SNAPSHOT
+from hetero_async.errors import PeerError
+from hetero_async.tensors.codecs import encode_payload
+from hetero_async.tensors.replica import Replica, Shadow
+
+
+class Follower:
+    def __init__(self, replica: Replica) -> None:
+        self.schema = replica.schema.to_bytes()
+        self.schema_hash = replica.schema.hash
+        self._replica = replica
+        self._numel = replica.schema.numel
+        self._shadow: Shadow | None = None
+
+    def initial_upload(self) -> bytes:
+        """Called before the training loop has begun, so the parameters hold still."""
+        return self._replica.initial_upload()
+
+    def encode(self, delta: object, codec: str) -> bytes:
+        assert isinstance(delta, torch.Tensor)
+        return encode_payload(codec, delta)
+
+    def take(self, kind: str, blob: bytes) -> int:
+        if kind == SNAPSHOT:
+            self._shadow = Shadow.from_snapshot(blob, self._numel)
+        elif kind == PUBLISH and self._shadow is not None:
+            self._shadow.advance(blob)
+        else:
+            raise PeerError(f"a {kind} came that was not asked for")
+        return self._shadow.number
+
+    def merged_seq(self, worker: str) -> int:
+        assert self._shadow is not None
+        return self._shadow.merged.get(worker, 0)
+
+    def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
+        assert self._shadow is not None
+        return self._shadow.target(pending)

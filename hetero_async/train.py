@@ -1,0 +1,280 @@
+"""The worker's background: runs core.Worker beside the user's training loop and moves its bytes.
+
+It lives in its own thread under trio, and meets the training loop at the Desk only. Encoding, decoding and disk work
+go through `blocking`, so a heartbeat never waits for any of them.
+"""
+
+import trio
+import xxhash
+
+from hetero_async.core.messages import DELTA, INITIAL, Bye, Chunk, Gone, Hello, Offer, Want
+from hetero_async.core.worker import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick, Worker
+from hetero_async.desk import Desk, Round, Target
+from hetero_async.errors import DiskFull, PeerError, RefusedError
+from hetero_async.ports import Blocking, Follower, Link, Observer, Outbox
+from hetero_async.transfers import Pull, send_chunks
+
+INBOX_SIZE = 256
+TICK_SECONDS = 0.1
+DISK_FULL_RETRY_SECONDS = 1.0
+BYE_SECONDS = 1.0
+# No object of a run is larger than this: it bounds what a confused server can make a worker allocate.
+OBJECT_BYTES_MAX = 1 << 40
+
+
+class Training:
+    def __init__(
+        self,
+        *,
+        worker: str,
+        machine: Worker,
+        follower: Follower,
+        desk: Desk,
+        link: Link,
+        outbox: Outbox,
+        blocking: Blocking,
+        observer: Observer,
+        server: bytes,
+    ) -> None:
+        self.worker = worker
+        self.machine = machine
+        self.follower = follower
+        self.desk = desk
+        self.link = link
+        self.outbox = outbox
+        self.blocking = blocking
+        self.observer = observer
+        self.server = server  # its key
+        self._inbox_send, self._inbox = trio.open_memory_channel[Event | None](INBOX_SIZE)
+        self._payloads: dict[int, tuple[str, bytes]] = {}  # unmerged own deltas: codec, bytes
+        self._upload = b""
+        self._pull: Pull | None = None
+        self._rounds = 0
+        self._generation = 0
+        self._shadow_lock = trio.Lock()
+        self._is_target_old = trio.Event()
+        self._is_finishing = False
+
+    async def run(self) -> None:
+        """Until cancelled, finished or refused. Raises RefusedError with the server's reason."""
+        for seq, (push, payload) in (await self.blocking(self.outbox.load)).items():
+            self.machine.outbox[seq] = push
+            self._payloads[seq] = (push.codec, payload)
+        self.machine.restore(self.machine.outbox)
+        token = trio.lowlevel.current_trio_token()
+        try:
+            async with trio.open_nursery() as nursery:
+                self.desk.hand_over = lambda finished: token.run_sync_soon(nursery.start_soon, self._encode, finished)
+                nursery.start_soon(self._receive_control)
+                nursery.start_soon(self._receive_bulk)
+                nursery.start_soon(self._aim)
+                await self._decide()
+        finally:
+            with trio.move_on_after(BYE_SECONDS, shield=True):
+                await self._leave()
+
+    def measured(self, name: str, value: float) -> None:
+        """To be called in this thread."""
+        self.machine.step(Measured(name=name, value=value))
+
+    async def _leave(self) -> None:
+        """Say bye, so that what we still lease goes to others at once instead of after its time to live."""
+        if self.machine.joined and not self.machine.refusal:
+            await self.link.control.send(self.server, Bye(incarnation=self.machine.incarnation))
+
+    # --- deciding ---
+
+    async def _decide(self) -> None:
+        while True:
+            with trio.move_on_after(TICK_SECONDS):
+                event = await self._inbox.receive()
+                if event is not None:
+                    self.machine.step(event)
+            self._notice_reconnect()
+            vitals = self.desk.vitals(self.link.bytes_up, self.link.bytes_down)
+            self.machine.step(Tick(now_ms=_now_ms(), vitals=vitals))
+            await self._settle()
+            if self.machine.refusal:
+                raise RefusedError(self.machine.refusal)
+
+    def _notice_reconnect(self) -> None:
+        if self._generation != self.link.generation:
+            self._generation = self.link.generation
+            self.machine.step(Reconnected(now_ms=_now_ms()))
+            if self._pull is not None:
+                self._pull.now_ms = 0  # asks again at once
+
+    async def _settle(self) -> None:
+        machine = self.machine
+        owed = machine.ready()
+        for push in owed.saves:
+            await self._save(push.seq)
+        for dropped in owed.drops:
+            await self.blocking(self.outbox.drop, dropped.seq, not dropped.refusal)
+            if dropped.refusal:
+                self._payloads.pop(dropped.seq, None)
+                self.observer.event("delta refused", seq=dropped.seq, reason=dropped.refusal)
+                self._is_target_old.set()
+        if owed.provide:
+            await self._provide()
+        for message in owed.control:
+            payload = self.follower.schema if isinstance(message, Hello) else b""
+            await self.link.control.send(self.server, message, payload)
+        for message in owed.bulk:
+            await self.link.bulk.send(self.server, message)
+        if owed.regranted is not None:
+            self.desk.regrant(owed.regranted)
+        for granted in owed.granted:
+            self.desk.grant(granted, machine.samples)
+        self._tell()
+        await self._follow()
+        if machine.is_finished and not self._is_finishing:
+            self._is_finishing = True
+            self._is_target_old.set()
+
+    async def _save(self, seq: int) -> None:
+        push, (_, payload) = self.machine.outbox[seq], self._payloads[seq]
+        while True:
+            try:
+                await self.blocking(self.outbox.save, push, payload)
+            except DiskFull as error:
+                self.observer.event("outbox paused", reason=str(error))
+                await trio.sleep(DISK_FULL_RETRY_SECONDS)
+            else:
+                return
+
+    def _tell(self) -> None:
+        machine, desk = self.machine, self.desk
+        desk.seed, desk.stretch = machine.seed, machine.stretch
+        desk.tell(
+            rounds=self._rounds,
+            in_flight=machine.in_flight,
+            unmerged=bool(machine.unmerged),
+            progress=machine.progress,
+        )
+        if machine.window_ms:
+            left = machine.window.milliseconds / 1000 - (trio.current_time() - machine.window_ms / 1000)
+            desk.pace(
+                machine.window.number, max(0.0, left) if machine.window.milliseconds else None, machine.window.steps
+            )
+            machine.window_ms = 0
+
+    async def _provide(self) -> None:
+        """The run has no parameters yet and we were asked for ours."""
+        if not self._upload:
+            self._upload = await self.blocking(self.follower.initial_upload)
+        await self.link.bulk.send(
+            self.server,
+            Offer(
+                kind=INITIAL,
+                number=0,
+                payload_bytes=len(self._upload),
+                payload_hash=xxhash.xxh3_128_digest(self._upload),
+            ),
+        )
+
+    # --- rounds ---
+
+    async def _encode(self, finished: Round) -> None:
+        codec = self.machine.codec
+        payload = await self.blocking(self.follower.encode, finished.delta, codec)
+        cut = Cut(
+            now_ms=_now_ms(),
+            anchor=finished.anchor,
+            steps=finished.steps,
+            ranges=finished.ranges,
+            codec=codec,
+            payload_bytes=len(payload),
+            payload_hash=xxhash.xxh3_128_digest(payload),
+        )
+        # No await from here to the step: no target is computed with the round counted and its delta missing.
+        self._payloads[self.machine.seq + 1] = (codec, payload)
+        self._rounds += 1
+        self.machine.step(cut)
+        self._is_target_old.set()
+        await self._inbox_send.send(None)
+
+    # --- publishes ---
+
+    async def _follow(self) -> None:
+        """Keep one download going for as long as the server is ahead of us."""
+        wanted = self.machine.wanted
+        pull = self._pull
+        if wanted is None:
+            self._pull = None
+        elif pull is None or (pull.kind, pull.number) != wanted:
+            self._pull = Pull(*wanted, _now_ms(), OBJECT_BYTES_MAX)
+            await self._ask(self._pull.wants())
+        elif pull.is_stalled(_now_ms()):
+            await self._ask(pull.ask_again(_now_ms()))
+
+    async def _ask(self, wants: list[Want]) -> None:
+        for want in wants:
+            await self.link.bulk.send(self.server, want)
+
+    async def _chunk(self, chunk: Chunk, payload: bytes) -> None:
+        pull = self._pull
+        if pull is None or pull.is_complete or (pull.kind, pull.number) != (chunk.kind, chunk.number):
+            return
+        pull.add(chunk, payload, _now_ms())
+        if not pull.is_complete:
+            await self._ask(pull.wants())
+            return
+        assert pull.assembly is not None
+        blob = await self.blocking(pull.assembly.result)
+        async with self._shadow_lock:
+            number = await self.blocking(self.follower.take, pull.kind, blob)
+        self._pull = None
+        merged_seq = self.follower.merged_seq(self.worker)
+        self.machine.step(Fetched(number=number, merged_seq=merged_seq))
+        self._payloads = {seq: coded for seq, coded in self._payloads.items() if seq in self.machine.unmerged}
+        self._is_target_old.set()
+
+    async def _aim(self) -> None:
+        """Compute where the parameters should stand, whenever shadow or unmerged deltas have changed."""
+        while True:
+            await self._is_target_old.wait()
+            self._is_target_old = trio.Event()
+            if self.machine.shadow < 0:
+                continue
+            async with self._shadow_lock:
+                publish, rounds = self.machine.shadow, self._rounds
+                pending = [self._payloads[seq] for seq in self.machine.unmerged]
+                flat = await self.blocking(self.follower.target, pending)
+            self.desk.offer_target(Target(flat, publish, rounds))
+            if self._is_finishing:
+                self.desk.finish()
+
+    # --- lanes ---
+
+    async def _receive_control(self) -> None:
+        while True:
+            incoming = await self.link.control.receive()
+            await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
+
+    async def _receive_bulk(self) -> None:
+        while True:
+            incoming = await self.link.bulk.receive()
+            try:
+                match incoming.message:
+                    case Chunk():
+                        await self._chunk(incoming.message, incoming.payload)
+                    case Want():
+                        await self._send(incoming.message)
+                        await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
+                    case Gone():
+                        await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
+            except PeerError as error:
+                self._pull = None
+                self.observer.event("refused message", reason=str(error))
+
+    async def _send(self, want: Want) -> None:
+        blob = self._upload if want.kind == INITIAL else self._payloads.get(want.number, ("", b""))[1]
+        if want.kind in (INITIAL, DELTA) and blob:
+            await send_chunks(self.link.bulk, self.server, want, blob, xxhash.xxh3_128_digest(blob))
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1000)
+
+

@@ -1,0 +1,77 @@
+"""Bulk objects over a lane: the receiver pulls chunks a few at a time, the sender answers what is asked.
+
+Used by both loops, serve.py and train.py. Asking is the flow control: no more than the credits are ever under way, so
+a slow link queues nothing, and after a broken connection only the missing chunks are asked for again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hetero_async.core.messages import Chunk, Want
+from hetero_async.formats.chunks import CREDITS, Assembly, chunk_count, slice_chunk
+from hetero_async.ports import Lane
+
+# A transfer without any new chunk for so long asks again; longer than one chunk takes on a 2 Mbit/s link.
+STALL_MS = 8_000
+
+
+@dataclass(slots=True)
+class Pull:
+    """One object on its way in. `assembly` is None until its size is known."""
+
+    kind: str
+    number: int
+    now_ms: int
+    limit: int
+    assembly: Assembly | None = None
+
+    def size(self, total_bytes: int, total_hash: bytes) -> None:
+        """Learn the object's size. Raises PeerError when it is over the limit."""
+        if self.assembly is None:
+            self.assembly = Assembly(total_bytes, total_hash, self.limit)
+
+    def add(self, chunk: Chunk, payload: bytes, now_ms: int) -> None:
+        """Take one chunk. Raises PeerError when it does not fit the object."""
+        self.size(chunk.total_bytes, chunk.total_hash)
+        assert self.assembly is not None
+        self.assembly.add(chunk.index, payload)
+        self.now_ms = now_ms
+
+    def wants(self) -> list[Want]:
+        """What to ask for now. The first question, of unknown size, is for the first chunk."""
+        if self.assembly is None:
+            return [Want(kind=self.kind, number=self.number, first=0, count=1)]
+        return [
+            Want(kind=self.kind, number=self.number, first=first, count=count)
+            for first, count in self.assembly.wanted(CREDITS)
+        ]
+
+    def is_stalled(self, now_ms: int) -> bool:
+        return now_ms - self.now_ms >= STALL_MS
+
+    def ask_again(self, now_ms: int) -> list[Want]:
+        """After a stall or a broken connection."""
+        self.now_ms = now_ms
+        if self.assembly is not None:
+            self.assembly.lost()
+        return self.wants()
+
+    @property
+    def is_complete(self) -> bool:
+        return self.assembly is not None and self.assembly.complete
+
+
+async def send_chunks(
+    lane: Lane, key: bytes, want: Want, blob: bytes, blob_hash: bytes, sent: Callable[[int], None] | None = None
+) -> None:
+    """Answer a Want, credits at most. What the lane drops is asked for again by the receiver."""
+    last = min(want.first + min(want.count, CREDITS), chunk_count(len(blob)))
+    for index in range(want.first, last):
+        piece = bytes(slice_chunk(blob, index))
+        chunk = Chunk(
+            kind=want.kind, number=want.number, index=index, total_bytes=len(blob), total_hash=blob_hash
+        )
+        if not await lane.send(key, chunk, piece):
+            return
+        if sent is not None:
+            sent(len(piece))

@@ -1,0 +1,142 @@
+"""The status table, drawn as text."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hetero_async.watch.status import Rate, render
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    usual = {
+        "site": "amsterdam",
+        "worker": "amsterdam-0",
+        "device": "cpu",
+        "dtype": "bf16",
+        "state": "training",
+        "incarnation": 1,
+        "alive": True,
+        "steps": 900,
+        "steps_per_second": 31.4159,
+        "steps_per_round": 32,
+        "staleness": 0,
+        "bytes_up": 12_345_678,
+        "bytes_down": 987_654,
+        "samples": 14_400,
+        "deltas": 28,
+        "refused": 0,
+        "seconds_since_heard": 0.3,
+    }
+    assert changes.keys() <= usual.keys()
+    return {**usual, **changes}
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    usual = {
+        "run": "byte-gpt",
+        "state": "training",
+        "term": 1,
+        "version": 57,
+        "publish": 56,
+        "trained": 50_000,
+        "positions": 200_000,
+        "samples_per_second": 1234.5,
+        "eta_seconds": 121.5,
+        "deltas": {"acknowledged": 101, "refused": 2, "pending": 1},
+        "refusals": {"too stale": 2},
+        "metrics": {"validation_loss": {"value": 2.0417, "version": 55}},
+        "bytes": {"up": 1, "down": 2},
+        "log": {"lsn": 400},
+        "state_hash": "ab",
+        "workers": [
+            worker(),
+            worker(worker="amsterdam-1", dtype="fp32", staleness=3),
+            worker(site="office", worker="office-0", state="away", alive=False, refused=2, seconds_since_heard=41),
+        ],
+    }
+    return {**usual, **changes}
+
+
+def drawn(status: dict[str, Any], width: int = 120, color: bool = False) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None).print(
+        render(status)
+    )
+    return file.getvalue()
+
+
+def test_the_run_is_summed_up_above_its_workers() -> None:
+    text = drawn(status())
+    for part in [
+        "byte-gpt  training  version 57  publish 56  term 1  validation loss 2.042",
+        "25.0%",
+        "50,000 / 200,000",
+        "1,234 samples/s",
+        "2 m 02 s left",
+        "101 acknowledged, 1 pending, 2 refused (too stale 2)",
+    ]:
+        assert part in text
+
+
+def test_each_worker_is_one_row() -> None:
+    rows = {line.split()[1]: line.split() for line in drawn(status()).splitlines() if "-0" in line or "-1" in line}
+    assert rows["amsterdam-0"] == [
+        *("amsterdam", "amsterdam-0", "cpu", "bf16", "training", "31.4", "32", "0"),
+        *("12.3", "MB", "987.7", "kB", "14,400", "0"),
+    ]
+    assert rows["amsterdam-1"][7] == "3"
+    assert rows["office-0"][4:8] == ["away,", "silent", "41", "s"]
+
+
+@pytest.mark.parametrize("width", [80, 109, 110, 200])
+def test_nothing_important_is_cut_off(width: int) -> None:
+    lines = drawn(status(), width).splitlines()
+    header = next(line for line in lines if "steps/s" in line)
+    assert all(len(line) <= width for line in lines)
+    assert header.split()[-1] == ("samples" if width < 110 else "refused")
+    for word in ("amsterdam-0", "amsterdam-1", "office-0", "bf16", "fp32", "training", "away", "12.3 MB", "14,400"):
+        assert word in "\n".join(lines)
+
+
+def test_a_long_state_gives_way_to_the_figures() -> None:
+    text = drawn(status(workers=[worker(state="waiting for the server to come back, since 3 minutes")]), 80)
+    row = next(line for line in text.splitlines() if "amsterdam-0" in line)
+    assert "waiting" in row
+    assert "12.3 MB" in row
+    assert "14,400" in row
+
+
+def test_a_run_that_has_not_begun_is_drawn_too() -> None:
+    empty = status(positions=0, trained=0, metrics={}, workers=[], refusals={}, state="waiting for workers")
+    del empty["samples_per_second"], empty["eta_seconds"]
+    text = drawn(empty)
+    assert "waiting for workers" in text
+    assert "0 / 0" in text
+    assert "validation loss" not in text
+
+
+def test_what_peers_wrote_is_neither_markup_nor_control_sequence() -> None:
+    text = drawn(status(workers=[worker(state="[red]x\x1b[2J\n")]), 140, color=True)
+    assert "[red]x?[2J?" in text
+    assert "\x1b[2J" not in text
+
+
+def test_a_paused_run_is_red() -> None:
+    assert "\x1b[1;31mpaused: disk full" in drawn(status(state="paused: disk full"), color=True)
+
+
+def test_speed_is_measured_between_looks() -> None:
+    rate = Rate()
+    first = rate.added_to({"trained": 100, "positions": 1000}, 10.0)
+    assert (first["samples_per_second"], first["eta_seconds"]) == (0.0, None)
+    second = rate.added_to({"trained": 200, "positions": 1000}, 12.0)
+    assert (second["samples_per_second"], second["eta_seconds"]) == (50.0, 16.0)
+
+
+def test_old_looks_no_longer_count() -> None:
+    rate = Rate()
+    for second in range(100):
+        shown = rate.added_to({"trained": min(second, 60) * 10, "positions": 1000}, float(second))
+    assert shown["samples_per_second"] == 0.0
