@@ -30,7 +30,7 @@ from hetero_async import assembly
 from hetero_async.config import RunConfig, template
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.watch.report import draw_loss
-from hetero_async.watch.status import render
+from hetero_async.watch.status import Rate, render
 from hetero_async.watch.verify import Verdict
 
 SCRIPT = Path(__file__).with_name("byte_gpt.py")
@@ -80,6 +80,7 @@ class Conductor:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.story = Story()
+        self.rate = Rate()
         self.logs = config.directory / "logs"
         self.logs.mkdir()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -121,7 +122,7 @@ class Conductor:
                     status = await ask()
                     if status is not None:
                         self.story.see(status)
-                        screen.update(render(status), refresh=True)
+                        screen.update(render(self.rate.added_to(status, time.monotonic())), refresh=True)
                     if all(process.poll() is not None for process in self.processes.values()):
                         return
                     progress = _progress(self.story.newest)

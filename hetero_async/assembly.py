@@ -24,6 +24,7 @@ from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log
 from hetero_async.shell.store import CheckpointStore
+from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict, verify
 
@@ -44,9 +45,9 @@ WORKER_BACKOFF_SECONDS = 1.0
 
 async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its directory and serve it until told to stop."""
-    log = FileLog.open(config.log, config.run.name, trio.to_thread.run_sync)
+    log = FileLog.open(config.log, config.run.name, in_thread)
     try:
-        store = CheckpointStore(config.checkpoints, config.run.name, trio.to_thread.run_sync)
+        store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
         model = ServerModel()
         state = _recover(log, store, model, observer)
         _check_settings(config, state)
@@ -65,7 +66,7 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
                 log=log,
                 store=store,
                 link=link,
-                blocking=trio.to_thread.run_sync,
+                blocking=in_thread,
                 observer=observer,
                 checkpoint_every=config.server.checkpoint_every,
                 keep_log=config.server.keep_log,
@@ -201,7 +202,7 @@ def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
 
 def export(config: RunConfig, out: Path) -> State:
     """Write the newest parameters in the run's directory as safetensors. The server may be running."""
-    store = CheckpointStore(config.checkpoints, config.run.name, trio.to_thread.run_sync)
+    store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
     checkpoint = store.load_newest()
     entries = read_log(config.log, config.run.name)
     model = ServerModel()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from hetero_async import assembly
 from hetero_async.config import RunConfig, template
 from hetero_async.errors import EXIT_CORRUPT, HeteroAsyncError, LogCorrupt, UserError, first_error
 from hetero_async.shell.telemetry import LineObserver
-from hetero_async.watch.status import render
+from hetero_async.watch.status import Rate, render
 
 EXIT_USER = 2
 EXIT_FAILED = 1
@@ -108,6 +109,7 @@ def status(
 
 async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
     console = Console()
+    rate = Rate()
     live = Live(console=console, auto_refresh=False) if watch else contextlib.nullcontext()
     with live as screen:
         async with assembly.open_status(config, LineObserver()) as ask:
@@ -116,7 +118,7 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
                 if answer is None and not watch:
                     raise HeteroAsyncError(f"no answer from {config.server.address} in {assembly.STATUS_SECONDS:g} s")
                 if answer is not None and isinstance(screen, Live):
-                    screen.update(render(answer), refresh=True)
+                    screen.update(render(rate.added_to(answer, time.monotonic())), refresh=True)
                 elif as_json:
                     print(json.dumps(answer))
                 elif answer is not None:

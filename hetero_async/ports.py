@@ -94,8 +94,8 @@ class Store(Protocol):
     async def save(self, checkpoint: Checkpoint) -> int:
         """Write, fsync, rename, fsync the directory, read back and compare, then drop all but the two newest.
 
-        Returns the lsn of the oldest checkpoint kept: no record up to it is needed any more. Raises DiskFull; the
-        older checkpoints are untouched then.
+        Returns up to which record the log is not needed any more (0: all of it is). Raises DiskFull; the older
+        checkpoints are untouched then.
         """
         ...
 

@@ -5,6 +5,7 @@ control lane, the bulk lane (which pulls deltas in and hands publishes out) and 
 one touches the machine's state.
 """
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 import trio
 import xxhash
 
+from hetero_async.actors.mailbox import Mailbox
+from hetero_async.actors.supervisor import RestartWindow, supervise
 from hetero_async.core.admission import Admitted, Duplicate, Facts, judge
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
 from hetero_async.core.messages import (
@@ -42,6 +45,10 @@ BATCH_EVENTS_MAX = 64
 DISK_FULL_RETRY_SECONDS = 1.0
 UPLOAD_CHECK_SECONDS = 1.0
 LOOK_SECONDS = 0.1
+# The lanes and the checkpointer may crash and come back; the deciding task may not: its state is the log's.
+RESTARTS = 3
+RESTART_PERIOD_SECONDS = 60.0
+RESTART_BACKOFF_SECONDS = 0.5
 
 
 class Serving:
@@ -76,16 +83,29 @@ class Serving:
         self._schemas: dict[str, tuple[bytes, bytes]] = {}  # worker → schema, its hash; until there is a run
         self._uploads: dict[str, tuple[Push | Offer, Pull]] = {}
         self._checkpointed = machine.state.version
+        self._checkpoints = Mailbox[Checkpoint]("checkpointer", size=1)
         self._is_checkpointing = False
         self._hashes: dict[tuple[str, int], tuple[int, bytes]] = {}
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must end the process: a broken assertion, a corrupt log."""
+        helpers = {
+            "control lane": self._receive_control,
+            "bulk lane": self._receive_bulk,
+            "upload watch": self._watch_uploads,
+            "checkpointer": functools.partial(self._checkpoints.serve, self._save),
+        }
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._receive_control)
-            nursery.start_soon(self._receive_bulk)
-            nursery.start_soon(self._watch_uploads)
+            nursery.start_soon(
+                functools.partial(
+                    supervise,
+                    helpers,
+                    RestartWindow(RESTARTS, RESTART_PERIOD_SECONDS),
+                    backoff_seconds=RESTART_BACKOFF_SECONDS,
+                    report=lambda crash: self.observer.event("crash", report=crash),
+                )
+            )
             await self._decide()
 
     async def left_alone(self) -> None:
@@ -184,7 +204,7 @@ class Serving:
             state_hash=state.digest(),
             model=model,
         )
-        self._nursery.start_soon(self._save, checkpoint)
+        await self._checkpoints.ref.tell(checkpoint)
 
     async def _save(self, checkpoint: Checkpoint) -> None:
         try:

@@ -28,6 +28,7 @@ from hetero_async.shell.keys import load_public
 from hetero_async.shell.link import open_worker_link
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import LineObserver
+from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.devices import describe, dtype_name
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.replica import Replica
@@ -201,7 +202,7 @@ class Session:
                     desk=self._desk,
                     link=link,
                     outbox=FileOutbox(config.worker_directory(worker)),
-                    blocking=trio.to_thread.run_sync,
+                    blocking=in_thread,
                     observer=observer,
                     server=server,
                 )

@@ -67,7 +67,7 @@ def test_a_bulk_address_is_used_when_given(tmp_path: Path) -> None:
 def test_values_are_frozen(tmp_path: Path) -> None:
     config = RunConfig.load(written(tmp_path, SMALLEST))
     with pytest.raises(ValueError, match="frozen"):
-        config.run.seed = 1  # type: ignore[misc]
+        config.run.seed = 1
 
 
 @pytest.mark.parametrize("run", [{"name": "a"}, {"name": "a", "passes": 2.5}, {"name": "a", "samples": 7}])

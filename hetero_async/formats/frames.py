@@ -8,9 +8,9 @@ here: they ride beside the header as opaque payload.
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeAlias, get_type_hints
+from typing import TypeAlias, TypeVar, get_type_hints
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 
 from hetero_async.core.messages import MESSAGE_TYPES, Message, PublishNote
 from hetero_async.core.records import RECORD_TYPES, Range, Record, RunSettings
@@ -31,6 +31,8 @@ UTF8_BYTES_PER_CHARACTER_MAX = 4
 
 Value: TypeAlias = Message | Record | PublishNote
 Check: TypeAlias = Callable[[object], object]
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 def encode(value: Value, limit: int = HEADER_BYTES_MAX) -> bytes:
@@ -129,7 +131,7 @@ def _binary(value: object) -> bytes:
     return value
 
 
-def _text_up_to(length_max: int) -> Check:
+def _text_up_to(length_max: int) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or len(value) > length_max:
             raise PeerError(f"expected text of at most {length_max} characters, got {_shown(value)}")
@@ -138,8 +140,10 @@ def _text_up_to(length_max: int) -> Check:
     return check
 
 
-def _pair_of(first: Check, second: Check) -> Check:
-    def check(value: object) -> tuple[object, object]:
+def _pair_of(
+    first: Callable[[object], First], second: Callable[[object], Second]
+) -> Callable[[object], tuple[First, Second]]:
+    def check(value: object) -> tuple[First, Second]:
         match value:
             case [left, right]:
                 return first(left), second(right)
@@ -149,8 +153,8 @@ def _pair_of(first: Check, second: Check) -> Check:
     return check
 
 
-def _many(item: Check) -> Check:
-    def check(values: object) -> tuple[object, ...]:
+def _many(item: Callable[[object], First]) -> Callable[[object], tuple[First, ...]]:
+    def check(values: object) -> tuple[First, ...]:
         if not isinstance(values, list):
             raise PeerError(f"expected an array, got {_shown(values)}")
         return tuple(item(value) for value in values)
@@ -158,10 +162,10 @@ def _many(item: Check) -> Check:
     return check
 
 
-def _ranges(value: object) -> tuple[object, ...]:
+def _ranges(value: object) -> tuple[Range, ...]:
     ranges = _many(_pair_of(_integer, _integer))(value)
     end = 0
-    for start, stop in ranges:  # type: ignore[misc]
+    for start, stop in ranges:
         if not end <= start < stop:
             raise PeerError(
                 f"range {start}..{stop} after position {end}: ranges ascend, are not empty and do not overlap"

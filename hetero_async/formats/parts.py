@@ -11,7 +11,7 @@ LENGTH = struct.Struct("<Q")
 
 
 def pack_parts(*parts: bytes | bytearray | memoryview) -> bytes:
-    return b"".join(piece for part in parts for piece in (LENGTH.pack(len(part)), part))
+    return b"".join(piece for part in parts for piece in (LENGTH.pack(memoryview(part).nbytes), part))
 
 
 def unpack_parts(blob: bytes | bytearray | memoryview, count: int) -> list[memoryview]:

@@ -1,0 +1,91 @@
+"""A checkpoint's two files as bytes: `model.safetensors` (the arrays) and `manifest.json` (all the rest).
+
+shell/store.py writes and reads them. The manifest vouches for both: it carries its own checksum and the array file's.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import safetensors.numpy
+import xxhash
+
+from hetero_async.errors import ConfigError, LogCorrupt
+
+FORMAT_VERSION = 1
+FIELD_TYPES: dict[str, type] = {
+    "run": str,
+    "lsn": int,
+    "term": int,
+    "state": dict,
+    "state_hash": str,
+    "model_hash": str,
+    "file_hash": str,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    run: str
+    lsn: int
+    term: int
+    state: dict[str, object]  # JSON-able
+    state_hash: bytes
+    model_hash: bytes
+    file_hash: bytes  # xxh3_128 of model.safetensors
+
+
+def encode_arrays(arrays: Mapping[str, numpy.ndarray]) -> bytes:
+    """The safetensors file. It is written from each array's address, hence in C order."""
+    return safetensors.numpy.save({name: numpy.asarray(array, order="C") for name, array in arrays.items()})
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    values = {
+        "format": FORMAT_VERSION,
+        "run": manifest.run,
+        "lsn": manifest.lsn,
+        "term": manifest.term,
+        "state": manifest.state,
+        "state_hash": manifest.state_hash.hex(),
+        "model_hash": manifest.model_hash.hex(),
+        "file_hash": manifest.file_hash.hex(),
+    }
+    return _text({"checksum": _checksum(values), "manifest": values})
+
+
+def decode_manifest(packed: bytes, name: str) -> Manifest:
+    """Raises LogCorrupt; ConfigError when other software wrote it."""
+    values = _checked(packed, name)
+    if values.get("format") != FORMAT_VERSION:
+        raise ConfigError(f"{name}: checkpoint format {values.get('format')}, this software reads {FORMAT_VERSION}")
+    if any(type(values.get(name)) is not kind for name, kind in FIELD_TYPES.items()):
+        raise LogCorrupt(f"{name}: lacks a field, or has one of a wrong type")
+    try:
+        hashes = {name: bytes.fromhex(values[name]) for name in ("state_hash", "model_hash", "file_hash")}
+    except ValueError as error:
+        raise LogCorrupt(f"{name}: a hash is not hexadecimal: {error}") from error
+    return Manifest(run=values["run"], lsn=values["lsn"], term=values["term"], state=values["state"], **hashes)
+
+
+def _checked(packed: bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(packed)
+        values = document["manifest"]
+        is_whole = isinstance(values, dict) and document["checksum"] == _checksum(values)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise LogCorrupt(f"{name}: cannot be read ({type(error).__name__})") from error
+    if not is_whole:
+        raise LogCorrupt(f"{name}: fails its checksum")
+    return values  # type: ignore[no-any-return]
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Of the text: JSON keeps keys in order and floats exact, so text → values → text is the same text."""
+    return xxhash.xxh3_128_hexdigest(_text(values))
+
+
+def _text(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()

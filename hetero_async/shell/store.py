@@ -1,0 +1,163 @@
+"""Checkpoints on disk: `<lsn>/{model.safetensors, manifest.json}`, the two newest that are whole.
+
+One server saves; anybody may load meanwhile, which changes nothing. A checkpoint appears under its name only when
+both its files are durable.
+"""
+
+import shutil
+from pathlib import Path
+
+import safetensors.numpy
+import xxhash
+
+from hetero_async.errors import ConfigError, DiskFull, LogCorrupt
+from hetero_async.formats.segment import BLOCK_BYTES
+from hetero_async.formats.snapshot import Manifest, decode_manifest, encode_arrays, encode_manifest
+from hetero_async.ports import Blocking, Checkpoint, ModelSnapshot
+from hetero_async.shell.disk import DISK, Disk, fatal, fatal_unless_full, sync_directory, write_durably
+
+KEPT = 2  # so that one may be damaged
+MODEL, MANIFEST = "model.safetensors", "manifest.json"
+LSN_DIGITS = 20
+# A directory being written or deleted; what a crash leaves of it is removed by the next save.
+UNFINISHED = ".new"
+
+
+class CheckpointStore:
+    """`warnings`: one line for each damaged checkpoint that `load_newest` passed over."""
+
+    def __init__(self, directory: Path, run: str, blocking: Blocking, disk: Disk = DISK) -> None:
+        self.directory = directory
+        self.run = run
+        self.warnings: list[str] = []
+        self._blocking = blocking
+        self._disk = disk
+        self._damaged: set[int] = set()
+
+    def lsns(self) -> list[int]:
+        """The checkpoints there are, oldest first, whole or not."""
+        names = (path.name for path in self.directory.glob("[0-9]*"))
+        return sorted(int(name) for name in names if len(name) == LSN_DIGITS and name.isdigit())
+
+    def load_newest(self) -> Checkpoint | None:
+        """The newest that is whole; None when there is none: the log is then read from its beginning."""
+        self.warnings.clear()
+        for lsn in reversed(self.lsns()):
+            try:
+                return self.load(lsn)
+            except LogCorrupt as error:
+                self.warnings.append(str(error))
+                self._damaged.add(lsn)
+        return None
+
+    def load(self, lsn: int) -> Checkpoint:
+        """Raises LogCorrupt when it is damaged or gone, ConfigError when it is another run's."""
+        manifest = self._verified(lsn)
+        path = self._path(lsn) / MODEL
+        try:
+            arrays = safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise LogCorrupt(f"{path}: cannot be read: {error}") from error
+        return Checkpoint(
+            run=manifest.run,
+            lsn=manifest.lsn,
+            term=manifest.term,
+            state=manifest.state,
+            state_hash=manifest.state_hash,
+            model=ModelSnapshot(arrays=arrays, model_hash=manifest.model_hash),
+        )
+
+    async def save(self, checkpoint: Checkpoint) -> int:
+        """Durable and read back on return; up to which record the log is not needed any more. Raises DiskFull: the older ones are untouched."""
+        return await self._blocking(self._save, checkpoint)
+
+    def _save(self, checkpoint: Checkpoint) -> int:
+        assert checkpoint.run == self.run, f"a checkpoint of run {checkpoint.run} in the store of {self.run}"
+        with fatal_unless_full(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.directory.parent, self._disk)
+            self._remove_unfinished()
+        if not self._is_whole(checkpoint.lsn):
+            self._replace(checkpoint)
+        kept = [lsn for lsn in self.lsns() if lsn not in self._damaged][-KEPT:]
+        for lsn in self.lsns():
+            if lsn not in kept:
+                self._drop(lsn)
+        return kept[0] if len(kept) == KEPT else 0  # a single one may turn out damaged: then all of the log is needed
+
+    def _replace(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.lsn in self.lsns():
+            self._drop(checkpoint.lsn)
+        try:
+            with fatal_unless_full(self._path(checkpoint.lsn)):
+                self._write(checkpoint)
+        except DiskFull:
+            with fatal(self.directory):
+                self._remove_unfinished()
+            raise
+        self._verified(checkpoint.lsn)
+        self._damaged.discard(checkpoint.lsn)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        model = encode_arrays(checkpoint.model.arrays)
+        manifest = Manifest(
+            run=checkpoint.run,
+            lsn=checkpoint.lsn,
+            term=checkpoint.term,
+            state=checkpoint.state,
+            state_hash=checkpoint.state_hash,
+            model_hash=checkpoint.model.model_hash,
+            file_hash=xxhash.xxh3_128_digest(model),
+        )
+        path = self._path(checkpoint.lsn)
+        unfinished = path.with_suffix(UNFINISHED)
+        unfinished.mkdir()
+        write_durably(unfinished / MODEL, model, self._disk)
+        write_durably(unfinished / MANIFEST, encode_manifest(manifest), self._disk)
+        self._disk.rename(unfinished, path)
+        sync_directory(self.directory, self._disk)
+
+    def _drop(self, lsn: int) -> None:
+        """Out of sight with one rename first: nobody shall find half a checkpoint."""
+        path = self._path(lsn)
+        with fatal(path):
+            self._disk.rename(path, path.with_suffix(UNFINISHED))
+            self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        for path in self.directory.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(path)
+
+    def _is_whole(self, lsn: int) -> bool:
+        try:
+            self._verified(lsn)
+        except LogCorrupt:
+            return False
+        return True
+
+    def _verified(self, lsn: int) -> Manifest:
+        """The manifest of a checkpoint whose files hash to what it says."""
+        path = self._path(lsn)
+        try:
+            manifest = decode_manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))
+            file_hash = _file_hash(path / MODEL)
+        except OSError as error:
+            raise LogCorrupt(f"{path}: cannot be read: {error.strerror}") from error
+        if manifest.run != self.run:
+            raise ConfigError(f'{path} belongs to run "{manifest.run}", not "{self.run}": use another directory')
+        if manifest.lsn != lsn:
+            raise LogCorrupt(f"{path}: the manifest is of record {manifest.lsn}")
+        if file_hash != manifest.file_hash:
+            raise LogCorrupt(f"{path / MODEL}: fails its checksum")
+        return manifest
+
+    def _path(self, lsn: int) -> Path:
+        return self.directory / f"{lsn:0{LSN_DIGITS}d}"
+
+
+def _file_hash(path: Path) -> bytes:
+    file_hash = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            file_hash.update(block)
+    return file_hash.digest()
