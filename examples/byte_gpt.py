@@ -145,7 +145,7 @@ def train(options: argparse.Namespace) -> None:
     for batch in session.batches(Text(validation=False), options.batch_size):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(session.progress)
-        loss_of(model, batch.to(options.device)).backward()  # type: ignore[no-untyped-call]
+        loss_of(model, batch.to(options.device)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -64,7 +64,8 @@ class Story:
 
     @property
     def bytes_wire(self) -> int:
-        return self.bytes_of_earlier_servers + sum(self.newest.get("bytes", {}).values())
+        now: dict[str, int] = self.newest.get("bytes", {})
+        return self.bytes_of_earlier_servers + sum(now.values())
 
     def see(self, status: dict[str, Any]) -> None:
         metric = status["metrics"].get("validation_loss")

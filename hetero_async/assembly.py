@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import trio
 from hetero_async.actors.supervisor import RestartWindow, supervise
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core.messages import StatusReport, StatusRequest
+from hetero_async.core.records import Entry
 from hetero_async.core.server import Server, changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, UserError, WorkerDied
-from hetero_async.ports import Link, Observer
+from hetero_async.ports import Checkpoint, Link, Observer
 from hetero_async.replay import replay
 from hetero_async.serve import Serving
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
-from hetero_async.shell.log import FileLog, read_log
+from hetero_async.shell.log import FileLog, read_log, run_of
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
@@ -195,19 +197,31 @@ async def _ask_status(link: Link, server: bytes) -> Status:
 
 def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
     """Verify the run whose log lies in `log`, beside its checkpoints and its workers' outboxes where they are."""
-    entries, checkpoint = _oldest_start(log)
+    checkpoint, entries = _oldest_start(log)
     outboxes = sorted(log.parent.glob("workers/*/acknowledged.jsonl"))
     return verify(checkpoint, entries, ServerModel(), outboxes, progress)
+
+
+def _oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
+    """Genesis where the log still has it, else the oldest checkpoint, and the entries from there on."""
+    entries = read_log(log, None)
+    first = next(entries, None)
+    if first is None:
+        raise UserError(f"{log}: holds no record yet")
+    if first.lsn == 1:
+        return None, itertools.chain([first], entries)
+    store = CheckpointStore(log.parent / "checkpoints", run_of(log), in_thread)
+    checkpoint = store.load(store.lsns()[0])
+    return checkpoint, read_log(log, None, checkpoint.lsn)
 
 
 def export(config: RunConfig, out: Path) -> State:
     """Write the newest parameters in the run's directory as safetensors. The server may be running."""
     store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
     checkpoint = store.load_newest()
-    entries = read_log(config.log, config.run.name)
+    entries = read_log(config.log, config.run.name, checkpoint.lsn if checkpoint else 0)
     model = ServerModel()
-    after = checkpoint.lsn if checkpoint else 0
-    state = replay(checkpoint, (entry for entry in entries if entry.lsn > after), model)
+    state = replay(checkpoint, entries, model)
     if state.settings is None:
         raise UserError(f"{config.directory} holds no parameters yet: no worker has joined the run")
     model.export(out)

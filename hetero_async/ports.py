@@ -49,11 +49,22 @@ class Lane(Protocol):
 class Link(Protocol):
     """Control and bulk, on separate connections so that a full bulk lane never delays a heartbeat."""
 
-    control: Lane
-    bulk: Lane
-    bytes_up: int
-    bytes_down: int
-    generation: int  # grows with every new connection: what was under way on the old one is lost
+    @property
+    def control(self) -> Lane: ...
+
+    @property
+    def bulk(self) -> Lane: ...
+
+    @property
+    def bytes_up(self) -> int: ...
+
+    @property
+    def bytes_down(self) -> int: ...
+
+    @property
+    def generation(self) -> int:
+        """Grows with every new connection: what was under way on the old one is lost."""
+        ...
 
 
 class Log(Protocol):

@@ -15,7 +15,7 @@ import trio
 import xxhash
 
 from hetero_async.actors.mailbox import Mailbox
-from hetero_async.actors.supervisor import RestartWindow, supervise
+from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.core.admission import Admitted, Duplicate, Facts, judge
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
 from hetero_async.core.messages import (
@@ -89,7 +89,7 @@ class Serving:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must end the process: a broken assertion, a corrupt log."""
-        helpers = {
+        helpers: dict[str, Child] = {
             "control lane": self._receive_control,
             "bulk lane": self._receive_bulk,
             "upload watch": self._watch_uploads,

@@ -25,8 +25,8 @@ from hetero_async.shell.gate import Gate, Seldom
 from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.sockets import TrioSocket
 
-# A worker beats, and is answered, once a second. A few answers may be late behind a full link; after that the connection
-# is made anew, which is also the only way in for a key that was refused before: libzmq never tries again by itself.
+# A worker beats, and is answered, once a second. A few answers may be late behind a full link; after that the
+# connection is made anew. It is also the only way in for a key that was refused: libzmq never tries again by itself.
 SILENCE_SECONDS = 6.0
 # Received, and not yet read by the loop; a reader that is slower stops the lane's socket.
 CONTROL_INBOX = 64
@@ -169,7 +169,6 @@ class WorkerLink:
         self._observer = observer
         self._complaints = Seldom()
         self._silence_seconds = silence_seconds
-        self._heard_at = 0.0
         self._was_missed = False
 
     async def run(self, context: wire.Context) -> None:
@@ -186,7 +185,6 @@ class WorkerLink:
 
     async def _connect(self, context: wire.Context) -> None:
         """Two fresh sockets, until the server falls silent. Raises TooSlowError when it was never heard on them."""
-        self._heard_at = trio.current_time()
         generation = self.generation
         with (
             closing(self._dial(context, wire.CONTROL, self.control)) as self.control.socket,
@@ -194,12 +192,11 @@ class WorkerLink:
         ):
             try:
                 async with trio.open_nursery() as nursery:
+                    nursery.cancel_scope.deadline = trio.current_time() + self._silence_seconds
                     nursery.start_soon(self.control.socket.watch)
                     nursery.start_soon(self.bulk.socket.watch)
-                    nursery.start_soon(self._receive, self.control, self.control.socket)
-                    nursery.start_soon(self._receive, self.bulk, self.bulk.socket)
-                    await self._until_silent()
-                    nursery.cancel_scope.cancel()
+                    nursery.start_soon(self._receive_control, self.control.socket, nursery.cancel_scope)
+                    nursery.start_soon(self._receive_bulk, self.bulk.socket)
             finally:
                 self.connected = False
                 self.control.socket = self.bulk.socket = None
@@ -209,24 +206,24 @@ class WorkerLink:
     def _dial(self, context: wire.Context, settings: wire.Settings, lane: WorkerLane) -> TrioSocket:
         return wire.dial(context, settings, self._addresses[lane], server_key=self.server.key, secret=self._secret)
 
-    async def _until_silent(self) -> None:
-        while (left := self._heard_at + self._silence_seconds - trio.current_time()) > 0:
-            await trio.sleep(min(left, self._silence_seconds))
-
-    async def _receive(self, lane: WorkerLane, socket: TrioSocket) -> None:
+    async def _receive_control(self, socket: TrioSocket, connection: trio.CancelScope) -> None:
+        """Every message moves the end of the connection further away."""
         while True:
-            frames = await socket.receive()
-            self.bytes_down += wire.size(frames)
-            incoming = self._understood(frames)
-            if lane is self.control:
-                self._heard_at = math.inf  # while our own loop is too busy to read on, the server is not silent
-                self._hear()
+            incoming = self._understood(await socket.receive())
+            self._hear()
+            connection.deadline = math.inf  # while our own loop is too busy to take it, the server is not silent
             if incoming is not None:
-                await lane.arrived.send(incoming)
-            if lane is self.control:
-                self._heard_at = trio.current_time()
+                await self.control.arrived.send(incoming)
+            connection.deadline = trio.current_time() + self._silence_seconds
+
+    async def _receive_bulk(self, socket: TrioSocket) -> None:
+        while True:
+            incoming = self._understood(await socket.receive())
+            if incoming is not None:
+                await self.bulk.arrived.send(incoming)
 
     def _understood(self, frames: list[zmq.Frame]) -> Incoming | None:
+        self.bytes_down += wire.size(frames)
         try:
             message, payload = wire.unpack(frames)
         except PeerError as error:

@@ -236,6 +236,15 @@ def read_log(directory: Path, run: str | None, after_lsn: int | None = None) -> 
             following, term, run = (scanner.last_lsn + 1, scanner.chain), scanner.term, scanner.header.run
 
 
+def run_of(directory: Path) -> str:
+    """The name of the run whose log this is. Raises ConfigError when there is none."""
+    paths = _segment_paths(directory)
+    if not paths:
+        raise ConfigError(f"{directory}: there is no log here")
+    with _scanner(paths[-1], None, is_last=True) as scanner:
+        return scanner.header.run
+
+
 def _paths_after(paths: list[Path], after_lsn: int | None) -> list[Path]:
     """Without the segments before the one that holds record `after_lsn` + 1. Raises LogCorrupt when that is gone."""
     if after_lsn is None or not paths:

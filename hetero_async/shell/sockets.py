@@ -1,8 +1,8 @@
 """One ZeroMQ socket under trio: wait until it can be read or written, and never sleep through an edge.
 
-Used by link.py and gate.py. The file descriptor of a ZeroMQ socket means no more than "look at EVENTS again", it says so
-once (edge-triggered), and any call into the library may eat that edge. So there is one watcher of the descriptor, and
-after every call whoever else could go on is woken. The raw socket is wrapped: nobody else may call it.
+Used by link.py and gate.py. The file descriptor of a ZeroMQ socket means no more than "look at EVENTS again", it says
+so once (edge-triggered), and any call into the library may eat that edge. So there is one watcher of the descriptor,
+and after every call whoever else could go on is woken. The raw socket is wrapped: nobody else may call it.
 """
 
 import errno

@@ -56,7 +56,7 @@ RETRY_MS_MAX = 10_000
 async def listen(
     context: Context, settings: Settings, address: str, *, setting: str, secret: bytes, domain: bytes
 ) -> TrioSocket:
-    """A ROUTER that admits whom the domain's judge admits. Raises ConfigError, naming the setting, without the address."""
+    """A ROUTER that admits whom the domain's judge admits. Raises ConfigError when the address cannot be had."""
     local = await _numeric(address, setting)
     raw = _configured(context.socket(zmq.ROUTER), settings, local)
     raw.setsockopt(zmq.ROUTER_MANDATORY, 1)  # without it, what cannot be delivered vanishes without a word

@@ -1,5 +1,6 @@
 """Every message survives the wire, and no bytes whatever get past the decoder but as a value or a PeerError."""
 
+import contextlib
 import math
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
@@ -59,10 +60,8 @@ def test_every_message_and_record_comes_back_as_it_was(kind: type) -> None:
 
 @given(st.binary(max_size=300))
 def test_random_bytes_are_a_value_or_refused(data: bytes) -> None:
-    try:
+    with contextlib.suppress(PeerError):
         frames.encode(frames.decode(data))
-    except PeerError as error:
-        assert "\n" not in str(error)
 
 
 JSON_LIKE = st.recursive(
@@ -74,10 +73,8 @@ JSON_LIKE = st.recursive(
 @given(st.sampled_from([*MESSAGE_TYPES, *RECORD_TYPES]), st.data())
 def test_fields_of_any_type_are_a_value_or_refused(kind: type, data: st.DataObject) -> None:
     values = {field.name: data.draw(JSON_LIKE) for field in fields(kind)}
-    try:
+    with contextlib.suppress(PeerError):
         frames.encode(frames.decode(packed(kind.__name__, values)))
-    except PeerError as error:
-        assert "\n" not in str(error)
 
 
 @given(st.sampled_from([*MESSAGE_TYPES, *RECORD_TYPES]), st.data())
@@ -87,10 +84,8 @@ def test_a_cut_or_flipped_message_is_a_value_or_refused(kind: type, data: st.Dat
     flipped = good[:at] + bytes([good[at] ^ data.draw(st.integers(1, 255))]) + good[at + 1 :]
     with pytest.raises(PeerError):
         frames.decode(good[:at])
-    try:
+    with contextlib.suppress(PeerError):
         frames.encode(frames.decode(flipped))
-    except PeerError as error:
-        assert "\n" not in str(error)
 
 
 DUPLICATE = b"\x92\xa3Ack\x83" + b"\xa3seq\x01" + b"\xa3lsn\x01" + b"\xa3seq\x02"

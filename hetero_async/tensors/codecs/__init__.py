@@ -1,0 +1,36 @@
+"""The codecs by name; a new one is one file and one line here."""
+
+import torch
+
+from hetero_async.errors import PeerError
+from hetero_async.formats.compression import compress, decompress
+from hetero_async.tensors.codecs.bf16 import Bf16
+from hetero_async.tensors.codecs.codec import BLOCK, Codec
+from hetero_async.tensors.codecs.fp32 import Fp32
+from hetero_async.tensors.codecs.int4 import Int4
+from hetero_async.tensors.codecs.int8 import Int8
+
+__all__ = ["BLOCK", "CODECS", "Codec", "decode_payload", "encode_payload", "open_payload"]
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Bf16(), Int8(), Int4())}
+
+
+def encode_payload(name: str, flat: torch.Tensor) -> bytes:
+    """Flat fp32, any device → what travels and is logged."""
+    return compress(CODECS[name].encode(flat).cpu().numpy().data)
+
+
+def open_payload(name: str, payload: bytes, numel: int) -> torch.Tensor:
+    """Decompressed, not decoded: uint8 on the CPU. Raises PeerError for anything but a whole payload of that size."""
+    codec = CODECS.get(name)
+    if codec is None:
+        raise PeerError(f"unknown codec {name}; known: {', '.join(CODECS)}")
+    raw = decompress(payload, codec.raw_bytes(numel))
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+
+
+def decode_payload(name: str, payload: bytes, numel: int) -> torch.Tensor:
+    """Flat fp32 on the CPU. Raises PeerError like `open_payload`."""
+    flat = torch.empty(numel)
+    CODECS[name].decode(open_payload(name, payload, numel), numel, 0, flat)
+    return flat

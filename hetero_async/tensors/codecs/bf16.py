@@ -1,0 +1,20 @@
+"""bf16: rounded to nearest even, as two byte planes."""
+
+import torch
+
+from hetero_async.tensors.codecs.codec import from_planes, planes
+
+WIDTH = 2
+
+
+class Bf16:
+    name = "bf16"
+
+    def raw_bytes(self, numel: int) -> int:
+        return WIDTH * numel
+
+    def encode(self, flat: torch.Tensor) -> torch.Tensor:
+        return planes(flat.to(torch.bfloat16), WIDTH)
+
+    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
+        out.copy_(from_planes(raw, WIDTH, start, out.numel()).view(torch.bfloat16))

@@ -1,0 +1,71 @@
+"""What every codec promises, and the pieces that several of them share.
+
+A codec turns a flat fp32 vector into bytes of a size that only the vector's length decides, and decodes any stretch of it
+that starts at a block, so that a merge never needs a whole decoded delta. Only operations that round once are used
+(multiply, divide, round, absolute maximum), each elementwise: the server's own publish goes through a codec and is
+replayed from the log, where it must come out the same on any CPU and with any number of threads.
+"""
+
+from typing import Protocol
+
+import torch
+
+# Elements that share a scale (the study behind int4: blocks of 64 lose least at half a bit of overhead).
+BLOCK = 64
+
+
+class Codec(Protocol):
+    name: str
+
+    def raw_bytes(self, numel: int) -> int:
+        """Bytes of the coded vector before compression."""
+        ...
+
+    def encode(self, flat: torch.Tensor) -> torch.Tensor:
+        """Flat fp32, any device → uint8 [raw_bytes], same device."""
+        ...
+
+    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
+        """Write elements start … start + len(out) − 1 of the vector of `numel` into `out` (fp32). `start` is a multiple of
+        BLOCK."""
+        ...
+
+
+def block_count(numel: int) -> int:
+    return -(-numel // BLOCK)
+
+
+def padded_blocks(flat: torch.Tensor) -> torch.Tensor:
+    """[blocks, BLOCK], the last one filled up with zeros."""
+    missing = block_count(flat.numel()) * BLOCK - flat.numel()
+    return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
+
+
+def quantized(flat: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales [blocks] and whole numbers [blocks, BLOCK] within ±levels: q = round(x / s), s = max|x| / levels."""
+    blocks = padded_blocks(flat)
+    scales = blocks.abs().amax(dim=1).div_(levels)
+    divisors = torch.where(scales > 0, scales, 1.0)
+    return scales, blocks.div(divisors[:, None]).round_().clamp_(-levels, levels)
+
+
+def dequantized(scales: torch.Tensor, numbers: torch.Tensor, out: torch.Tensor) -> None:
+    """x = q · s for whole blocks and a last partial one."""
+    whole = out.numel() // BLOCK
+    torch.mul(numbers[: whole * BLOCK].view(whole, BLOCK), scales[:whole, None], out=out[: whole * BLOCK].view(whole, BLOCK))
+    if rest := out.numel() - whole * BLOCK:
+        torch.mul(numbers[whole * BLOCK :][:rest], scales[whole], out=out[whole * BLOCK :])
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def planes(words: torch.Tensor, width: int) -> torch.Tensor:
+    """Byte planes: all lowest bytes first, the highest last. Exponents lie side by side and compress."""
+    return as_bytes(words).view(-1, width).t().contiguous().view(-1)
+
+
+def from_planes(raw: torch.Tensor, width: int, start: int, count: int) -> torch.Tensor:
+    """The bytes of `count` words from word `start` on, in order."""
+    return raw.view(width, -1)[:, start : start + count].t().contiguous().view(-1)

@@ -1,0 +1,20 @@
+"""fp32: exact, as four byte planes."""
+
+import torch
+
+from hetero_async.tensors.codecs.codec import from_planes, planes
+
+WIDTH = 4
+
+
+class Fp32:
+    name = "fp32"
+
+    def raw_bytes(self, numel: int) -> int:
+        return WIDTH * numel
+
+    def encode(self, flat: torch.Tensor) -> torch.Tensor:
+        return planes(flat, WIDTH)
+
+    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
+        out.copy_(from_planes(raw, WIDTH, start, out.numel()).view(torch.float32))

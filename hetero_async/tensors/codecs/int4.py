@@ -1,0 +1,27 @@
+"""int4: absmax blocks of 64. Raw: one fp32 scale a block, then two elements a byte, offset by 8. 4.5 bits a parameter."""
+
+import torch
+
+from hetero_async.tensors.codecs.codec import BLOCK, as_bytes, block_count, dequantized, quantized
+
+LEVELS = 7
+OFFSET = 8
+
+
+class Int4:
+    name = "int4"
+
+    def raw_bytes(self, numel: int) -> int:
+        return (4 + BLOCK // 2) * block_count(numel)
+
+    def encode(self, flat: torch.Tensor) -> torch.Tensor:
+        scales, numbers = quantized(flat, LEVELS)
+        nibbles = numbers.add_(OFFSET).to(torch.uint8).view(-1)
+        return torch.cat([as_bytes(scales), nibbles[0::2] | (nibbles[1::2] << 4)])
+
+    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
+        split = 4 * block_count(numel)
+        scales = raw[:split].view(torch.float32)[start // BLOCK :]
+        packed = raw[split:][start // 2 : (start + out.numel() + 1) // 2]
+        numbers = torch.stack([packed & 15, packed >> 4], dim=1).view(-1).to(torch.int8).sub_(OFFSET)
+        dequantized(scales, numbers[: out.numel()], out)
