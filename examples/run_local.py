@@ -124,7 +124,7 @@ class Conductor:
                     if status is not None:
                         self.story.see(status)
                         screen.update(render(self.rate.added_to(status, time.monotonic())), refresh=True)
-                    if all(process.poll() is not None for process in self.processes.values()):
+                    if self.have_all_ended():
                         return
                     progress = _progress(self.story.newest)
                     if worker_lives and progress >= KILL_WORKER_AT:
@@ -136,6 +136,14 @@ class Conductor:
                         await trio.sleep(SERVER_AWAY_SECONDS)
                         self.start_server()
                     await trio.sleep(LOOK_SECONDS)
+
+    def have_all_ended(self) -> bool:
+        """Ends the demo when one of them failed: nothing good comes of waiting for the others then."""
+        codes = {name: process.poll() for name, process in self.processes.items()}
+        for name, code in codes.items():
+            if code:
+                sys.exit(f"error: {name} ended with exit code {code}; see {self.logs / name}.log")
+        return all(code == 0 for code in codes.values())
 
     def stop(self) -> None:
         for process in self.processes.values():

@@ -16,7 +16,7 @@ import xxhash
 
 from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
-from hetero_async.core.admission import Admitted, Duplicate, Facts, judge
+from hetero_async.core.admission import Admitted, Facts, judge
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
 from hetero_async.core.messages import (
     DELTA,

@@ -276,5 +276,3 @@ class Training:
 
 def _now_ms() -> int:
     return int(trio.current_time() * 1000)
-
-

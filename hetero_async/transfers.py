@@ -68,9 +68,7 @@ async def send_chunks(
     last = min(want.first + min(want.count, CREDITS), chunk_count(len(blob)))
     for index in range(want.first, last):
         piece = bytes(slice_chunk(blob, index))
-        chunk = Chunk(
-            kind=want.kind, number=want.number, index=index, total_bytes=len(blob), total_hash=blob_hash
-        )
+        chunk = Chunk(kind=want.kind, number=want.number, index=index, total_bytes=len(blob), total_hash=blob_hash)
         if not await lane.send(key, chunk, piece):
             return
         if sent is not None:

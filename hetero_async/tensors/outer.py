@@ -15,7 +15,13 @@ class OuterRule(Protocol):
     buffers: int  # vectors of the size of θ kept beside it
 
     def step(
-        self, theta: torch.Tensor, buffers: list[torch.Tensor], g: torch.Tensor, spare: torch.Tensor, gain: float, mu: float
+        self,
+        theta: torch.Tensor,
+        buffers: list[torch.Tensor],
+        g: torch.Tensor,
+        spare: torch.Tensor,
+        gain: float,
+        mu: float,
     ) -> None:
         """Move a block of θ and its buffers; `g` and `spare` are used up. All fp32, all of one length."""
         ...
@@ -28,7 +34,13 @@ class Sgd:
     buffers = 0
 
     def step(
-        self, theta: torch.Tensor, buffers: list[torch.Tensor], g: torch.Tensor, spare: torch.Tensor, gain: float, mu: float
+        self,
+        theta: torch.Tensor,
+        buffers: list[torch.Tensor],
+        g: torch.Tensor,
+        spare: torch.Tensor,
+        gain: float,
+        mu: float,
     ) -> None:
         theta.sub_(g.mul_(gain))
 
@@ -41,7 +53,13 @@ class Nesterov:
     buffers = 1
 
     def step(
-        self, theta: torch.Tensor, buffers: list[torch.Tensor], g: torch.Tensor, spare: torch.Tensor, gain: float, mu: float
+        self,
+        theta: torch.Tensor,
+        buffers: list[torch.Tensor],
+        g: torch.Tensor,
+        spare: torch.Tensor,
+        gain: float,
+        mu: float,
     ) -> None:
         (m,) = buffers
         m.mul_(mu).add_(g)
@@ -57,7 +75,13 @@ class Lookahead:
     buffers = 1
 
     def step(
-        self, theta: torch.Tensor, buffers: list[torch.Tensor], g: torch.Tensor, spare: torch.Tensor, gain: float, mu: float
+        self,
+        theta: torch.Tensor,
+        buffers: list[torch.Tensor],
+        g: torch.Tensor,
+        spare: torch.Tensor,
+        gain: float,
+        mu: float,
     ) -> None:
         (m,) = buffers
         torch.mul(g, 1.0 - mu, out=spare)

@@ -52,7 +52,9 @@ def quantized(flat: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tens
 def dequantized(scales: torch.Tensor, numbers: torch.Tensor, out: torch.Tensor) -> None:
     """x = q · s for whole blocks and a last partial one."""
     whole = out.numel() // BLOCK
-    torch.mul(numbers[: whole * BLOCK].view(whole, BLOCK), scales[:whole, None], out=out[: whole * BLOCK].view(whole, BLOCK))
+    torch.mul(
+        numbers[: whole * BLOCK].view(whole, BLOCK), scales[:whole, None], out=out[: whole * BLOCK].view(whole, BLOCK)
+    )
     if rest := out.numel() - whole * BLOCK:
         torch.mul(numbers[whole * BLOCK :][:rest], scales[whole], out=out[whole * BLOCK :])
 

@@ -1,0 +1,269 @@
+"""The tensors' half of the run's state on the server: parameters θ, the rule's buffers, the shadow θ̂, pending deltas.
+
+Fulfils ports.Model. All vectors are flat fp32 on the CPU, in the schema's order. `apply` is the only thing that changes
+them, and only by records, so the same log gives the same bits. A merge is one pass over blocks that fit in a cache.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy
+import safetensors.torch
+import torch
+import xxhash
+from safetensors import SafetensorError
+
+from hetero_async.core.admission import Facts
+from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
+from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Settings, Stepped
+from hetero_async.errors import LogCorrupt, PeerError
+from hetero_async.formats.parts import pack_parts, unpack_parts
+from hetero_async.ports import ModelSnapshot
+from hetero_async.tensors.codecs import BLOCK, CODECS, decode_payload, encode_payload, open_payload
+from hetero_async.tensors.outer import RULES
+from hetero_async.tensors.replica import hash_of, read_object, write_object
+from hetero_async.tensors.schema import Schema, difference
+
+# Elements per block of a pass: 256 KiB of fp32, so that a block of every vector involved stays in a core's cache.
+PASS_BLOCK = 1024 * BLOCK
+# Publishes are held for workers that fall behind, at most so many, and no longer than a snapshot would be fewer bytes.
+PUBLISHES_HELD_MAX = 256
+SNAPSHOTS_HELD = 2
+# Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
+PAYLOAD_SLACK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    codec: str
+    payload: bytes
+
+
+class ServerModel:
+    """Empty until Genesis is applied or a snapshot is loaded."""
+
+    def __init__(self) -> None:
+        self.schema: Schema | None = None
+        self.theta = torch.empty(0)
+        self.shadow = torch.empty(0)
+        self.buffers: list[torch.Tensor] = []
+        self._constants = b""
+        self._rule = "sgd"
+        self._momentum = 0.0
+        self._pending: dict[int, Pending] = {}
+        self._note = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
+        self._publishes: dict[int, bytes] = {}
+        self._snapshots: dict[int, bytes] = {}
+
+    # --- the log ---
+
+    def apply(self, entry: Entry) -> None:
+        """Raises LogCorrupt where a payload is not what its record says."""
+        match entry.record:
+            case Genesis() as genesis:
+                self._begin(genesis, entry.payload)
+            case Settings() as changed:
+                self._set(changed.settings)
+            case Delta() as delta:
+                self._pending[entry.lsn] = Pending(delta.codec, entry.payload)
+            case Stepped() as stepped:
+                self._step(stepped)
+            case Published() as published:
+                self._publish(published)
+
+    def _begin(self, genesis: Genesis, payload: bytes) -> None:
+        try:
+            schema, upload = unpack_parts(payload, 2)
+            parameters, constants = unpack_parts(upload, 2)
+            self.schema = Schema.from_bytes(bytes(schema))
+            self.theta = decode_payload("fp32", bytes(parameters), self.schema.numel)
+        except PeerError as error:
+            raise LogCorrupt(f"the genesis record's payload cannot be read: {error}") from error
+        if hash_of(self.theta) != genesis.parameters_hash:
+            raise LogCorrupt("the initial parameters are not those that the genesis record names")
+        self._constants = bytes(constants)
+        self._set(genesis.settings)
+        self.buffers = [torch.zeros_like(self.theta) for _ in range(RULES[self._rule].buffers)]
+        self.shadow = self.theta.clone()
+        self._note = replace(self._note, shadow_hash=hash_of(self.shadow))
+
+    def _set(self, settings: RunSettings) -> None:
+        self._rule, self._momentum = settings.rule, settings.momentum
+
+    def _step(self, stepped: Stepped) -> None:
+        """One pass: decode a block of every delta, weighted mean, rule. No decoded delta is ever whole."""
+        numel = self.theta.numel()
+        merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
+        raws = [(CODECS[delta.codec], open_payload(delta.codec, delta.payload, numel)) for delta in merged]
+        g, decoded = torch.empty(PASS_BLOCK), torch.empty(PASS_BLOCK)
+        rule = RULES[self._rule]
+        for start, stop in _blocks(numel):
+            mean, one = g[: stop - start].zero_(), decoded[: stop - start]
+            for (codec, raw), weight in zip(raws, stepped.weights, strict=True):
+                codec.decode(raw, numel, start, one)
+                mean.add_(one.mul_(weight))
+            buffers = [buffer[start:stop] for buffer in self.buffers]
+            rule.step(self.theta[start:stop], buffers, mean, one, stepped.gain, self._momentum)
+
+    def _publish(self, published: Published) -> None:
+        """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
+        payload = encode_payload(published.codec, torch.sub(self.theta, self.shadow))
+        self.shadow.add_(decode_payload(published.codec, payload, self.theta.numel()))
+        self._note = PublishNote(
+            number=published.number,
+            version=published.version,
+            codec=published.codec,
+            merged=published.merged,
+            shadow_hash=hash_of(self.shadow),
+        )
+        held = {**self._publishes, published.number: write_object(self._note, payload)}
+        while len(held) > PUBLISHES_HELD_MAX or (len(held) > 1 and sum(map(len, held.values())) > self._snapshot_bytes):
+            del held[min(held)]
+        self._publishes = held
+
+    # --- what workers send and fetch ---
+
+    def inspect(self, codec: str, payload: bytes) -> Facts:
+        numel = self.theta.numel()
+        try:
+            raw = open_payload(codec, payload, numel)
+        except PeerError as error:
+            return Facts(refusal=f"unreadable: {error}")
+        return _facts(lambda start, out: CODECS[codec].decode(raw, numel, start, out), numel)
+
+    def inspect_initial(self, schema: bytes, upload: bytes) -> Facts:
+        try:
+            parameters, constants = unpack_parts(upload, 2)
+            flat = decode_payload("fp32", bytes(parameters), Schema.from_bytes(schema).numel)
+            safetensors.torch.load(bytes(constants))
+        except (PeerError, SafetensorError) as error:
+            return Facts(refusal=f"unreadable: {error}")
+        return _facts(lambda start, out: out.copy_(flat[start : start + out.numel()]), flat.numel())
+
+    def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
+        parameters, _ = unpack_parts(upload, 2)
+        flat = decode_payload("fp32", bytes(parameters), Schema.from_bytes(schema).numel)
+        return pack_parts(schema, upload), hash_of(flat)
+
+    def payload_limit(self, schema: bytes) -> int:
+        """Initial parameters come with the model's constants, which may be as large again."""
+        if self.schema is not None:
+            return 5 * self.schema.numel + PAYLOAD_SLACK_BYTES
+        try:
+            return 16 * Schema.from_bytes(schema).numel + (1 << 30)
+        except PeerError:
+            return 0
+
+    def mismatch(self, schema: bytes) -> str:
+        try:
+            found = Schema.from_bytes(schema)
+        except PeerError as error:
+            return str(error)
+        return difference(self.schema, found) if self.schema is not None else ""
+
+    def fetch(self, kind: str, number: int) -> bytes | None:
+        if kind == PUBLISH:
+            return self._publishes.get(number)
+        if kind == SNAPSHOT and number == self._note.number and number not in self._snapshots:
+            note = replace(self._note, codec="fp32")
+            held = {**self._snapshots, number: write_object(note, encode_payload("fp32", self.shadow))}
+            self._snapshots = dict(sorted(held.items())[-SNAPSHOTS_HELD:])
+        return self._snapshots.get(number) if kind == SNAPSHOT else None
+
+    def oldest_publish(self) -> int:
+        """The smallest n for which publishes n … the newest are all held; the next number when none is."""
+        return min(self._publishes, default=self._note.number + 1)
+
+    @property
+    def _snapshot_bytes(self) -> int:
+        return 4 * self.theta.numel()
+
+    # --- checkpoints, hashes, export ---
+
+    def model_hash(self) -> bytes:
+        whole = xxhash.xxh3_128()
+        for vector in (self.theta, *self.buffers, self.shadow):
+            whole.update(vector.numpy().data)
+        return whole.digest()
+
+    def snapshot(self) -> ModelSnapshot:
+        assert self.schema is not None, "a run without parameters has nothing to keep"
+        arrays = {
+            "parameters": self.theta.numpy().copy(),
+            "shadow": self.shadow.numpy().copy(),
+            "schema": _bytes_array(self.schema.to_bytes()),
+            "constants": _bytes_array(self._constants),
+            "publish": _bytes_array(write_object(self._note, b"")),
+            "rule": _bytes_array(self._rule.encode()),
+            "momentum": numpy.array([self._momentum]),
+        }
+        arrays |= {f"buffer/{number}": buffer.numpy().copy() for number, buffer in enumerate(self.buffers)}
+        arrays |= {
+            f"pending/{lsn}": _bytes_array(pack_parts(delta.codec.encode(), delta.payload))
+            for lsn, delta in self._pending.items()
+        }
+        return ModelSnapshot(arrays=arrays, model_hash=self.model_hash())
+
+    def load(self, snapshot: ModelSnapshot) -> None:
+        """Raises LogCorrupt when what was loaded does not hash to what the snapshot says."""
+        arrays = snapshot.arrays
+        self.schema = Schema.from_bytes(arrays["schema"].tobytes())
+        self.theta, self.shadow = _vector(arrays["parameters"]), _vector(arrays["shadow"])
+        self._constants = arrays["constants"].tobytes()
+        self._note, _ = read_object(arrays["publish"].tobytes())
+        self._rule, self._momentum = arrays["rule"].tobytes().decode(), float(arrays["momentum"][0])
+        self.buffers = [_vector(arrays[f"buffer/{number}"]) for number in range(RULES[self._rule].buffers)]
+        self._pending = dict(_pending(arrays))
+        self._publishes, self._snapshots = {}, {}
+        if self.model_hash() != snapshot.model_hash:
+            raise LogCorrupt("the checkpoint's parameters do not hash to what its manifest says")
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The whole model under its own names: trained parameters in fp32, all else as the first worker had it."""
+        assert self.schema is not None, "no run has begun"
+        tensors = safetensors.torch.load(self._constants)
+        start = 0
+        for tensor in self.schema.tensors:
+            tensors[tensor.name] = self.theta[start : start + tensor.numel].view(tensor.shape).clone()
+            start += tensor.numel
+        for alias, first in self.schema.aliases:
+            tensors[alias] = tensors[first].clone()
+        return tensors
+
+    def export(self, path: Path) -> None:
+        """Write `state_dict` as safetensors; the file appears whole or not at all."""
+        unfinished = path.with_name(f"{path.name}.new")
+        safetensors.torch.save_file(self.state_dict(), unfinished)
+        unfinished.replace(path)
+
+
+def _blocks(numel: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + PASS_BLOCK, numel)) for start in range(0, numel, PASS_BLOCK))
+
+
+def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
+    """One dot product a block says both how long a vector is and whether all of it is finite."""
+    block, total = torch.empty(PASS_BLOCK), 0.0
+    for start, stop in _blocks(numel):
+        piece = block[: stop - start]
+        decode(start, piece)
+        total += float(torch.dot(piece, piece))
+    if not math.isfinite(total):
+        return Facts(refusal="not finite: it holds a NaN, an infinity or values beyond fp32's squares")
+    return Facts(norm=math.sqrt(total))
+
+
+def _bytes_array(data: bytes) -> numpy.ndarray:
+    return numpy.frombuffer(data, dtype=numpy.uint8)
+
+
+def _vector(array: numpy.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(numpy.float32, copy=True))
+
+
+def _pending(arrays: Mapping[str, numpy.ndarray]) -> Iterator[tuple[int, Pending]]:
+    for lsn in sorted(int(name.removeprefix("pending/")) for name in arrays if name.startswith("pending/")):
+        codec, payload = unpack_parts(arrays[f"pending/{lsn}"].tobytes(), 2)
+        yield lsn, Pending(bytes(codec).decode(), bytes(payload))
