@@ -68,7 +68,10 @@ class CheckpointStore:
         )
 
     async def save(self, checkpoint: Checkpoint) -> int:
-        """Durable and read back on return; up to which record the log is not needed any more. Raises DiskFull: the older ones are untouched."""
+        """Durable and read back on return. Raises DiskFull: the older ones are untouched then.
+
+        Returns up to which record the log is not needed any more; 0: all of it is.
+        """
         return await self._blocking(self._save, checkpoint)
 
     def _save(self, checkpoint: Checkpoint) -> int:

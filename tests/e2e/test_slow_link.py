@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from throttle import Throttle
+from e2e.throttle import Throttle
 
 from hetero_async.core.messages import DELTA, Beat, Chunk, Heartbeat, Want
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
