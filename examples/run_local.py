@@ -2,8 +2,8 @@
 
     make run-local
 
-Everything in here is what a person or systemd would do by hand: write run.toml, start processes, watch, and start the server
-again after it was killed. It ends with the figures and a picture in runs/local.
+Everything in here is what a person or systemd would do by hand: write run.toml, start processes, watch, and start the
+server again after it was killed. It ends with the figures and a picture in runs/local.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import trio
 from rich.console import Console
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import byte_gpt
+
 from hetero_async import assembly
 from hetero_async.config import RunConfig, template
 from hetero_async.shell.telemetry import LineObserver

@@ -108,7 +108,7 @@ async def _until_stopped(serving: Serving, exit_when_finished: bool) -> None:
         if exit_when_finished:
             await serving.finished.wait()
             with trio.move_on_after(FAREWELL_SECONDS):
-                await serving.left_alone()
+                await serving.deserted.wait()
             nursery.cancel_scope.cancel()
 
 
@@ -186,7 +186,7 @@ async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Ca
 
 
 async def _ask_status(link: Link, server: bytes) -> Status:
-    while not await link.control.send(server, StatusRequest()):
+    while not await link.control.send(server, StatusRequest()):  # noqa: ASYNC110, the caller's deadline ends it
         await trio.sleep(STATUS_RETRY_SECONDS)
     while True:
         incoming = await link.control.receive()

@@ -94,7 +94,7 @@ class Desk:
             self.round_steps += 1
 
     def is_round_due(self) -> bool:
-        """At the window's deadline, or after the assigned steps where there is none; at the latest when stretched out."""
+        """At the window's deadline, or after the assigned steps where there is none; at last when stretched out."""
         with self._lock:
             if self.round_steps == 0 or not self._consumed or self.is_busy:
                 return False

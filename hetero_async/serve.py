@@ -44,7 +44,6 @@ INBOX_SIZE = 256
 BATCH_EVENTS_MAX = 64
 DISK_FULL_RETRY_SECONDS = 1.0
 UPLOAD_CHECK_SECONDS = 1.0
-LOOK_SECONDS = 0.1
 # The lanes and the checkpointer may crash and come back; the deciding task may not: its state is the log's.
 RESTARTS = 3
 RESTART_PERIOD_SECONDS = 60.0
@@ -76,6 +75,7 @@ class Serving:
         self.keep_log = keep_log
         self.paused = ""
         self.finished = trio.Event()
+        self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
@@ -108,11 +108,6 @@ class Serving:
             )
             await self._decide()
 
-    async def left_alone(self) -> None:
-        """Return when no worker is in the run any more and its last checkpoint is written."""
-        while self.machine.state.active or self._is_checkpointing:
-            await trio.sleep(LOOK_SECONDS)
-
     # --- deciding ---
 
     async def _decide(self) -> None:
@@ -142,9 +137,14 @@ class Serving:
                 await self._apply(ready.records)
             await self._send(ready)
             ready = self.machine.ready()
+        await self._consider_checkpoint()
+        self._notice_end()
+
+    def _notice_end(self) -> None:
         if self.machine.state.is_finished:
             self.finished.set()
-        await self._consider_checkpoint()
+            if not self.machine.state.active and not self._is_checkpointing:
+                self.deserted.set()
 
     async def _append(self, entries: Sequence[Entry]) -> None:
         while True:
@@ -216,6 +216,7 @@ class Serving:
             self.observer.event("checkpoint failed", lsn=checkpoint.lsn, reason=str(error))
         finally:
             self._is_checkpointing = False
+        self._notice_end()
 
     # --- control lane ---
 

@@ -10,6 +10,8 @@ publish. Everything slow happens in the background thread that `join` starts.
 
 import atexit
 import importlib.metadata
+import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sized
@@ -101,8 +103,13 @@ class Session:
         self.close()
 
     def record(self, name: str, value: float) -> None:
-        """Write a figure (a validation loss, say) into the run's log; `status` shows the newest of each name."""
-        if self._token is not None and self._training is not None:
+        """Write a figure (a validation loss, say) into the run's log; `status` shows the newest of each name.
+
+        A NaN or an infinity is not written: it would not compare equal to itself when the log is replayed.
+        """
+        if not math.isfinite(value):
+            print(f"{self.worker}: {name} is {value}, which is not recorded", file=sys.stderr)
+        elif self._token is not None and self._training is not None:
             self._token.run_sync_soon(self._training.measured, name, float(value))
 
     def close(self) -> None:
@@ -187,25 +194,25 @@ class Session:
             device=describe(self._replica.device),
             dtype=dtype_name(self._replica.dtype),
         )
-        with self._scope:
-            async with open_worker_link(
-                control=config.server.address,
-                bulk=config.server.bulk,
-                server_key=server,
-                secret_path=config.keys / f"{worker}.secret",
+        async with open_worker_link(
+            control=config.server.address,
+            bulk=config.server.bulk,
+            server_key=server,
+            secret_path=config.keys / f"{worker}.secret",
+            observer=observer,
+        ) as link:
+            self._training = Training(
+                worker=worker,
+                machine=machine,
+                follower=self._follower,
+                desk=self._desk,
+                link=link,
+                outbox=FileOutbox(config.worker_directory(worker)),
+                blocking=in_thread,
                 observer=observer,
-            ) as link:
-                self._training = Training(
-                    worker=worker,
-                    machine=machine,
-                    follower=self._follower,
-                    desk=self._desk,
-                    link=link,
-                    outbox=FileOutbox(config.worker_directory(worker)),
-                    blocking=in_thread,
-                    observer=observer,
-                    server=server,
-                )
+                server=server,
+            )
+            with self._scope:  # inside the link: the last word, bye, still needs it
                 await self._training.run()
 
 

@@ -5,6 +5,7 @@ runs. What the bytes mean is in formats/segment.py. A segment appears under its 
 when its header is durable, and so is never found half made.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,11 +58,10 @@ class FileLog:
         Raises ConfigError (in use, another run's), LogCorrupt, DiskFull.
         """
         log = cls(directory, run, blocking, disk, _lock(directory))
-        try:
+        with contextlib.ExitStack() as if_it_fails:
+            if_it_fails.callback(log.close)
             log._recover()
-        except BaseException:
-            log.close()
-            raise
+            if_it_fails.pop_all()
         return log
 
     @property

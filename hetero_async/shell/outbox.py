@@ -1,7 +1,7 @@
 """The worker's outbox: one file a delta, on disk before its first byte is sent, gone when it is answered.
 
-Beside it grows `acknowledged.jsonl`, one line for each delta that the server acknowledged: what this worker was promised,
-for anybody who wants to hold the log against it.
+Beside it grows `acknowledged.jsonl`, one line for each delta that the server acknowledged: what this worker was
+promised, for anybody who wants to hold the log against it.
 """
 
 import json

@@ -68,8 +68,8 @@ class Nesterov:
 
 
 class Lookahead:
-    """m ← μm + (1−μ)g; θ ← θ − η(g + μm). Momentum look-ahead, the form with an averaged momentum (Ajanthan et al. 2025):
-    a constant g moves θ by η(1+μ) in the long run, so η need not shrink with many small steps. 8 bytes a parameter."""
+    """m ← μm + (1−μ)g; θ ← θ − η(g + μm). Momentum look-ahead, with an averaged momentum (Ajanthan et al. 2025): a
+    constant g moves θ by η(1+μ) in the long run, so η need not shrink with small steps. 8 bytes a parameter."""
 
     name = "lookahead"
     buffers = 1

@@ -58,8 +58,8 @@ class Replica:
     def adopt(self, target: torch.Tensor) -> None:
         """Stand on `target` and keep the round's progress: local := target − (base − local), base := target.
 
-        Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them: rounding is
-        not progress and must not be pushed as if it were.
+        Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them:
+        rounding is not progress and must not be pushed as if it were.
         """
         target = target.to(self.device)
         for new, base, local in self._pieces(target):

@@ -1,7 +1,7 @@
 """What every codec promises, and the pieces that several of them share.
 
-A codec turns a flat fp32 vector into bytes of a size that only the vector's length decides, and decodes any stretch of it
-that starts at a block, so that a merge never needs a whole decoded delta. Only operations that round once are used
+A codec turns a flat fp32 vector into bytes of a size that only the vector's length decides, and decodes any stretch of
+it that starts at a block, so that a merge never needs a whole decoded delta. Only operations that round once are used
 (multiply, divide, round, absolute maximum), each elementwise: the server's own publish goes through a codec and is
 replayed from the log, where it must come out the same on any CPU and with any number of threads.
 """
@@ -26,8 +26,10 @@ class Codec(Protocol):
         ...
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        """Write elements start … start + len(out) − 1 of the vector of `numel` into `out` (fp32). `start` is a multiple of
-        BLOCK."""
+        """Write elements start … start + len(out) − 1 of the vector of `numel` into `out` (fp32).
+
+        `start` is a multiple of BLOCK.
+        """
         ...
 
 

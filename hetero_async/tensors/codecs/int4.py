@@ -1,4 +1,4 @@
-"""int4: absmax blocks of 64. Raw: one fp32 scale a block, then two elements a byte, offset by 8. 4.5 bits a parameter."""
+"""int4: absmax blocks of 64. Raw: one fp32 scale a block, then two elements a byte, offset by 8. 4.5 bits each."""
 
 import torch
 
