@@ -57,6 +57,7 @@ class Desk:
         self._error: HeteroAsyncError | None = None
         self.hand_over: Callable[[Round], None] = lambda _: None  # set by the background before it lets anybody train
         self.doing = "joining"
+        self.waiting = ""  # why the server does not let us train yet
         self.seed = self.samples = self.steps = self.batch = self.dataset_samples = 0
         self.round_steps = 0
         self.rounds = 0

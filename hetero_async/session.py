@@ -39,6 +39,7 @@ from hetero_async.train import Training
 CLOSE_SECONDS = 5.0
 # A server that cannot be reached for so long will not come by waiting; the site's agent starts us again anyway.
 JOIN_SECONDS = 600.0
+TELL_SECONDS = 10.0
 
 
 class Dataset(Protocol):
@@ -162,12 +163,18 @@ class Session:
         """Start the background and wait until the run's parameters are in the model."""
         self._thread.start()
         atexit.register(self.close)
-        deadline = time.monotonic() + JOIN_SECONDS
+        address, began = self._config.server.address, time.monotonic()
+        told = began
         while (target := self._desk.take_target()) is None:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            left = began + JOIN_SECONDS - now
+            if left <= 0:
                 self.close()
-                address = self._config.server.address
                 raise UserError(f"could not join the run at {address} in {JOIN_SECONDS:g} s; is its server running?")
+            if now - told >= TELL_SECONDS:
+                told = now
+                why = self._desk.waiting or "no answer yet"
+                print(f"{self.worker}: joining {address}: {why}; giving up in {left:.0f} s", file=sys.stderr)
             self._desk.wait("joining")
         assert isinstance(target.flat, torch.Tensor)
         self._replica.reset(target.flat)

@@ -145,7 +145,7 @@ class Training:
 
     def _tell(self) -> None:
         machine, desk = self.machine, self.desk
-        desk.seed, desk.stretch = machine.seed, machine.stretch
+        desk.seed, desk.stretch, desk.waiting = machine.seed, machine.stretch, machine.waiting
         desk.tell(
             rounds=self._rounds,
             in_flight=machine.in_flight,
@@ -230,6 +230,13 @@ class Training:
         self._payloads = {seq: coded for seq, coded in self._payloads.items() if seq in self.machine.unmerged}
         self._is_target_old.set()
 
+    def _give_up_pull(self) -> None:
+        """What came is not what the server has: begin again from a snapshot, as if the object were gone."""
+        if self._pull is not None:
+            gone = Gone(kind=self._pull.kind, number=self._pull.number)
+            self._pull = None
+            self.machine.step(Heard(now_ms=_now_ms(), message=gone))
+
     async def _aim(self) -> None:
         """Compute where the parameters should stand, whenever shadow or unmerged deltas have changed."""
         while True:
@@ -265,8 +272,8 @@ class Training:
                     case Gone():
                         await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
             except PeerError as error:
-                self._pull = None
                 self.observer.event("refused message", reason=str(error))
+                self._give_up_pull()
 
     async def _send(self, want: Want) -> None:
         blob = self._upload if want.kind == INITIAL else self._payloads.get(want.number, ("", b""))[1]

@@ -33,6 +33,7 @@ from hetero_async.core.messages import (
     Push,
     Refused,
     Rejoin,
+    Wait,
     Want,
     Welcome,
     Window,
@@ -232,6 +233,9 @@ class Worker:
         self._owed.provide = True
         self.waiting = "sending the initial parameters"
 
+    def _wait(self, wait: Wait, now_ms: int) -> None:
+        self.waiting = wait.reason
+
     def _rejoin(self, rejoin: Rejoin, now_ms: int) -> None:
         if rejoin.incarnation == self.incarnation:
             self.joined = False
@@ -377,6 +381,7 @@ class Worker:
 _ANSWERS: dict[type, Callable[[Worker, Any, int], None]] = {
     Welcome: Worker._welcome,
     Provide: Worker._provide,
+    Wait: Worker._wait,
     Rejoin: Worker._rejoin,
     Refused: Worker._refused,
     Ack: Worker._ack,

@@ -1,0 +1,256 @@
+"""Runs with real processes, sockets and files: starts, kills and restarts them, waits for what shall come, and judges.
+
+Importing torch takes seconds, so one process imports everything once, and each server's and worker's life is forked
+from that. Every wait has a deadline, and tells on failure what everybody had said by then.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import trio
+from e2e import tiny
+from e2e.lives import PROMISED, WITNESS, ServerPlan, serve_life, worker_life
+
+from hetero_async import assembly
+from hetero_async.assembly import Status
+from hetero_async.config import RunConfig, template
+from hetero_async.core.records import Delta, Entry
+from hetero_async.core.state import State
+from hetero_async.replay import replay
+from hetero_async.shell.log import read_log
+from hetero_async.tensors.model import ServerModel
+from hetero_async.watch.verify import Verdict
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.01
+PATIENCE_SECONDS = 40.0
+SAID_LINES_MAX = 25
+
+# More threads than one would not survive a fork, and two cores have no use for them.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["e2e.lives", "e2e.tiny", "torch._dynamo"])  # the latter comes with the first optimizer
+# A Process of this context can be looked at by one thread at a time.
+FORKS_LOCK = threading.Lock()
+
+# Outside the range from which the kernel gives ports to outgoing connections: a killed server finds its own again.
+PORTS = itertools.cycle(random.Random(os.getpid()).sample(range(20_000, 32_000), 12_000))
+
+
+def free_port() -> int:
+    for port in PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("12,000 ports and none is free")
+
+
+class Life:
+    """One process."""
+
+    def __init__(self, name: str, output: Path, target: Callable[..., None], *arguments: object) -> None:
+        self.name = name
+        self.output = output
+        self._process = FORKS.Process(target=target, args=arguments, name=name, daemon=True)
+        with FORKS_LOCK:
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        with FORKS_LOCK:
+            return self._process.exitcode
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, and gone on return."""
+        if self.exit_code is None:
+            self.signal(signal.SIGKILL)
+        self.ending()
+
+    def ending(self, seconds: float = PATIENCE_SECONDS) -> int:
+        """The exit code, when it has ended by itself."""
+        until(lambda: self.exit_code is not None, f"{self.name} ends", seconds, lambda: self.said)
+        assert self.exit_code is not None
+        return self.exit_code
+
+
+def until(holds: Callable[[], T], what: str, seconds: float, story: Callable[[], str]) -> T:
+    """The first true answer. Fails with what was waited for, and the story so far."""
+    deadline = time.monotonic() + seconds
+    while not (answer := holds()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}\n{story()}")
+        time.sleep(LOOK_SECONDS)
+    return answer
+
+
+class Silent:
+    def event(self, name: str, **fields: object) -> None:
+        pass
+
+
+class Run:
+    """A run in its own directory, with one site of so many workers. Leaving it kills whatever still lives."""
+
+    def __init__(
+        self, directory: Path, *, workers: int = 2, samples: int = 1600, server: dict[str, Any] | None = None,
+        **training: Any,
+    ) -> None:  # fmt: skip
+        ports = {"address": f"tcp://127.0.0.1:{free_port()}", "bulk_address": f"tcp://127.0.0.1:{free_port()}"}
+        text = template(
+            run={"name": "tiny", "samples": samples},
+            sites={"here": workers},
+            server={**ports, "checkpoint_every": 4, "keep_log": True, **(server or {})},
+            training={"steps_per_round": 8, "lease_ttl_seconds": 3.0, **training},
+        )
+        self.config: RunConfig = assembly.initialize(directory, text)
+        self.names = [worker for _, worker in self.config.workers()]
+        self.lives: list[Life] = []
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for life in self.lives:
+            life.kill()
+
+    # --- processes ---
+
+    def start_server(self, **plan: Any) -> Life:
+        output = self._output("server")
+        return self._start("server", output, serve_life, str(self.config.path), str(output), ServerPlan(**plan))
+
+    def start_worker(self, worker: str, script: Callable[..., None] = tiny.train, **options: Any) -> Life:
+        output = self._output(worker)
+        return self._start(worker, output, worker_life, str(self.config.path), worker, str(output), script, options)
+
+    def start_workers(self, script: Callable[..., None] = tiny.train, **options: Any) -> list[Life]:
+        return [self.start_worker(worker, script, **options) for worker in self.names]
+
+    def _output(self, name: str) -> Path:
+        return self.config.directory / f"{name}-{len(self.lives)}.output"
+
+    def _start(self, name: str, output: Path, target: Callable[..., None], *arguments: object) -> Life:
+        life = Life(name, output, target, *arguments)
+        self.lives.append(life)
+        return life
+
+    # --- looking ---
+
+    def wait(self, holds: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+        return until(holds, what, seconds, self.story)
+
+    def story(self) -> str:
+        lines = []
+        for life in self.lives:
+            lines += [f"--- {life.name} (pid {life.pid}, exit code {life.exit_code}):"]
+            lines += life.said.splitlines()[-SAID_LINES_MAX:]
+        return "\n".join(lines)
+
+    def entries(self) -> Iterator[Entry]:
+        """What the log holds now; the server may be writing it."""
+        return read_log(self.config.log, None) if list(self.config.log.glob("*.log")) else iter(())
+
+    def deltas(self, worker: str = "") -> list[Delta]:
+        found = [entry.record for entry in self.entries() if isinstance(entry.record, Delta)]
+        return [delta for delta in found if worker in ("", delta.worker)]
+
+    def records(self, kind: type[T]) -> list[T]:
+        return [entry.record for entry in self.entries() if isinstance(entry.record, kind)]
+
+    def status(self) -> Status:
+        return trio.run(self._ask)
+
+    async def _ask(self) -> Status:
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with assembly.open_status(self.config, Silent()) as ask:
+                while True:
+                    with trio.move_on_after(0.5):  # a question that met a dying server is asked again
+                        if answer := await ask():
+                            return answer
+
+    def results(self, worker: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.config.worker_directory(worker) / "results.json").read_text())
+        return found
+
+    def unanswered(self, worker: str) -> list[str]:
+        return sorted(path.name for path in self.config.worker_directory(worker).glob("*.delta"))
+
+    def acknowledged(self, worker: str) -> list[int]:
+        """The seqs that the worker noted."""
+        notes = self.config.worker_directory(worker) / "acknowledged.jsonl"
+        return [json.loads(line)["seq"] for line in notes.read_text().splitlines()] if notes.exists() else []
+
+    # --- the end ---
+
+    def finish(self, *lives: Life) -> Verdict:
+        """Wait until these (all that still live) have ended well, then hold every promise against the log."""
+        for life in lives or [life for life in self.lives if life.exit_code is None]:
+            self.wait(lambda life=life: life.exit_code is not None, f"{life.name} ends")
+            assert life.exit_code == 0, f"{life.name} ended with {life.exit_code}\n{self.story()}"
+        return self.check()
+
+    def check(self) -> Verdict:
+        verdict = assembly.verify_directory(self.config.log, lambda _: None)
+        assert verdict.is_ok, "\n".join(verdict.lines())
+        assert verdict.state.is_finished, f"{verdict.lines()}\n{self.story()}"
+        self._check_promises(verdict)
+        self._check_witness()
+        return verdict
+
+    def _check_promises(self, verdict: Verdict) -> None:
+        """Everything that any life of the server promised is in the log at the place it named."""
+        kept = {(delta.worker, delta.seq, lsn) for lsn, delta in self._numbered_deltas()}
+        promised = {(worker, int(seq), int(lsn)) for worker, seq, lsn in self._lines(PROMISED)}
+        forgotten = {promise for promise in promised - kept if promise[2] > verdict.from_lsn}
+        assert not forgotten, f"acknowledged, and not in the log: {forgotten}"
+        last = {worker: member.last_seq for worker, member in verdict.state.members.items()}
+        assert all(seq <= last[worker] for worker, seq, _ in promised)
+
+    def _numbered_deltas(self) -> Iterator[tuple[int, Delta]]:
+        return ((entry.lsn, entry.record) for entry in self.entries() if isinstance(entry.record, Delta))
+
+    def _check_witness(self) -> None:
+        """What every life of the server saw after each of its batches is what a replay of the log comes to."""
+        witnessed = {int(lsn): (state, model) for lsn, state, model in self._lines(WITNESS)}
+        compared = 0
+        model = ServerModel()
+
+        def compare(entry: Entry, state: State) -> None:
+            nonlocal compared
+            if entry.lsn in witnessed:
+                found = state.digest().hex(), model.model_hash().hex()
+                assert found == witnessed[entry.lsn], f"after record {entry.lsn}"
+                compared += 1
+
+        start, entries = assembly._oldest_start(self.config.log)
+        state = replay(start, entries, model, compare)
+        assert max(witnessed) == state.lsn, "the last that the server knew is the last that the log holds"
+        assert compared > 0
+
+    def _lines(self, name: str) -> list[list[str]]:
+        path = self.config.directory / name
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,201 @@
+"""What happens inside the processes that the harness forks: the real server and real workers, with faults to order.
+
+Nothing of the product is replaced. A server's life is `hetero-async serve` with a disk that may fail or kill at a chosen
+call, and with a witness: what state and model hashed to after each batch, and what was promised to whom, are written
+down before anybody hears of it. All intervals of waiting are shortened, so that a test waits for work and not for time.
+"""
+
+import errno
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hetero_async import assembly, cli, serve, train, transfers
+from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
+from hetero_async.core import worker as core_worker
+from hetero_async.core.events import Ready
+from hetero_async.core.messages import Ack
+from hetero_async.core.records import Delta, Entry
+from hetero_async.serve import Serving
+from hetero_async.shell import disk, log, store, wire
+
+WITNESS, PROMISED, CALLS, WITHHOLD = "witness", "promised", "disk-calls.json", "withhold-acks"
+DISK_CALLS = ("write", "fdatasync", "fsync", "fallocate", "truncate", "rename", "unlink")
+TAKES_SPACE = {"write", "fallocate"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What the server's disk does at its `at`-th call (0: never). `full` lasts for `seconds`."""
+
+    kind: str = "die"  # die: before the call, or in the middle of a write | die after | full | fail
+    at: int = 0
+    only: str = ""  # count only the calls of this name
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPlan:
+    fault: Fault = Fault()
+    die_after_delta: int = 0  # SIGKILL when that many deltas are durable, before anybody is told
+    take_along: str = ""  # and this worker with it
+    segment_bytes: int = 1 << 20
+
+
+def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
+    _speak_to(output)
+    _hurry()
+    config = RunConfig.load(Path(run_toml))
+    log.SEGMENT_BYTES = plan.segment_bytes
+    calls = Calls(plan.fault)
+    calls.watch()
+    _die_after_delta(config, plan)
+    assembly.Serving = _witnessed(config.directory)
+    sys.argv = ["hetero-async", "serve", "--run", run_toml, "--exit-when-finished"]
+    try:
+        cli.main()
+    except SystemExit as ending:
+        if ending.code:
+            raise
+    (config.directory / CALLS).write_text(json.dumps(calls.made))
+
+
+def worker_life(run_toml: str, worker: str, output: str, script: Callable[..., None], options: dict[str, Any]) -> None:
+    _speak_to(output)
+    _hurry()
+    os.environ |= {ENV_RUN: run_toml, ENV_WORKER: worker}
+    directory = RunConfig.load(Path(run_toml)).worker_directory(worker)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "pid").write_text(str(os.getpid()))
+    script(**options)
+
+
+def _speak_to(output: str) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+
+
+def _hurry() -> None:
+    """Shorter intervals everywhere; no limit that decides about a peer's life is touched."""
+    core_worker.HELLO_EVERY_MS = core_worker.LEASE_EVERY_MS = 50
+    core_worker.HEARTBEAT_EVERY_MS = 100
+    core_worker.OFFER_AGAIN_MS = 300
+    transfers.STALL_MS = 500
+    serve.UPLOAD_CHECK_SECONDS = serve.LOOK_SECONDS = train.TICK_SECONDS = 0.02
+    wire.RETRY_MS_MIN, wire.RETRY_MS_MAX = 10, 100
+
+
+# --- the witness ---
+
+
+def _witnessed(directory: Path) -> type[Serving]:
+    """Serving that writes down what it came to, and what it promised, before it can be killed for it."""
+
+    class WitnessedServing(Serving):
+        async def _settle(self) -> None:
+            await super()._settle()
+            state = self.machine.state
+            if state.settings is not None:
+                _note(directory / WITNESS, f"{state.lsn} {state.digest().hex()} {self.model.model_hash().hex()}")
+
+        async def _send(self, ready: Ready) -> None:
+            is_withheld = (directory / WITHHOLD).exists()
+            for outgoing in ready.messages:
+                if isinstance(outgoing.message, Ack) and not is_withheld:
+                    _note(directory / PROMISED, f"{outgoing.worker} {outgoing.message.seq} {outgoing.message.lsn}")
+            kept = [out for out in ready.messages if not (is_withheld and isinstance(out.message, Ack))]
+            await super()._send(Ready(ready.records, tuple(kept)))
+
+    return WitnessedServing
+
+
+def _note(path: Path, line: str) -> None:
+    """One write, so that a line is there whole or not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(descriptor, line.encode() + b"\n")
+    os.close(descriptor)
+
+
+# --- faults ---
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)  # the signal is under way
+
+
+def _die_after_delta(config: RunConfig, plan: ServerPlan) -> None:
+    append, seen = log.FileLog.append, itertools.count(1)
+
+    async def dying(self: log.FileLog, entries: Sequence[Entry]) -> None:
+        await append(self, entries)
+        for entry in entries:
+            if isinstance(entry.record, Delta) and next(seen) == plan.die_after_delta:
+                if plan.take_along:
+                    pid = int((config.worker_directory(plan.take_along) / "pid").read_text())
+                    os.kill(pid, signal.SIGKILL)
+                die()
+
+    if plan.die_after_delta:
+        log.FileLog.append = dying  # type: ignore[method-assign]
+
+
+class Calls:
+    """Every call by which the server changes its disk, counted; the fault strikes at one of them."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.made: list[str] = []
+        self._lock = threading.Lock()
+        self._counted = 0
+        self._full_until = 0.0
+
+    def watch(self) -> None:
+        for name in DISK_CALLS:
+            setattr(disk.Disk, name, self._watched(name, getattr(disk.Disk, name)))
+        store.shutil.rmtree = self._watched("rmtree", store.shutil.rmtree)  # type: ignore[attr-defined]
+
+    def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            is_struck = self._is_struck(name)
+            if is_struck and self.fault.kind == "die":
+                _tear(name, arguments)
+                die()
+            if is_struck and self.fault.kind == "fail":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if is_struck and self.fault.kind == "full":
+                self._full_until = time.monotonic() + self.fault.seconds
+            if name in TAKES_SPACE and time.monotonic() < self._full_until:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            answer = call(*arguments)
+            if is_struck and self.fault.kind == "die after":
+                die()
+            return answer
+
+        return watched
+
+    def _is_struck(self, name: str) -> bool:
+        with self._lock:
+            self.made.append(name)
+            self._counted += self.fault.only in ("", name)
+            return self.fault.only in ("", name) and self._counted == self.fault.at
+
+
+def _tear(name: str, arguments: tuple[Any, ...]) -> None:
+    """A process that dies while it writes has written a part."""
+    if name == "write":
+        _, descriptor, buffers, offset = arguments
+        whole = b"".join(bytes(buffer) for buffer in buffers)
+        os.pwrite(descriptor, whole[: len(whole) // 2], offset)
