@@ -222,7 +222,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     config = prepare(options.directory, options.samples)
-    console.print(f"run in {config.directory}; what each process says is in {config.directory / 'logs'}")
+    console.print(f"run in {config.directory}; what each process says is in its logs/", soft_wrap=True)
     conductor = Conductor(config)
     try:
         conductor.start_server()
@@ -242,7 +242,7 @@ def finish(conductor: Conductor, console: Console) -> None:
     verdict = assembly.verify_directory(config.log, lambda _: None)
     report = figures(story, verdict, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
-    points = [(0.0, report["loss_start"]), *story.losses, (story.seconds, report["loss_end"])]
+    points = [(0.0, report["loss_start"]), *story.losses, (report["seconds"], report["loss_end"])]
     kills = [(seconds, f"{who} killed") for seconds, who in story.kills]
     draw_loss(points, kills, paths["loss picture"], title="one model, three sites, two kills")
     show(report, paths, console)

@@ -302,7 +302,7 @@ class Server:
         A worker's several deltas are one stretch of progress cut in pieces, so they add up; workers are averaged.
         """
         pending = self.state.pending
-        workers = len({delta.worker for delta in pending.values()})
+        workers = max(1, len({delta.worker for delta in pending.values() if delta.steps}))
         stepped = Stepped(
             version=self.state.version + 1,
             deltas=tuple(pending),
