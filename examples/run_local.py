@@ -7,10 +7,12 @@ server again after it was killed. It ends with the figures and a picture in runs
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -164,10 +166,21 @@ def prepare(directory: Path, samples: int) -> RunConfig:
     text = template(
         run={"name": "byte-gpt", "samples": samples},
         sites={site: workers for site, (workers, _, _) in SITES.items()},
-        server={"site": "amsterdam", "keep_log": True},
+        server={"site": "amsterdam", "keep_log": True, "address": free_address()},
         training={"outer_learning_rate": 1.0, "momentum": 0.5, "lease_ttl_seconds": 6.0},
     )
     return assembly.initialize(directory, text)
+
+
+def free_address() -> str:
+    """A port of this machine that nobody uses, and whose successor nobody uses: the bulk lane's."""
+    while True:
+        with socket.socket() as control, socket.socket() as bulk:
+            control.bind(("127.0.0.1", 0))
+            port = control.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                bulk.bind(("127.0.0.1", port + 1))
+                return f"tcp://127.0.0.1:{port}"
 
 
 def _progress(status: dict[str, Any]) -> float:
