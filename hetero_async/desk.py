@@ -79,6 +79,10 @@ class Desk:
                 return None
             if ranges.size(self._leases) < count and not self._is_dry:
                 return []
+            if not self._leases and self._consumed and self.round_steps == 0:
+                # The last batches, and no step came of them (accumulated, or skipped by a scaler): only a step can
+                # report them, so they are drawn again until there is one.
+                self._leases, self._consumed = self._consumed, ()
             drawn, self._leases = ranges.take(self._leases, count)
             self._consumed = ranges.union(self._consumed, drawn)
             return [position for start, stop in drawn for position in range(start, stop)]

@@ -26,7 +26,8 @@ class FileOutbox:
         directory.mkdir(parents=True, exist_ok=True)
 
     def save(self, push: Push, payload: bytes) -> None:
-        write_durably(self._path(push.seq), pack_parts(frames.encode(push), payload))
+        header = frames.encode(push)  # it holds the payload's hash
+        write_durably(self._path(push.seq), pack_parts(header, xxhash.xxh3_128_digest(header), payload))
         self._hashes[push.seq] = push.payload_hash.hex()
 
     def drop(self, seq: int, is_acknowledged: bool) -> None:
@@ -51,9 +52,10 @@ class FileOutbox:
         return found
 
     def _read(self, path: Path) -> tuple[Push, bytes]:
-        header, payload = (bytes(part) for part in unpack_parts(path.read_bytes(), 2))
+        header, header_hash, payload = (bytes(part) for part in unpack_parts(path.read_bytes(), 3))
         push = frames.decode(header)
-        if not isinstance(push, Push) or xxhash.xxh3_128_digest(payload) != push.payload_hash:
+        is_whole = xxhash.xxh3_128_digest(header) == header_hash
+        if not (isinstance(push, Push) and is_whole and xxhash.xxh3_128_digest(payload) == push.payload_hash):
             raise PeerError(f"{path.name} is not the delta that was saved")
         return push, payload
 

@@ -5,6 +5,7 @@ them, and only by records, so the same log gives the same bits. A merge is one p
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 
 from hetero_async.core.admission import Facts
 from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
-from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Settings, Stepped
+from hetero_async.core.records import Delta, Entry, Genesis, Published, Settings, Stepped
 from hetero_async.errors import LogCorrupt, PeerError
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
@@ -28,9 +29,12 @@ from hetero_async.tensors.schema import Schema, difference
 
 # Elements per block of a pass: 256 KiB of fp32, so that a block of every vector involved stays in a core's cache.
 PASS_BLOCK = 1024 * BLOCK
-# Publishes are held for workers that fall behind, at most so many, and no longer than a snapshot would be fewer bytes.
+# Publishes are held for workers that fall behind: at least the newest two, so that whoever is at work on the last one
+# still gets it, at most so many, and no more of them than a snapshot has bytes.
+PUBLISHES_HELD_MIN = 2
 PUBLISHES_HELD_MAX = 256
 SNAPSHOTS_HELD = 2
+NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
 
@@ -41,19 +45,26 @@ class Pending:
     payload: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A shadow and the publish that it stands on. Replaced as one, never written to: `fetch` reads it in another thread."""
+
+    note: PublishNote
+    shadow: torch.Tensor
+
+
 class ServerModel:
     """Empty until Genesis is applied or a snapshot is loaded."""
 
     def __init__(self) -> None:
         self.schema: Schema | None = None
         self.theta = torch.empty(0)
-        self.shadow = torch.empty(0)
         self.buffers: list[torch.Tensor] = []
         self._constants = b""
         self._rule = "sgd"
         self._momentum = 0.0
         self._pending: dict[int, Pending] = {}
-        self._note = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
+        self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0))
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
 
@@ -61,11 +72,19 @@ class ServerModel:
 
     def apply(self, entry: Entry) -> None:
         """Raises LogCorrupt where a payload is not what its record says."""
+        try:
+            self._apply(entry)
+        except PeerError as error:
+            raise LogCorrupt(
+                f"record {entry.lsn} ({type(entry.record).__name__}) cannot be applied: {error}"
+            ) from error
+
+    def _apply(self, entry: Entry) -> None:
         match entry.record:
             case Genesis() as genesis:
                 self._begin(genesis, entry.payload)
-            case Settings() as changed:
-                self._set(changed.settings)
+            case Settings() as changed:  # all but the rule: its buffers are the run's from genesis on
+                self._momentum = changed.settings.momentum
             case Delta() as delta:
                 self._pending[entry.lsn] = Pending(delta.codec, entry.payload)
             case Stepped() as stepped:
@@ -74,23 +93,18 @@ class ServerModel:
                 self._publish(published)
 
     def _begin(self, genesis: Genesis, payload: bytes) -> None:
-        try:
-            schema, upload = unpack_parts(payload, 2)
-            parameters, constants = unpack_parts(upload, 2)
-            self.schema = Schema.from_bytes(bytes(schema))
-            self.theta = decode_payload("fp32", bytes(parameters), self.schema.numel)
-        except PeerError as error:
-            raise LogCorrupt(f"the genesis record's payload cannot be read: {error}") from error
+        packed_schema, upload = unpack_parts(payload, 2)
+        parameters, constants = unpack_parts(upload, 2)
+        schema = Schema.from_bytes(bytes(packed_schema))
+        self.theta = decode_payload("fp32", bytes(parameters), schema.numel)
         if hash_of(self.theta) != genesis.parameters_hash:
             raise LogCorrupt("the initial parameters are not those that the genesis record names")
         self._constants = bytes(constants)
-        self._set(genesis.settings)
+        self._rule, self._momentum = genesis.settings.rule, genesis.settings.momentum
         self.buffers = [torch.zeros_like(self.theta) for _ in range(RULES[self._rule].buffers)]
-        self.shadow = self.theta.clone()
-        self._note = replace(self._note, shadow_hash=hash_of(self.shadow))
-
-    def _set(self, settings: RunSettings) -> None:
-        self._rule, self._momentum = settings.rule, settings.momentum
+        note = replace(NOTHING_PUBLISHED, shadow_hash=genesis.parameters_hash)
+        self._standing = Standing(note, self.theta.clone())
+        self.schema = schema  # last: from here on there is something to fetch
 
     def _step(self, stepped: Stepped) -> None:
         """One pass: decode a block of every delta, weighted mean, rule. No decoded delta is ever whole."""
@@ -109,19 +123,26 @@ class ServerModel:
 
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
-        payload = encode_payload(published.codec, torch.sub(self.theta, self.shadow))
-        self.shadow.add_(decode_payload(published.codec, payload, self.theta.numel()))
-        self._note = PublishNote(
+        before = self._standing.shadow
+        payload = encode_payload(published.codec, torch.sub(self.theta, before))
+        shadow = decode_payload(published.codec, payload, before.numel()).add_(before)
+        note = PublishNote(
             number=published.number,
             version=published.version,
             codec=published.codec,
             merged=published.merged,
-            shadow_hash=hash_of(self.shadow),
+            shadow_hash=hash_of(shadow),
         )
-        held = {**self._publishes, published.number: write_object(self._note, payload)}
-        while len(held) > PUBLISHES_HELD_MAX or (len(held) > 1 and sum(map(len, held.values())) > self._snapshot_bytes):
-            del held[min(held)]
-        self._publishes = held
+        self._publishes = self._held({**self._publishes, note.number: write_object(note, payload)})
+        self._standing = Standing(note, shadow)
+
+    def _held(self, publishes: dict[int, bytes]) -> dict[int, bytes]:
+        snapshot_bytes = 4 * self.theta.numel()
+        while len(publishes) > PUBLISHES_HELD_MIN and (
+            len(publishes) > PUBLISHES_HELD_MAX or sum(map(len, publishes.values())) > snapshot_bytes
+        ):
+            del publishes[min(publishes)]
+        return publishes
 
     # --- what workers send and fetch ---
 
@@ -137,8 +158,8 @@ class ServerModel:
         try:
             parameters, constants = unpack_parts(upload, 2)
             flat = decode_payload("fp32", bytes(parameters), Schema.from_bytes(schema).numel)
-            safetensors.torch.load(bytes(constants))
-        except (PeerError, SafetensorError) as error:
+            _constants(bytes(constants))
+        except PeerError as error:
             return Facts(refusal=f"unreadable: {error}")
         return _facts(lambda start, out: out.copy_(flat[start : start + out.numel()]), flat.numel())
 
@@ -166,25 +187,24 @@ class ServerModel:
     def fetch(self, kind: str, number: int) -> bytes | None:
         if kind == PUBLISH:
             return self._publishes.get(number)
-        if kind == SNAPSHOT and number == self._note.number and number not in self._snapshots:
-            note = replace(self._note, codec="fp32")
-            held = {**self._snapshots, number: write_object(note, encode_payload("fp32", self.shadow))}
-            self._snapshots = dict(sorted(held.items())[-SNAPSHOTS_HELD:])
-        return self._snapshots.get(number) if kind == SNAPSHOT else None
+        if kind != SNAPSHOT or self.schema is None:
+            return None
+        standing = self._standing
+        if number == standing.note.number and number not in self._snapshots:
+            note = replace(standing.note, codec="fp32")
+            made = {**self._snapshots, number: write_object(note, encode_payload("fp32", standing.shadow))}
+            self._snapshots = dict(sorted(made.items())[-SNAPSHOTS_HELD:])
+        return self._snapshots.get(number)
 
     def oldest_publish(self) -> int:
         """The smallest n for which publishes n … the newest are all held; the next number when none is."""
-        return min(self._publishes, default=self._note.number + 1)
-
-    @property
-    def _snapshot_bytes(self) -> int:
-        return 4 * self.theta.numel()
+        return min(self._publishes, default=self._standing.note.number + 1)
 
     # --- checkpoints, hashes, export ---
 
     def model_hash(self) -> bytes:
         whole = xxhash.xxh3_128()
-        for vector in (self.theta, *self.buffers, self.shadow):
+        for vector in (self.theta, *self.buffers, self._standing.shadow):
             whole.update(vector.numpy().data)
         return whole.digest()
 
@@ -192,10 +212,10 @@ class ServerModel:
         assert self.schema is not None, "a run without parameters has nothing to keep"
         arrays = {
             "parameters": self.theta.numpy().copy(),
-            "shadow": self.shadow.numpy().copy(),
+            "shadow": self._standing.shadow.numpy().copy(),
             "schema": _bytes_array(self.schema.to_bytes()),
             "constants": _bytes_array(self._constants),
-            "publish": _bytes_array(write_object(self._note, b"")),
+            "publish": _bytes_array(write_object(self._standing.note, b"")),
             "rule": _bytes_array(self._rule.encode()),
             "momentum": numpy.array([self._momentum]),
         }
@@ -210,9 +230,10 @@ class ServerModel:
         """Raises LogCorrupt when what was loaded does not hash to what the snapshot says."""
         arrays = snapshot.arrays
         self.schema = Schema.from_bytes(arrays["schema"].tobytes())
-        self.theta, self.shadow = _vector(arrays["parameters"]), _vector(arrays["shadow"])
+        self.theta = _vector(arrays["parameters"])
         self._constants = arrays["constants"].tobytes()
-        self._note, _ = read_object(arrays["publish"].tobytes())
+        note, _ = read_object(arrays["publish"].tobytes())
+        self._standing = Standing(note, _vector(arrays["shadow"]))
         self._rule, self._momentum = arrays["rule"].tobytes().decode(), float(arrays["momentum"][0])
         self.buffers = [_vector(arrays[f"buffer/{number}"]) for number in range(RULES[self._rule].buffers)]
         self._pending = dict(_pending(arrays))
@@ -223,7 +244,7 @@ class ServerModel:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The whole model under its own names: trained parameters in fp32, all else as the first worker had it."""
         assert self.schema is not None, "no run has begun"
-        tensors = safetensors.torch.load(self._constants)
+        tensors = _constants(self._constants)
         start = 0
         for tensor in self.schema.tensors:
             tensors[tensor.name] = self.theta[start : start + tensor.numel].view(tensor.shape).clone()
@@ -236,6 +257,8 @@ class ServerModel:
         """Write `state_dict` as safetensors; the file appears whole or not at all."""
         unfinished = path.with_name(f"{path.name}.new")
         safetensors.torch.save_file(self.state_dict(), unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
         unfinished.replace(path)
 
 
@@ -253,6 +276,14 @@ def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
     if not math.isfinite(total):
         return Facts(refusal="not finite: it holds a NaN, an infinity or values beyond fp32's squares")
     return Facts(norm=math.sqrt(total))
+
+
+def _constants(packed: bytes) -> dict[str, torch.Tensor]:
+    """What of the model is not trained. Raises PeerError, for a dtype that this torch does not know as well."""
+    try:
+        return safetensors.torch.load(packed)
+    except (SafetensorError, KeyError, AssertionError, ValueError, RuntimeError) as error:
+        raise PeerError(f"not a model's other tensors: {error}") from error
 
 
 def _bytes_array(data: bytes) -> numpy.ndarray:

@@ -36,12 +36,12 @@ class Replica:
         self.reset(self._flat().cpu())
 
     def initial_upload(self) -> bytes:
-        """The parameters to the bit (fp32), and everything else that belongs to the model's state_dict."""
+        """The parameters to the bit (fp32), and every other tensor of the model's state_dict."""
         trained = {tensor.name for tensor in self.schema.tensors} | {alias for alias, _ in self.schema.aliases}
         constants = {
             name: value.detach().cpu().contiguous().clone()
             for name, value in self._model.state_dict().items()
-            if name not in trained
+            if name not in trained and isinstance(value, torch.Tensor)  # some modules keep bytes in there as well
         }
         return pack_parts(encode_payload("fp32", self._flat()), safetensors.torch.save(constants))
 
@@ -95,8 +95,7 @@ class Shadow:
 
     def __init__(self, note: PublishNote, flat: torch.Tensor) -> None:
         """Raises PeerError when the vector is not the one that the note was written for."""
-        self.flat = flat
-        self._accept(note)
+        self._stand_on(note, flat)
 
     @classmethod
     def from_snapshot(cls, blob: bytes, numel: int) -> "Shadow":
@@ -105,12 +104,11 @@ class Shadow:
         return cls(note, decode_payload(note.codec, payload, numel))
 
     def advance(self, blob: bytes) -> None:
-        """Apply the next publish. Raises PeerError, and is of no more use, when the outcome is not the server's."""
+        """Apply the next publish. Raises PeerError, and stays as it was, when the outcome is not the server's."""
         note, payload = read_object(blob)
         if note.number != self.number + 1:
             raise PeerError(f"publish {note.number} does not follow publish {self.number}")
-        self.flat.add_(decode_payload(note.codec, payload, self.flat.numel()))
-        self._accept(note)
+        self._stand_on(note, decode_payload(note.codec, payload, self.flat.numel()).add_(self.flat))
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
         """Shadow − Σ decoded deltas, in their order; a fresh tensor."""
@@ -119,9 +117,10 @@ class Shadow:
             target.sub_(decode_payload(codec, payload, target.numel()))
         return target
 
-    def _accept(self, note: PublishNote) -> None:
-        if hash_of(self.flat) != note.shadow_hash:
+    def _stand_on(self, note: PublishNote, flat: torch.Tensor) -> None:
+        if hash_of(flat) != note.shadow_hash:
             raise PeerError(f"after publish {note.number} the parameters are not the server's")
+        self.flat = flat
         self.number, self.version, self.merged = note.number, note.version, dict(note.merged)
 
 

@@ -58,7 +58,16 @@ class Schema:
         schema = cls(tensors=tensors, aliases=aliases)
         if schema.to_bytes() != data:
             raise PeerError("not a schema: it is not written in its one form")
+        schema._check_names()
         return schema
+
+    def _check_names(self) -> None:
+        firsts = {tensor.name for tensor in self.tensors}
+        names = [*(tensor.name for tensor in self.tensors), *(alias for alias, _ in self.aliases)]
+        if len(set(names)) < len(names):
+            raise PeerError("not a schema: it names a tensor twice")
+        if not all(first in firsts for _, first in self.aliases):
+            raise PeerError("not a schema: a tied name stands for a tensor that it does not have")
 
 
 def _spec(name: object, shape: object) -> TensorSpec:
@@ -70,6 +79,7 @@ def _spec(name: object, shape: object) -> TensorSpec:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.60} is not a name")
+    value.encode()  # half a surrogate pair passes as JSON, and fails when the model is exported
     return value
 
 
@@ -84,6 +94,8 @@ def schema_of(model: torch.nn.Module) -> Schema:
         if id(parameter) in first_names:
             aliases.append((name, first_names[id(parameter)]))
             continue
+        if torch.nn.parameter.is_lazy(parameter):
+            raise SchemaError(f"{name} has no shape yet: run one batch through the model before joining")
         if not parameter.dtype.is_floating_point:
             raise SchemaError(f"{name} is {parameter.dtype}: only floating parameters can be trained together")
         first_names[id(parameter)] = name

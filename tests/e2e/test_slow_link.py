@@ -3,10 +3,9 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import trio
-from throttle import Throttle
+from e2e.throttle import Throttle
 
 from hetero_async.core.messages import DELTA, Beat, Chunk, Heartbeat
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
@@ -129,7 +128,11 @@ def heartbeat(number: int) -> Heartbeat:
     )
 
 
-async def insist(send: Callable[[], Awaitable[Any]]) -> None:
+async def insist(send: Callable[[], Awaitable[bool]]) -> None:
     """Until there is a connection."""
     while not await send():
-        await trio.sleep(0.05)
+        await moment()
+
+
+async def moment() -> None:
+    await trio.sleep(0.05)

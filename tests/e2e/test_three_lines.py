@@ -14,7 +14,8 @@ from hetero_async import assembly
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict
 
-STEPS = Callable[[], None]
+# The plainest rule: what a few hundred steps have learned shows at once.
+PLAIN = {"rule": "sgd", "outer_learning_rate": 1.0}
 
 
 def exported(run: Run, model: torch.nn.Module) -> torch.nn.Module:
@@ -38,7 +39,7 @@ def steps_counted(verdict: Verdict) -> dict[str, int]:
 
 
 def test_two_workers_train_one_model_to_the_end(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", samples=4000) as run:
+    with Run(tmp_path / "run", samples=4000, **PLAIN) as run:
         run.start_server()
         run.start_workers(step_seconds=0.002)
         verdict = run.finish()
@@ -47,7 +48,7 @@ def test_two_workers_train_one_model_to_the_end(tmp_path: Path) -> None:
         assert verdict.acknowledged == len(verdict.deltas)
         assert steps_counted(verdict) == {worker: len(run.results(worker)["losses"]) for worker in run.names}
         before, after = loss_on_all(seeded()), loss_on_all(exported(run, NextByte()))
-        assert after < before - 1.5, (before, after)
+        assert after < before - 3, (before, after)
 
 
 def test_the_exported_model_is_the_replayed_one_under_the_models_own_names(tmp_path: Path) -> None:
@@ -61,12 +62,12 @@ def test_the_exported_model_is_the_replayed_one_under_the_models_own_names(tmp_p
 
 
 def test_tied_frozen_scalar_and_empty_parameters_and_groups_of_them(tmp_path: Path) -> None:
-    with Run(tmp_path / "run") as run:
+    with Run(tmp_path / "run", **PLAIN) as run:
         run.start_server()
         run.start_workers(variants.train_odd)
         run.finish()
         model, start = exported(run, variants.Odd()), seeded(variants.Odd)
-        assert loss_on_all(model) < loss_on_all(start) - 0.5
+        assert loss_on_all(model) < loss_on_all(start) - 10
         assert model.output.weight is model.bytes.weight
         assert model.scale.shape == () and not torch.equal(model.scale, start.scale)
         assert model.nothing.shape == (0, 12)
@@ -88,7 +89,7 @@ def test_a_step_every_two_batches_counts_as_one_step_and_as_two_batches(tmp_path
 
 
 @pytest.mark.parametrize("script", [variants.train_scaled, variants.train_self_skipping])
-def test_a_step_that_the_scaler_skipped_is_no_step(tmp_path: Path, script: STEPS) -> None:
+def test_a_step_that_the_scaler_skipped_is_no_step(tmp_path: Path, script: Callable[[], None]) -> None:
     with Run(tmp_path / "run", samples=8 * 150) as run:
         run.start_server()
         run.start_workers(script)
@@ -99,7 +100,7 @@ def test_a_step_that_the_scaler_skipped_is_no_step(tmp_path: Path, script: STEPS
 
 
 def test_a_bf16_worker_trains_beside_an_fp32_one(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", samples=3200) as run:
+    with Run(tmp_path / "run", samples=3200, **PLAIN) as run:
         run.start_server()
         first, second = run.names
         run.start_worker(first, dtype="fp32", step_seconds=0.002)
@@ -111,7 +112,7 @@ def test_a_bf16_worker_trains_beside_an_fp32_one(tmp_path: Path) -> None:
         }
         run.finish()
         assert [run.results(worker)["device_dtype"] for worker in run.names] == ["torch.float32", "torch.bfloat16"]
-        assert loss_on_all(exported(run, NextByte())) < loss_on_all(seeded()) - 1.0
+        assert loss_on_all(exported(run, NextByte())) < loss_on_all(seeded()) - 3
 
 
 @pytest.mark.parametrize("merge", ["per-push", "all"])

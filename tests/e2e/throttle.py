@@ -52,7 +52,7 @@ class Throttle:
             nursery.cancel_scope.cancel()
 
     async def _serve(self, listener: trio.SocketListener, port: int) -> None:
-        async with trio.open_nursery() as nursery:
+        async with listener, trio.open_nursery() as nursery:
             while True:
                 near = await listener.accept()
                 nursery.start_soon(self._join, near, port)

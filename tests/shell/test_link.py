@@ -20,6 +20,7 @@ from hetero_async.formats.frames import encode
 from hetero_async.ports import Incoming, Link
 from hetero_async.shell.keys import AllowList, create_keypair, load_secret
 from hetero_async.shell.link import CONTROL_INBOX, ServerLink, WorkerLink, open_server_link, open_worker_link
+from hetero_async.shell.wire import CONTROL
 
 SILENCE_SECONDS = 1.0
 BEAT = Beat(version=1, publish=2, oldest=1, trained=3, positions=4)
@@ -202,8 +203,11 @@ def test_the_last_words_of_a_worker_arrive(place: Place) -> None:
         async with place.server() as server:
             async with place.worker("a-0") as worker:
                 await reach(worker, server)
+                for _ in range(CONTROL.queue // 2):  # what stands before it takes a while to leave
+                    assert await worker.control.send(worker.server.key, heartbeat(), bytes(256 * 1024))
                 assert await worker.control.send(worker.server.key, Bye(incarnation=1))
-            assert (await server.control.receive()).message == Bye(incarnation=1)
+            while (await server.control.receive()).message != Bye(incarnation=1):
+                pass
 
     run(main)
 

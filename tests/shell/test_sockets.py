@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -16,9 +16,11 @@ SOAK_MESSAGES = 3000
 
 
 @contextmanager
-def raw_pair(high_water_mark: int = 1000) -> Iterator[tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]]:
-    """Two PAIR sockets, connected through the loopback."""
-    with zmq.Context() as context, context.socket(zmq.PAIR) as left, context.socket(zmq.PAIR) as right:
+def raw_pair(
+    high_water_mark: int = 1000, kinds: tuple[int, int] = (zmq.PAIR, zmq.PAIR)
+) -> Iterator[tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]]:
+    """Two sockets, connected through the loopback."""
+    with zmq.Context() as context, context.socket(kinds[0]) as left, context.socket(kinds[1]) as right:
         for raw in (left, right):
             raw.setsockopt(zmq.LINGER, 0)
             raw.setsockopt(zmq.SNDHWM, high_water_mark)
@@ -133,6 +135,35 @@ async def _meddle(how: str, socket: TrioSocket) -> None:
         await socket.send([b"unrelated"])
     else:
         assert socket.try_send([b"unrelated"])
+
+
+def test_a_sender_that_must_wait_itself_still_wakes_the_receiver_whose_edge_it_ate() -> None:
+    """A REQ socket cannot send before it has the answer: the sender looks, sees only the other's event, and parks."""
+
+    async def main() -> list[list[bytes]]:
+        arrived: list[list[bytes]] = []
+
+        async def receive() -> None:
+            arrived.append(await received(asking))
+
+        with raw_pair(kinds=(zmq.REP, zmq.REQ)) as raws:
+            answering, asking = (TrioSocket(raw) for raw in raws)
+            with trio.fail_after(5), closing(answering), closing(asking):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(answering.watch)
+                    nursery.start_soon(asking.watch)
+                    async with trio.open_nursery() as inner:
+                        inner.start_soon(receive)
+                        await asking.send([b"first?"])
+                        await answering.receive()
+                        await trio.testing.wait_all_tasks_blocked()
+                        assert answering.try_send([b"first."])
+                        _until_readable(asking)
+                        await asking.send([b"second?"])
+                    nursery.cancel_scope.cancel()
+        return arrived
+
+    assert trio.run(main) == [[b"first."]]
 
 
 def test_trying_to_send_says_no_where_waiting_would_wait() -> None:

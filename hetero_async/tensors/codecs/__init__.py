@@ -10,27 +10,33 @@ from hetero_async.tensors.codecs.fp32 import Fp32
 from hetero_async.tensors.codecs.int4 import Int4
 from hetero_async.tensors.codecs.int8 import Int8
 
-__all__ = ["BLOCK", "CODECS", "Codec", "decode_payload", "encode_payload", "open_payload"]
+__all__ = ["BLOCK", "CODECS", "Codec", "codec_named", "decode_payload", "encode_payload", "open_payload"]
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Bf16(), Int8(), Int4())}
 
 
+def codec_named(name: str) -> Codec:
+    """Raises PeerError: codecs are named by the other side, which may run other software."""
+    codec = CODECS.get(name)
+    if codec is None:
+        raise PeerError(f"unknown codec {name:.40}; known: {', '.join(CODECS)}")
+    return codec
+
+
 def encode_payload(name: str, flat: torch.Tensor) -> bytes:
-    """Flat fp32, any device → what travels and is logged."""
-    return compress(CODECS[name].encode(flat).cpu().numpy().data)
+    """Flat fp32, any device → what travels and is logged. Raises PeerError for an unknown codec."""
+    return compress(codec_named(name).encode(flat).cpu().numpy().data)
 
 
 def open_payload(name: str, payload: bytes, numel: int) -> torch.Tensor:
     """Decompressed, not decoded: uint8 on the CPU. Raises PeerError for anything but a whole payload of that size."""
-    codec = CODECS.get(name)
-    if codec is None:
-        raise PeerError(f"unknown codec {name}; known: {', '.join(CODECS)}")
-    raw = decompress(payload, codec.raw_bytes(numel))
+    raw = decompress(payload, codec_named(name).raw_bytes(numel))
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
 
 
 def decode_payload(name: str, payload: bytes, numel: int) -> torch.Tensor:
     """Flat fp32 on the CPU. Raises PeerError like `open_payload`."""
+    raw = open_payload(name, payload, numel)  # first: only a payload that is really so long may size memory
     flat = torch.empty(numel)
-    CODECS[name].decode(open_payload(name, payload, numel), numel, 0, flat)
+    CODECS[name].decode(raw, numel, 0, flat)
     return flat

@@ -46,7 +46,8 @@ def padded_blocks(flat: torch.Tensor) -> torch.Tensor:
 def quantized(flat: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales [blocks] and whole numbers [blocks, BLOCK] within ±levels: q = round(x / s), s = max|x| / levels."""
     blocks = padded_blocks(flat)
-    scales = blocks.abs().amax(dim=1).div_(levels)
+    # By a tensor: CUDA divides by a plain number by multiplying with its reciprocal, which rounds twice.
+    scales = blocks.abs().amax(dim=1).div_(torch.tensor(float(levels), device=flat.device))
     divisors = torch.where(scales > 0, scales, 1.0)
     return scales, blocks.div(divisors[:, None]).round_().clamp_(-levels, levels)
 

@@ -1,0 +1,87 @@
+"""Pulling an object over a lane that drops, repeats and reorders."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import trio
+import xxhash
+
+from hetero_async.core.messages import Chunk, Message, Want
+from hetero_async.errors import PeerError
+from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
+from hetero_async.ports import Incoming
+from hetero_async.transfers import Pull, send_chunks
+
+BLOB = random.Random(0).randbytes(CHUNK_BYTES * 20 + 123)
+
+
+class Recorder:
+    """A lane that keeps what it is given."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.sent: list[tuple[Message, bytes]] = []
+        self.room = room
+
+    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+        if len(self.sent) >= self.room:
+            return False
+        self.sent.append((message, payload))
+        return True
+
+    async def receive(self) -> Incoming:
+        raise AssertionError("nobody receives here")
+
+
+def answered(wants: Sequence[Want], blob: bytes = BLOB) -> list[tuple[Chunk, bytes]]:
+    lane = Recorder()
+    for want in wants:
+        trio.run(send_chunks, lane, b"key", want, blob, xxhash.xxh3_128_digest(blob))
+    return [(message, payload) for message, payload in lane.sent if isinstance(message, Chunk)]
+
+
+def test_an_object_comes_over_whole_and_no_more_than_the_credits_are_ever_under_way() -> None:
+    pull = Pull("publish", 7, 0, limit=len(BLOB))
+    under_way = answered(pull.wants())
+    while not pull.is_complete:
+        assert 0 < len(under_way) <= CREDITS
+        pull.add(*under_way.pop(0), now_ms=1)
+        under_way += answered(pull.wants()) if not pull.is_complete else []
+    assert pull.assembly is not None
+    assert pull.assembly.result() == BLOB
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_loss_repetition_and_disorder_cost_only_time(seed: int) -> None:
+    chance = random.Random(seed)
+    pull = Pull("delta", 1, 0, limit=len(BLOB))
+    wants = pull.wants()
+    for now_ms in range(0, 10_000_000, 10_000):
+        arriving = [chunk for chunk in answered(wants) for _ in range(chance.choice([0, 1, 1, 2]))]
+        chance.shuffle(arriving)
+        for chunk, payload in arriving:
+            pull.add(chunk, payload, now_ms)
+        if pull.is_complete:
+            break
+        wants = pull.ask_again(now_ms)
+    assert pull.assembly is not None
+    assert pull.assembly.result() == BLOB
+
+
+def test_an_object_over_the_limit_is_refused_before_its_first_chunk_is_kept() -> None:
+    pull = Pull("publish", 7, 0, limit=len(BLOB) - 1)
+    with pytest.raises(PeerError, match="at most"):
+        pull.add(*answered(pull.wants())[0], now_ms=1)
+
+
+def test_a_full_lane_ends_the_answer_and_the_receiver_asks_again() -> None:
+    lane = Recorder(room=3)
+    want = Want(kind="publish", number=1, first=0, count=CREDITS)
+    trio.run(send_chunks, lane, b"key", want, BLOB, b"h" * 16)
+    assert [message.index for message, _ in lane.sent if isinstance(message, Chunk)] == [0, 1, 2]
+
+
+def test_nobody_gets_more_at_once_than_the_credits_however_much_he_asks_for() -> None:
+    want = Want(kind="publish", number=1, first=2, count=10**9)
+    assert [chunk.index for chunk, _ in answered([want])] == list(range(2, 2 + CREDITS))
+    assert answered([Want(kind="publish", number=1, first=10**9, count=1)]) == []
