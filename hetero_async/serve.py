@@ -1,49 +1,33 @@
 """The server's loop: receive, ask the core, write to the log, apply, tell the workers, in that order.
 
-It is given its ports and holds no opinion: what to do is core.Server's, how is the ports'. Three tasks share it: the
-control lane, the bulk lane (which pulls deltas in and hands publishes out) and the one that decides. Only the last
-one touches the machine's state.
+It is given its ports and holds no opinion: what to do is core.Server's, how is the ports'. The control lane, the bulk
+lane (bulk.py) and the checkpointer run beside the task that decides; that one alone touches the machine's state.
 """
 
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import trio
-import xxhash
 
 from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
-from hetero_async.core.admission import Admitted, Facts, judge
+from hetero_async.bulk import Bulk
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
-from hetero_async.core.messages import (
-    DELTA,
-    INITIAL,
-    Chunk,
-    Gone,
-    Hello,
-    Nack,
-    Offer,
-    Push,
-    StatusReport,
-    StatusRequest,
-    Want,
-)
+from hetero_async.core.messages import Hello, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
-from hetero_async.errors import DiskFull, PeerError
+from hetero_async.errors import DiskFull
 from hetero_async.ports import Blocking, Checkpoint, Incoming, Link, Log, Model, Observer, Store
-from hetero_async.transfers import Pull, send_chunks
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
 INBOX_SIZE = 256
 # Records of one group commit: enough to share an fsync, few enough to keep answers prompt.
 BATCH_EVENTS_MAX = 64
 DISK_FULL_RETRY_SECONDS = 1.0
-UPLOAD_CHECK_SECONDS = 1.0
 # The lanes and the checkpointer may crash and come back; the deciding task may not: its state is the log's.
 RESTARTS = 3
 RESTART_PERIOD_SECONDS = 60.0
@@ -80,23 +64,27 @@ class Serving:
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
         self._keys: dict[str, bytes] = {}
-        self._schemas: dict[str, tuple[bytes, bytes]] = {}  # worker → schema, its hash; until there is a run
-        self._uploads: dict[str, tuple[Push | Offer, Pull]] = {}
+        self._bulk = Bulk(
+            state=machine.state,
+            model=model,
+            model_lock=self._model_lock,
+            link=link,
+            blocking=blocking,
+            observer=observer,
+            arrived=self._arrived,
+        )
         self._checkpointed = machine.state.version
         self._checkpoints = Mailbox[Checkpoint]("checkpointer", size=1)
         self._is_checkpointing = False
-        self._hashes: dict[tuple[str, int], tuple[int, bytes]] = {}
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must end the process: a broken assertion, a corrupt log."""
         helpers: dict[str, Child] = {
             "control lane": self._receive_control,
-            "bulk lane": self._receive_bulk,
-            "upload watch": self._watch_uploads,
+            "bulk lane": self._bulk.run,
             "checkpointer": functools.partial(self._checkpoints.serve, self._save),
         }
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             nursery.start_soon(
                 functools.partial(
                     supervise,
@@ -227,7 +215,15 @@ class Serving:
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
             elif incoming.peer.role == "worker":
-                await self._inbox_send.send(self._heard(incoming))
+                await self._pass_on(self._heard(incoming))
+
+    async def _pass_on(self, received: Received) -> None:
+        """To the deciding task. While that waits for disk space, what does not fit is dropped: peers ask again."""
+        try:
+            self._inbox_send.send_nowait(received)
+        except trio.WouldBlock:
+            if not self.paused:
+                await self._inbox_send.send(received)
 
     def _heard(self, incoming: Incoming) -> Received:
         worker = incoming.peer.worker
@@ -236,7 +232,7 @@ class Serving:
         if isinstance(incoming.message, Hello):
             mismatch = self.model.mismatch(incoming.payload)
             if self.machine.state.settings is None:
-                self._schemas[worker] = (incoming.payload, incoming.message.schema_hash)
+                self._bulk.schemas[worker] = (incoming.payload, incoming.message.schema_hash)
         return Received(
             now_ms=_now_ms(),
             worker=worker,
@@ -244,6 +240,10 @@ class Serving:
             message=incoming.message,
             mismatch=mismatch,
         )
+
+    async def _arrived(self, key: bytes, event: Received | Provided) -> None:
+        self._keys[event.worker] = key
+        await self._inbox_send.send(event)
 
     def status(self) -> dict[str, Any]:
         status = summary(self.machine, _now_ms())
@@ -253,143 +253,6 @@ class Serving:
         status["log"] = {"lsn": self.machine.state.lsn}
         status["state_hash"] = self.machine.state.digest().hex()
         return status
-
-    # --- bulk lane ---
-
-    async def _receive_bulk(self) -> None:
-        answers: dict[type, Callable[[Incoming, Any], Any]] = {
-            Push: self._offered,
-            Offer: self._offered,
-            Chunk: self._chunk,
-            Want: self._wanted,
-        }
-        while True:
-            incoming = await self.link.bulk.receive()
-            answer = answers.get(type(incoming.message))
-            if answer is None or incoming.peer.role != "worker":
-                continue
-            try:
-                await answer(incoming, incoming.message)
-            except PeerError as error:
-                self._uploads.pop(incoming.peer.worker, None)
-                self.observer.event("refused message", worker=incoming.peer.worker, reason=str(error))
-
-    async def _offered(self, incoming: Incoming, offer: Push | Offer) -> None:
-        """A worker has a delta, or the initial parameters: pull the bytes unless they are known to be of no use."""
-        worker = incoming.peer.worker
-        if isinstance(offer, Push) and not self._is_worth_pulling(worker, offer):
-            await self._decide_on(incoming, offer, b"", Facts())
-            return
-        held = self._uploads.get(worker)
-        if held is not None and held[0] == offer:
-            wants = held[1].ask_again(_now_ms())
-        else:
-            limit = self.model.payload_limit(self._schemas.get(worker, (b"", b""))[0])
-            kind, number = (DELTA, offer.seq) if isinstance(offer, Push) else (INITIAL, 0)
-            pull = Pull(kind, number, _now_ms(), limit)
-            if offer.payload_bytes > limit:
-                await self._too_large(incoming, offer, limit)
-                return
-            pull.size(offer.payload_bytes, offer.payload_hash)
-            self._uploads[worker] = (offer, pull)
-            wants = pull.wants()
-        for want in wants:
-            await self.link.bulk.send(incoming.peer.key, want)
-
-    def _is_worth_pulling(self, worker: str, push: Push) -> bool:
-        state = self.machine.state
-        if worker not in state.members:
-            return False
-        return isinstance(judge(state, worker, push, Facts()), Admitted)
-
-    async def _too_large(self, incoming: Incoming, offer: Push | Offer, limit: int) -> None:
-        reason = f"too large: {offer.payload_bytes} bytes, and a delta of this model has {limit} at most"
-        if isinstance(offer, Push):
-            await self.link.control.send(incoming.peer.key, Nack(seq=offer.seq, reason=reason))
-        raise PeerError(reason)
-
-    async def _chunk(self, incoming: Incoming, chunk: Chunk) -> None:
-        held = self._uploads.get(incoming.peer.worker)
-        if held is None or (held[1].kind, held[1].number) != (chunk.kind, chunk.number):
-            return
-        offer, pull = held
-        pull.add(chunk, incoming.payload, _now_ms())
-        if pull.is_complete:
-            del self._uploads[incoming.peer.worker]
-            self._nursery.start_soon(self._uploaded, incoming, offer, pull)
-            return
-        for want in pull.wants():
-            await self.link.bulk.send(incoming.peer.key, want)
-
-    async def _uploaded(self, incoming: Incoming, offer: Push | Offer, pull: Pull) -> None:
-        assert pull.assembly is not None
-        try:
-            payload = await self.blocking(pull.assembly.result)
-        except PeerError as error:
-            self.observer.event("refused message", worker=incoming.peer.worker, reason=str(error))
-            return
-        if isinstance(offer, Push):
-            facts = await self.blocking(self.model.inspect, offer.codec, payload)
-            await self._decide_on(incoming, offer, payload, facts)
-        elif incoming.peer.worker in self._schemas:
-            await self._provided(incoming.peer.worker, payload)
-
-    async def _decide_on(self, incoming: Incoming, push: Push, payload: bytes, facts: Facts) -> None:
-        self._keys[incoming.peer.worker] = incoming.peer.key
-        await self._inbox_send.send(
-            Received(
-                now_ms=_now_ms(),
-                worker=incoming.peer.worker,
-                site=incoming.peer.site,
-                message=push,
-                payload=payload,
-                facts=facts,
-            )
-        )
-
-    async def _provided(self, worker: str, upload: bytes) -> None:
-        schema, schema_hash = self._schemas[worker]
-        facts = await self.blocking(self.model.inspect_initial, schema, upload)
-        if facts.refusal:
-            self.observer.event("refused message", worker=worker, reason=facts.refusal)
-            return
-        payload, parameters_hash = await self.blocking(self.model.genesis_payload, schema, upload)
-        await self._inbox_send.send(
-            Provided(
-                now_ms=_now_ms(),
-                worker=worker,
-                schema_hash=schema_hash,
-                parameters_hash=parameters_hash,
-                payload=payload,
-            )
-        )
-        self._schemas.clear()
-
-    async def _wanted(self, incoming: Incoming, want: Want) -> None:
-        async with self._model_lock:
-            blob = await self.blocking(self.model.fetch, want.kind, want.number)
-        if blob is None:
-            await self.link.bulk.send(incoming.peer.key, Gone(kind=want.kind, number=want.number))
-            return
-        blob_hash = self._hash_of(want, blob)
-        await send_chunks(self.link.bulk, incoming.peer.key, want, blob, blob_hash)
-
-    def _hash_of(self, want: Want, blob: bytes) -> bytes:
-        """Hash each object once, not once a chunk and worker."""
-        cached = self._hashes.get((want.kind, want.number))
-        if cached is None or cached[0] != id(blob):
-            if len(self._hashes) > 64:
-                self._hashes.clear()
-            cached = self._hashes[want.kind, want.number] = (id(blob), xxhash.xxh3_128_digest(blob))
-        return cached[1]
-
-    async def _watch_uploads(self) -> None:
-        while True:
-            await trio.sleep(UPLOAD_CHECK_SECONDS)
-            for worker, (_, pull) in list(self._uploads.items()):
-                if pull.is_stalled(_now_ms()) and worker in self._keys:
-                    for want in pull.ask_again(_now_ms()):
-                        await self.link.bulk.send(self._keys[worker], want)
 
 
 def _now_ms() -> int:

@@ -23,7 +23,7 @@ LAYERS = [
     {"errors"},
     {"core"},
     {"ports", "formats", "actors"},
-    {"desk", "transfers", "replay", "serve", "train"},
+    {"desk", "transfers", "replay", "bulk", "serve", "train"},
     {"tensors", "shell"},
     {"config", "watch"},
     {"session", "integrations", "assembly"},

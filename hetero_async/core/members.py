@@ -42,6 +42,11 @@ class Presences:
         presence.heard_ms = now_ms
         return presence
 
+    def excuse(self, gap_ms: int) -> None:
+        """We were away ourselves for so long (frozen, a full disk): nobody's silence of that time counts."""
+        for presence in self._by_worker.values():
+            presence.heard_ms += gap_ms
+
     def of(self, worker: str) -> Presence | None:
         return self._by_worker.get(worker)
 

@@ -63,6 +63,8 @@ from hetero_async.core.state import State
 PROVIDER_SILENCE_MS = 10_000
 # Rounds are stretched to this many times their steps while a push is in flight; then the worker waits.
 STRETCH = 4
+# While anybody trains, time is looked at so often; after a longer silence of the clock itself we were away.
+TICK_MS, ABSENCE_MS = 1_000, 3_000
 # The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
 LEASE_POSITIONS_MAX = 1 << 20
 
@@ -78,6 +80,7 @@ class Server:
         self._oldest_publish = state.publish + 1
         self._announced = state.publish
         self._told_finished = False
+        self._ticked_ms = 0
         self._records: list[Entry] = []
         self._messages: list[Outgoing] = []
         if state.settings is not None and state.settings != settings:
@@ -107,6 +110,7 @@ class Server:
             self.windows.deadline_ms,
             self.windows.merge_ms,
             self.presences.next_silence(self.state.active, now_ms, self._ttl_ms),
+            now_ms + TICK_MS if self.state.active else None,
         ]
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -271,6 +275,7 @@ class Server:
     def _advance(self, now_ms: int) -> None:
         if self.state.settings is None:
             return
+        self._notice_absence(now_ms)
         for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):
             self._record(Left(worker=worker, reason=f"not heard for {self.settings.lease_ttl_seconds:g} s"))
         if self.settings.merge == "window" and not self.state.is_trained:
@@ -281,6 +286,13 @@ class Server:
         if self._is_merge_due(now_ms):
             self._merge(gain_share=1.0)
         self._tell_finished()
+
+    def _notice_absence(self, now_ms: int) -> None:
+        """Ticks come every second while anybody trains; a larger gap means that it was us who were not there."""
+        gap_ms = now_ms - self._ticked_ms
+        if self._ticked_ms > 0 and gap_ms > ABSENCE_MS:
+            self.presences.excuse(gap_ms)
+        self._ticked_ms = now_ms
 
     def _is_merge_due(self, now_ms: int) -> bool:
         arrived = {pending.worker: True for pending in self.state.pending.values()}

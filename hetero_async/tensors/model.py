@@ -47,7 +47,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A shadow and the publish that it stands on. Replaced as one, never written to: `fetch` reads it in another thread."""
+    """A shadow and its publish. Replaced as one, never written to: `fetch` reads it in another thread."""
 
     note: PublishNote
     shadow: torch.Tensor

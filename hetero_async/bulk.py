@@ -1,0 +1,193 @@
+"""The server's bulk lane: pulls deltas and initial parameters in, hands publishes and snapshots out.
+
+Runs beside the task that decides and tells it of whatever has arrived whole. It changes nothing of the run: whether a
+delta is worth its bytes is asked of `core.admission`, whether it is admitted is decided later by the machine.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+import xxhash
+
+from hetero_async.core.admission import Admitted, Facts, judge
+from hetero_async.core.events import Provided, Received
+from hetero_async.core.messages import DELTA, INITIAL, Chunk, Gone, Nack, Offer, Push, Want
+from hetero_async.core.state import State
+from hetero_async.errors import PeerError
+from hetero_async.ports import Blocking, Incoming, Link, Model, Observer
+from hetero_async.transfers import Pull, send_chunks
+
+UPLOAD_CHECK_SECONDS = 1.0
+# Hashes of the objects handed out lately: each is made once, not once a chunk and worker.
+HASHES_KEPT = 64
+
+
+class Bulk:
+    def __init__(
+        self,
+        *,
+        state: State,
+        model: Model,
+        model_lock: trio.Lock,
+        link: Link,
+        blocking: Blocking,
+        observer: Observer,
+        arrived: Callable[[bytes, Received | Provided], Awaitable[None]],
+    ) -> None:
+        """`arrived` is told the sender's key and the event that goes into the machine."""
+        self.schemas: dict[str, tuple[bytes, bytes]] = {}  # worker → schema, its hash; until there is a run
+        self._state = state
+        self._model = model
+        self._model_lock = model_lock
+        self._link = link
+        self._blocking = blocking
+        self._observer = observer
+        self._arrived = arrived
+        self._uploads: dict[str, tuple[Incoming, Push | Offer, Pull]] = {}
+        self._hashes: dict[tuple[str, int], tuple[int, bytes]] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_uploads)
+            await self._receive()
+
+    async def _receive(self) -> None:
+        answers: dict[type, Callable[[Incoming, Any], Awaitable[None]]] = {
+            Push: self._offered,
+            Offer: self._offered,
+            Chunk: self._chunk,
+            Want: self._wanted,
+        }
+        while True:
+            incoming = await self._link.bulk.receive()
+            answer = answers.get(type(incoming.message))
+            if answer is None or incoming.peer.role != "worker":
+                continue
+            try:
+                await answer(incoming, incoming.message)
+            except PeerError as error:
+                self._uploads.pop(incoming.peer.worker, None)
+                self._refused(incoming, str(error))
+
+    def _refused(self, incoming: Incoming, reason: str) -> None:
+        self._observer.event("refused message", worker=incoming.peer.worker, reason=reason)
+
+    # --- in ---
+
+    async def _offered(self, incoming: Incoming, offer: Push | Offer) -> None:
+        """A worker has a delta, or the initial parameters: pull the bytes unless they are known to be of no use."""
+        worker = incoming.peer.worker
+        if isinstance(offer, Push) and not self._is_worth_pulling(worker, offer):
+            await self._decide_on(incoming, offer, b"", Facts())
+            return
+        held = self._uploads.get(worker)
+        if held is not None and held[1] == offer:
+            await self._ask(incoming, held[2].ask_again(_now_ms()))
+            return
+        limit = self._model.payload_limit(self.schemas.get(worker, (b"", b""))[0])
+        if offer.payload_bytes > limit:
+            await self._too_large(incoming, offer, limit)
+        kind, number = (DELTA, offer.seq) if isinstance(offer, Push) else (INITIAL, 0)
+        pull = Pull(kind, number, _now_ms(), limit)
+        pull.size(offer.payload_bytes, offer.payload_hash)
+        self._uploads[worker] = (incoming, offer, pull)
+        await self._ask(incoming, pull.wants())
+
+    def _is_worth_pulling(self, worker: str, push: Push) -> bool:
+        """Whether the delta would be admitted if its payload were all right."""
+        return worker in self._state.members and isinstance(judge(self._state, worker, push, Facts()), Admitted)
+
+    async def _too_large(self, incoming: Incoming, offer: Push | Offer, limit: int) -> None:
+        reason = f"too large: {offer.payload_bytes} bytes, and a delta of this model has {limit} at most"
+        if isinstance(offer, Push):
+            await self._link.control.send(incoming.peer.key, Nack(seq=offer.seq, reason=reason))
+        raise PeerError(reason)
+
+    async def _ask(self, incoming: Incoming, wants: list[Want]) -> None:
+        for want in wants:
+            await self._link.bulk.send(incoming.peer.key, want)
+
+    async def _chunk(self, incoming: Incoming, chunk: Chunk) -> None:
+        worker = incoming.peer.worker
+        _, offer, pull = self._uploads.get(worker, (None, None, None))
+        if offer is None or pull is None or (pull.kind, pull.number) != (chunk.kind, chunk.number):
+            return
+        pull.add(chunk, incoming.payload, _now_ms())
+        if pull.is_complete:
+            del self._uploads[worker]
+            self._nursery.start_soon(self._uploaded, incoming, offer, pull)
+        else:
+            await self._ask(incoming, pull.wants())
+
+    async def _uploaded(self, incoming: Incoming, offer: Push | Offer, pull: Pull) -> None:
+        assert pull.assembly is not None
+        try:
+            payload = await self._blocking(pull.assembly.result)
+        except PeerError as error:
+            self._refused(incoming, str(error))
+            return
+        if isinstance(offer, Push):
+            facts = await self._blocking(self._model.inspect, offer.codec, payload)
+            await self._decide_on(incoming, offer, payload, facts)
+        elif incoming.peer.worker in self.schemas:
+            await self._provided(incoming, payload)
+
+    async def _decide_on(self, incoming: Incoming, push: Push, payload: bytes, facts: Facts) -> None:
+        received = Received(
+            now_ms=_now_ms(),
+            worker=incoming.peer.worker,
+            site=incoming.peer.site,
+            message=push,
+            payload=payload,
+            facts=facts,
+        )
+        await self._arrived(incoming.peer.key, received)
+
+    async def _provided(self, incoming: Incoming, upload: bytes) -> None:
+        schema, schema_hash = self.schemas[incoming.peer.worker]
+        facts = await self._blocking(self._model.inspect_initial, schema, upload)
+        if facts.refusal:
+            self._refused(incoming, facts.refusal)
+            return
+        payload, parameters_hash = await self._blocking(self._model.genesis_payload, schema, upload)
+        provided = Provided(
+            now_ms=_now_ms(),
+            worker=incoming.peer.worker,
+            schema_hash=schema_hash,
+            parameters_hash=parameters_hash,
+            payload=payload,
+        )
+        await self._arrived(incoming.peer.key, provided)
+        self.schemas.clear()
+
+    async def _watch_uploads(self) -> None:
+        while True:
+            await trio.sleep(UPLOAD_CHECK_SECONDS)
+            for incoming, _, pull in list(self._uploads.values()):
+                if pull.is_stalled(_now_ms()):
+                    await self._ask(incoming, pull.ask_again(_now_ms()))
+
+    # --- out ---
+
+    async def _wanted(self, incoming: Incoming, want: Want) -> None:
+        async with self._model_lock:
+            blob = await self._blocking(self._model.fetch, want.kind, want.number)
+        if blob is None:
+            await self._link.bulk.send(incoming.peer.key, Gone(kind=want.kind, number=want.number))
+        else:
+            await send_chunks(self._link.bulk, incoming.peer.key, want, blob, self._hash_of(want, blob))
+
+    def _hash_of(self, want: Want, blob: bytes) -> bytes:
+        cached = self._hashes.get((want.kind, want.number))
+        if cached is None or cached[0] != id(blob):
+            if len(self._hashes) > HASHES_KEPT:
+                self._hashes.clear()
+            cached = self._hashes[want.kind, want.number] = (id(blob), xxhash.xxh3_128_digest(blob))
+        return cached[1]
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1000)
