@@ -47,6 +47,7 @@ class Desk:
         self._lock = threading.Condition()
         self._leases: Ranges = ()
         self._consumed: Ranges = ()  # drawn since the last cut
+        self._handed_over: dict[int, Ranges] = {}  # by round; not in the outbox yet
         self._is_dry = False  # the server has no free position left
         self._target: Target | None = None
         self._window = 0
@@ -130,6 +131,7 @@ class Desk:
             finished = Round(delta, self.publish, self.round_steps, self._consumed)
             self._consumed, self.round_steps = (), 0
             self.rounds += 1
+            self._handed_over[self.rounds] = finished.ranges
             self.is_busy = True
             self._is_overdue = False
             if self._deadline is not None and self._deadline <= time.monotonic():
@@ -168,11 +170,15 @@ class Desk:
                 steps_per_second=1 / self._seconds_per_step if self._seconds_per_step else 0.0,
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
-                held=ranges.union(self._leases, self._consumed),
+                held=ranges.union(self._leases, self._drawn()),
                 wanted_samples=max(0, ahead - held) if held < ahead // 2 or held < self.batch else 0,
                 batch=max(1, self.batch),
                 dataset_samples=self.dataset_samples,
             )
+
+    def _drawn(self) -> Ranges:
+        """In the unfinished round, or in one that is being encoded."""
+        return ranges.normal(stretch for drawn in (self._consumed, *self._handed_over.values()) for stretch in drawn)
 
     def grant(self, granted: Ranges, samples: int) -> None:
         with self._lock:
@@ -184,7 +190,7 @@ class Desk:
     def regrant(self, held: Ranges) -> None:
         """After a new join only these are still leased; what is already drawn stays drawn and may be refused."""
         with self._lock:
-            self._leases = ranges.difference(held, self._consumed)
+            self._leases = ranges.difference(held, self._drawn())
             self._lock.notify_all()
 
     def pace(self, window: int, seconds_left: float | None, steps: int) -> None:
@@ -206,6 +212,7 @@ class Desk:
     def tell(self, *, rounds: int, in_flight: bool, unmerged: bool, progress: float) -> None:
         """How it stands with the first `rounds` rounds; one cut since then is in flight as well."""
         with self._lock:
+            self._handed_over = {number: held for number, held in self._handed_over.items() if number > rounds}
             self.is_busy = in_flight or rounds < self.rounds
             self.must_wait = self.stretch == 0 and (unmerged or rounds < self.rounds)
             self.progress = progress

@@ -11,6 +11,7 @@ publish. Everything slow happens in the background thread that `join` starts.
 import atexit
 import importlib.metadata
 import math
+import secrets
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from torch.utils.data import default_collate
 
 from hetero_async.config import RunConfig, from_environment
 from hetero_async.core.ledger import sample_at
+from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
@@ -195,12 +197,15 @@ class Session:
         self._token = trio.lowlevel.current_trio_token()
         observer = LineObserver()
         server = load_public(config.keys / "server.public")
-        machine = Worker(
+        hello = Hello(
             run=config.run.name,
             software=importlib.metadata.version("hetero-async"),
             schema_hash=self._follower.schema_hash,
+            last_seq=0,
+            claims=(),
             device=describe(self._replica.device),
             dtype=dtype_name(self._replica.dtype),
+            life=secrets.token_bytes(8),
         )
         async with open_worker_link(
             control=config.server.address,
@@ -211,7 +216,7 @@ class Session:
         ) as link:
             self._training = Training(
                 worker=worker,
-                machine=machine,
+                machine=Worker(hello),
                 follower=self._follower,
                 desk=self._desk,
                 link=link,

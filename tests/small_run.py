@@ -1,5 +1,6 @@
 """A short run's log made by hand: the real core and the real codecs, without sockets, files or training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -29,13 +30,14 @@ class SmallRun:
     """`entries` is the log, `acks` what workers were told: worker, seq, payload hash."""
 
     settings: RunSettings = field(default_factory=lambda: RunSettings(run="small", samples=SAMPLES, merge="per-push"))
+    make_model: Callable[[], torch.nn.Module] = tiny_model
     entries: list[Entry] = field(default_factory=list)
     acks: list[tuple[str, int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model = ServerModel()
         self.server = Server(self.settings, State())
-        self.replica = Replica(tiny_model())
+        self.replica = Replica(self.make_model())
         schema = self.replica.schema.to_bytes()
         payload, parameters_hash = self.model.genesis_payload(schema, self.replica.initial_upload())
         self.server.step(
@@ -82,11 +84,23 @@ class SmallRun:
         )
         self.say(worker, hello, self.replica.schema.to_bytes())
 
+    def lease(self, worker: str) -> Lease:
+        """A batch; the same again as long as it is not pushed."""
+        request = LeaseRequest(
+            incarnation=self.server.state.members[worker].incarnation,
+            number=1,
+            held=(),
+            samples=BATCH,
+            batch=BATCH,
+            dataset_samples=SAMPLES,
+        )
+        (lease,) = [message for message in self.say(worker, request) if isinstance(message, Lease)]
+        return lease
+
     def push(self, worker: str, codec: str = "int8", scale: float = 0.01) -> None:
         """Lease a batch, train on it (noise will do), push, be acknowledged."""
         member = self.server.state.members[worker]
-        request = LeaseRequest(incarnation=member.incarnation, samples=BATCH, batch=BATCH, dataset_samples=SAMPLES)
-        (lease,) = [message for message in self.say(worker, request) if isinstance(message, Lease)]
+        lease = self.lease(worker)
         delta = torch.randn(self.replica.schema.numel, generator=torch.Generator().manual_seed(len(self.entries)))
         payload = encode_payload(codec, delta * scale)
         push = Push(

@@ -15,6 +15,7 @@ class Presence:
     """One worker as last heard. Times are the caller's monotonic milliseconds."""
 
     heard_ms: int
+    life: bytes = b""
     device: str = ""
     dtype: str = ""
     doing: str = "joining"

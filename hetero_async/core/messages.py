@@ -19,7 +19,11 @@ INITIAL, DELTA, PUBLISH, SNAPSHOT = "initial", "delta", "publish", "snapshot"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Ask to join. Payload: the model's schema. `claims`: ranges of an earlier life that it still wants to report."""
+    """Ask to join. Payload: the model's schema. `claims`: ranges of an earlier life that it still wants to report.
+
+    It is said again until answered. `life` is the same in all that one process says, and no other's, so that the last
+    of them is not taken for a second process.
+    """
 
     run: str
     software: str
@@ -28,6 +32,7 @@ class Hello:
     claims: tuple[Range, ...]
     device: str
     dtype: str
+    life: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +50,15 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequest:
-    """Ask for more positions, at best whole batches. `dataset_samples`: the length of the dataset on this side."""
+    """Ask for more positions, at best whole batches. `dataset_samples`: the length of the dataset on this side.
+
+    `held`: all that the worker knows to be leased to it and not yet admitted; what else the server has leased was
+    lost on the way, or came back with a refused delta. `number` counts requests; an answer to an older one is void.
+    """
 
     incarnation: int
+    number: int
+    held: tuple[Range, ...]
     samples: int
     batch: int
     dataset_samples: int
@@ -87,6 +98,7 @@ class Welcome:
     seed: int
     codec: str
     stretch: int  # a round may stretch to this many times its steps while a push is in flight
+    life: bytes = b""  # as in the Hello that this answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +141,9 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Positions that are now yours. Empty: none is free at present."""
+    """Positions that are now yours, in answer to request `number`. Empty: none is free at present."""
 
+    number: int
     ranges: tuple[Range, ...]
     samples: int  # of one pass
 

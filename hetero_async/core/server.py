@@ -118,14 +118,12 @@ class Server:
 
     def _hello(self, event: Received, hello: Hello) -> None:
         if event.mismatch or hello.run != self.settings.run:
-            self._send(event.worker, Refused(reason=event.mismatch or self._other_run(hello)))
+            other_run = f'this server trains the run "{self.settings.run}", not "{hello.run}"'
+            self._send(event.worker, Refused(reason=event.mismatch or other_run))
         elif self.state.settings is None:
             self._ask_for_parameters(event)
         else:
             self._join(event, hello)
-
-    def _other_run(self, hello: Hello) -> str:
-        return f'this server trains the run "{self.settings.run}", not "{hello.run}"'
 
     def _ask_for_parameters(self, event: Received) -> None:
         provider, since_ms = self._provider or (event.worker, event.now_ms)
@@ -147,17 +145,20 @@ class Server:
         state, worker = self.state, event.worker
         mine_or_free = ranges.union(state.ledger.held(worker), state.ledger.free)
         kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)
-        incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
-        self._record(Joined(worker=worker, site=event.site, incarnation=incarnation, kept=kept))
         presence = self.presences.hear(worker, event.now_ms)
+        if worker not in state.active or not hello.life or presence.life != hello.life:
+            incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
+            self._record(Joined(worker=worker, site=event.site, incarnation=incarnation, kept=kept))
+        presence.life = hello.life
         presence.device, presence.dtype, presence.doing = hello.device, hello.dtype, "joined"
         presence.steps_per_second = 0.0
         self._send(
             worker,
             Welcome(
-                incarnation=incarnation,
+                incarnation=state.members[worker].incarnation,
+                life=hello.life,
                 last_seq=state.members[worker].last_seq,
-                granted=kept,
+                granted=ranges.intersection(kept, state.ledger.held(worker)),
                 publish=state.publish,
                 seed=self.settings.seed,
                 codec=self.settings.codec_up,
@@ -179,8 +180,7 @@ class Server:
         return False
 
     def _bye(self, event: Received, bye: Bye) -> None:
-        member = self.state.members.get(event.worker)
-        if member is not None and member.active and member.incarnation == bye.incarnation:
+        if event.worker in self.state.active and self.state.members[event.worker].incarnation == bye.incarnation:
             self._record(Left(worker=event.worker, reason="said bye"))
 
     # --- a worker's life ---
@@ -213,10 +213,11 @@ class Server:
             reason = f"the dataset has {request.dataset_samples} samples here, but the run's has {ledger.samples}"
             self._send(event.worker, Refused(reason=reason))
             return
-        granted, _ = ranges.take(ledger.free, self._lease_size(request))
-        if granted:
+        forgotten = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
+        granted = forgotten or ranges.take(ledger.free, self._lease_size(request))[0]
+        if granted and not forgotten:
             self._record(Leased(worker=event.worker, ranges=granted))
-        self._send(event.worker, Lease(ranges=granted, samples=ledger.samples))
+        self._send(event.worker, Lease(number=request.number, ranges=granted, samples=ledger.samples))
         if self.state.is_finished:
             self._send(event.worker, Finished(publish=self.state.publish))
 

@@ -136,32 +136,27 @@ class Owed:
 
 
 class Worker:
-    def __init__(self, *, run: str, software: str, schema_hash: bytes, device: str, dtype: str) -> None:
-        self._hello = Hello(
-            run=run, software=software, schema_hash=schema_hash, last_seq=0, claims=(), device=device, dtype=dtype
-        )
+    def __init__(self, hello: Hello) -> None:
+        """`hello` is what stays the same of it for all of this process's life."""
+        self._hello = hello
         self.joined = False
-        self.incarnation = 0
-        self.seq = 0
-        self.seed = 0
+        self.incarnation = self.seq = self.seed = 0
         self.codec = ""
         self.stretch = 0
         self.outbox: dict[int, Push] = {}
         self.unmerged: list[int] = []
-        self.shadow = -1
-        self.known_publish = -1
+        self.shadow = self.known_publish = -1
         self.oldest_publish = 0
         self.window = Window(number=0, milliseconds=0, steps=1)
         self.window_ms = 0  # when it was heard
-        self.samples = 0
-        self.trained = 0
-        self.positions = 0
+        self.samples = self.trained = self.positions = 0
         self.last_publish: int | None = None  # set when the run is finished
         self.refusal = ""
         self.waiting = ""
         self._owed = Owed()
         self._hello_ms = self._beat_ms = self._lease_ms = self._offer_ms = -(10**9)
         self._must_snapshot = False
+        self._lease_number = 0
 
     def restore(self, outbox: Mapping[int, Push]) -> None:
         """Take over what an earlier life left unanswered."""
@@ -215,8 +210,8 @@ class Worker:
     # --- joining ---
 
     def _welcome(self, welcome: Welcome, now_ms: int) -> None:
-        if self.joined:
-            return
+        if welcome.life != self._hello.life or (self.joined and welcome.incarnation <= self.incarnation):
+            return  # of another process with our key, or to an earlier Hello of ours
         self.joined, self.waiting = True, ""
         self.incarnation, self.seed, self.codec = welcome.incarnation, welcome.seed, welcome.codec
         self.stretch = welcome.stretch
@@ -226,6 +221,7 @@ class Worker:
             self.shadow = -1  # a server that fell back behind us: begin again from its snapshot
         self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
         reported = ranges.normal(stretch for push in self.outbox.values() for stretch in push.ranges)
+        self._lease_number += 1  # an answer that is still under way was for the life before
         self._owed.regranted = ranges.difference(welcome.granted, reported)
         self._beat_ms = self._offer_ms = -(10**9)
 
@@ -328,6 +324,8 @@ class Worker:
     # --- leases and windows ---
 
     def _lease(self, lease: Lease, now_ms: int) -> None:
+        if lease.number != self._lease_number:
+            return  # asked before we knew what we know now: it may name positions that are drawn already
         self.samples = lease.samples
         self._owed.granted.append(lease.ranges)
 
@@ -347,9 +345,12 @@ class Worker:
             self._owed.control.append(self._heartbeat(vitals))
         if vitals.wanted_samples and self.last_publish is None and now_ms - self._lease_ms >= LEASE_EVERY_MS:
             self._lease_ms = now_ms
+            self._lease_number += 1
             self._owed.control.append(
                 LeaseRequest(
                     incarnation=self.incarnation,
+                    number=self._lease_number,
+                    held=self._held(vitals),
                     samples=vitals.wanted_samples,
                     batch=vitals.batch,
                     dataset_samples=vitals.dataset_samples,
@@ -362,9 +363,11 @@ class Worker:
         if now_ms - self._hello_ms < HELLO_EVERY_MS:
             return
         self._hello_ms = now_ms
-        outbox = [stretch for push in self.outbox.values() for stretch in push.ranges]
-        claims = ranges.normal([*outbox, *vitals.held])
-        self._owed.control.append(replace(self._hello, last_seq=self.seq, claims=claims))
+        self._owed.control.append(replace(self._hello, last_seq=self.seq, claims=self._held(vitals)))
+
+    def _held(self, vitals: Vitals) -> Ranges:
+        """All that is leased to us as far as we know: not drawn yet, drawn, or on its way in a delta."""
+        return ranges.normal([*vitals.held, *(stretch for push in self.outbox.values() for stretch in push.ranges)])
 
     def _heartbeat(self, vitals: Vitals) -> Heartbeat:
         return Heartbeat(

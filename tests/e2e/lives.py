@@ -1,6 +1,6 @@
 """What happens inside the processes that the harness forks: the real server and real workers, with faults to order.
 
-Nothing of the product is replaced. A server's life is `hetero-async serve` with a disk that may fail or kill at a chosen
+Nothing of the product is replaced. A server's life is `hetero-async serve` with a disk that may fail or kill at some
 call, and with a witness: what state and model hashed to after each batch, and what was promised to whom, are written
 down before anybody hears of it. All intervals of waiting are shortened, so that a test waits for work and not for time.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from e2e import tiny
 
 from hetero_async import assembly, cli, serve, train, transfers
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
@@ -55,19 +56,19 @@ class ServerPlan:
 def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
     _speak_to(output)
     _hurry()
-    config = RunConfig.load(Path(run_toml))
+    directory = Path(run_toml).parent
     log.SEGMENT_BYTES = plan.segment_bytes
     calls = Calls(plan.fault)
     calls.watch()
-    _die_after_delta(config, plan)
-    assembly.Serving = _witnessed(config.directory)
+    _die_after_delta(directory, plan)
+    assembly.Serving = _witnessed(directory)
     sys.argv = ["hetero-async", "serve", "--run", run_toml, "--exit-when-finished"]
     try:
         cli.main()
     except SystemExit as ending:
         if ending.code:
             raise
-    (config.directory / CALLS).write_text(json.dumps(calls.made))
+    (directory / CALLS).write_text(json.dumps(calls.made))
 
 
 def worker_life(run_toml: str, worker: str, output: str, script: Callable[..., None], options: dict[str, Any]) -> None:
@@ -80,10 +81,35 @@ def worker_life(run_toml: str, worker: str, output: str, script: Callable[..., N
     script(**options)
 
 
-def _speak_to(output: str) -> None:
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def together_life(run_toml: str, workers: Sequence[str], output: str, options: dict[str, Any]) -> None:
+    """Several workers in one process, for tests in which none of them dies."""
+    _speak_to(output)
+    _hurry()
+    config = RunConfig.load(Path(run_toml))
+    failed: list[BaseException] = []
+    threading.excepthook = lambda failure: failed.append(failure.exc_value or SystemExit())
+    threads = [
+        threading.Thread(target=tiny.train_as, args=(config, worker), kwargs=options, name=worker) for worker in workers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failed:
+        raise failure
+
+
+def command_life(words: Sequence[str], directory: str, output: str, errors: str) -> None:
+    """`hetero-async WORDS` as it stands, without the seconds that its imports take."""
+    _speak_to(output, errors)
+    os.chdir(directory)
+    sys.argv = ["hetero-async", *words]
+    cli.main()
+
+
+def _speak_to(output: str, errors: str = "") -> None:
+    for descriptor, path in ((1, output), (2, errors or output)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     torch.set_num_threads(1)
 
 
@@ -136,7 +162,7 @@ def die() -> None:
     time.sleep(60)  # the signal is under way
 
 
-def _die_after_delta(config: RunConfig, plan: ServerPlan) -> None:
+def _die_after_delta(directory: Path, plan: ServerPlan) -> None:
     append, seen = log.FileLog.append, itertools.count(1)
 
     async def dying(self: log.FileLog, entries: Sequence[Entry]) -> None:
@@ -144,7 +170,7 @@ def _die_after_delta(config: RunConfig, plan: ServerPlan) -> None:
         for entry in entries:
             if isinstance(entry.record, Delta) and next(seen) == plan.die_after_delta:
                 if plan.take_along:
-                    pid = int((config.worker_directory(plan.take_along) / "pid").read_text())
+                    pid = int((directory / "workers" / plan.take_along / "pid").read_text())
                     os.kill(pid, signal.SIGKILL)
                 die()
 

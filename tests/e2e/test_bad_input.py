@@ -129,7 +129,9 @@ def test_a_model_that_differs_is_refused_by_its_tensor(tmp_path: Path) -> None:
         run.start_server()
         run.start_worker(first, step_seconds=0.005)
         run.wait(lambda: run.deltas(first), "the run has a model")
-        expected = "RefusedError: the model differs from the run's: tensor output.weight: expected [256, 12], found [300, 12]"
+        expected = (
+            "RefusedError: the model differs from the run's: tensor output.weight: expected [256, 12], found [300, 12]"
+        )
         assert expected in last_line(run.start_worker(second, train_wider))
         run.finish()
 
@@ -180,13 +182,15 @@ def test_a_secret_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
         secret = run.config.keys / "server.secret"
         secret.chmod(0o644)
-        assert f"{secret}: others can read this secret key (mode 644); do: chmod 600" in complaint(run.start_server(), 2)
+        assert f"{secret}: others can read this secret key (mode 644); do: chmod 600" in complaint(
+            run.start_server(), 2
+        )
 
 
 def test_a_directory_that_has_a_run_is_not_written_over(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
         before = run.config.path.read_text()
-        with pytest.raises(ConfigError, match=r"run\.toml: there is one already; remove it, or choose another directory"):
+        with pytest.raises(ConfigError, match=r"run\.toml: there is one already; remove it, or choose another"):
             Run(tmp_path / "run")
         assert run.config.path.read_text() == before
 
@@ -198,5 +202,3 @@ def test_a_key_that_is_not_admitted_is_kept_out_and_complained_about(tmp_path: P
         run.start_worker("here-0")
         run.wait(lambda: "refused key" in server.said and "not in allowed.json" in server.said, "the server complains")
         assert not list(run.entries())
-
-

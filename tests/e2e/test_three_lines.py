@@ -115,6 +115,14 @@ def test_a_bf16_worker_trains_beside_an_fp32_one(tmp_path: Path) -> None:
         assert loss_on_all(exported(run, NextByte())) < loss_on_all(seeded()) - 3
 
 
+def test_samples_of_refused_deltas_are_trained_by_somebody_all_the_same(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", max_staleness=0) as run:
+        run.start_server()
+        workers = run.start_workers(step_seconds=0.002)
+        assert run.finish().samples == 1600
+        assert any("delta refused" in life.said and "too stale: 1 versions behind" in life.said for life in workers)
+
+
 @pytest.mark.parametrize("merge", ["per-push", "all"])
 def test_other_ways_to_merge_finish_too(tmp_path: Path, merge: str) -> None:
     with Run(tmp_path / "run", merge=merge) as run:

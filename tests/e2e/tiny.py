@@ -79,10 +79,23 @@ def train(
         optimizer.zero_grad()
         loss = loss_of(model, text)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         pause(step_seconds, hold)
         optimizer.step()
     leave_results(losses=losses, device_dtype=str(next(model.parameters()).dtype))
+
+
+def train_as(config: ha.RunConfig, worker: str, *, step_seconds: float = 0.0) -> None:
+    """The same for one worker among others in a process, where no environment can say who it is."""
+    model = NextByte()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    session = ha.Session(config, worker, model, optimizer)
+    session.start()
+    for text in session.batches(Text(), BATCH):
+        optimizer.zero_grad()
+        loss_of(model, text).backward()
+        time.sleep(step_seconds)
+        optimizer.step()
 
 
 def pause(step_seconds: float, hold: str) -> None:

@@ -158,9 +158,9 @@ BEAT = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish
         replace(BEAT, steps_per_second=math.nan),
         replace(BEAT, state="\ud800"),
         Left(worker="w", reason="x" * 1025),
-        Lease(ranges=((1, 2), (1, 3)), samples=1),
-        Lease(ranges=[(1, 2)], samples=1),
-        Lease(ranges=([1, 2],), samples=1),
+        Lease(number=1, ranges=((1, 2), (1, 3)), samples=1),
+        Lease(number=1, ranges=[(1, 2)], samples=1),
+        Lease(number=1, ranges=([1, 2],), samples=1),
         Chunk(kind="delta", number=1, index=0, total_bytes=1, total_hash=bytes(65)),
         RunSettings(run="x"),
         {"Ack": 1},
@@ -179,7 +179,7 @@ def test_a_reason_may_be_longer_than_other_text() -> None:
 
 
 def test_touching_ranges_are_allowed() -> None:
-    lease = Lease(ranges=((0, 4), (4, 5)), samples=9)
+    lease = Lease(number=1, ranges=((0, 4), (4, 5)), samples=9)
     assert frames.decode(frames.encode(lease)) == lease
 
 

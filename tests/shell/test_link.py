@@ -1,156 +1,28 @@
-"""Both ends of the link over real connections on the loopback: who gets in, what is dropped, what recovers."""
+"""Both ends of the link over real connections on the loopback: what they carry, what recovers, what cannot be had."""
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
-import zmq
+from shell.place import (
+    BEAT,
+    CHUNK,
+    SILENCE_SECONDS,
+    Place,
+    heartbeat,
+    insist,
+    moment,
+    reach,
+    run,
+    serving,
+)
 
-from hetero_async.core.messages import Beat, Bye, Chunk, Heartbeat, StatusReport, StatusRequest, Want
-from hetero_async.core.records import Left
+from hetero_async.core.messages import Bye, StatusReport, StatusRequest, Want
 from hetero_async.errors import ConfigError
 from hetero_async.formats.chunks import CHUNK_BYTES
-from hetero_async.formats.frames import encode
-from hetero_async.ports import Incoming, Link
-from hetero_async.shell.keys import AllowList, create_keypair, load_secret
-from hetero_async.shell.link import CONTROL_INBOX, ServerLink, WorkerLink, open_server_link, open_worker_link
+from hetero_async.shell.link import CONTROL_INBOX, open_server_link
 from hetero_async.shell.wire import CONTROL
-
-SILENCE_SECONDS = 1.0
-BEAT = Beat(version=1, publish=2, oldest=1, trained=3, positions=4)
-CHUNK = Chunk(kind="delta", number=1, index=0, total_bytes=CHUNK_BYTES, total_hash=bytes(16))
-
-
-class Notes:
-    """Fulfils ports.Observer: remembers."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, object]]] = []
-
-    def event(self, name: str, **fields: object) -> None:
-        self.events.append((name, fields))
-
-    def of(self, name: str) -> list[dict[str, object]]:
-        return [fields for event, fields in self.events if event == name]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A run's keys and two free ports."""
-
-    keys: Path
-    allowed: AllowList
-    control: str
-    bulk: str
-    notes: Notes
-
-    def public(self, name: str, suffix: str = ".public") -> bytes:
-        return (self.keys / f"{name}{suffix}").read_bytes().split()[1]
-
-    def server(self) -> Any:
-        return open_server_link(
-            control=self.control,
-            bulk=self.bulk,
-            secret_path=self.keys / "server.secret",
-            allowed=AllowList(self.allowed.path),
-            observer=self.notes,
-        )
-
-    def worker(self, name: str, server_key: bytes = b"", silence_seconds: float = SILENCE_SECONDS) -> Any:
-        return open_worker_link(
-            control=self.control,
-            bulk=self.bulk,
-            server_key=server_key or self.public("server"),
-            secret_path=self.keys / f"{name}.secret",
-            observer=self.notes,
-            silence_seconds=silence_seconds,
-        )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    allowed = AllowList(tmp_path / "allowed.json")
-    create_keypair(tmp_path / "server")
-    for name in ("a-0", "a-1"):
-        allowed.admit(create_keypair(tmp_path / name), role="worker", site="a", worker=name)
-    create_keypair(tmp_path / "stranger")
-    control, bulk = free_ports(2)
-    return Place(tmp_path, allowed, f"tcp://127.0.0.1:{control}", f"tcp://127.0.0.1:{bulk}", Notes())
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in held]
-    for server in held:
-        server.close()
-    return ports
-
-
-def run(main: Callable[[], Awaitable[None]], seconds: float = 30) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(seconds):
-            await main()
-
-    trio.run(bounded)
-
-
-async def moment() -> None:
-    """Between two looks at something that will come about."""
-    await trio.sleep(0.01)
-
-
-def heartbeat(number: int = 0) -> Heartbeat:
-    return Heartbeat(
-        incarnation=1, state="training", steps=number, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0
-    )
-
-
-async def answer_all(link: ServerLink, heard: list[Incoming]) -> None:
-    """A small server: answer heartbeats on control, and on bulk a chunk with a Want."""
-
-    async def control() -> None:
-        while True:
-            incoming = await link.control.receive()
-            heard.append(incoming)
-            await link.control.send(incoming.peer.key, BEAT)
-
-    async def bulk() -> None:
-        while True:
-            incoming = await link.bulk.receive()
-            heard.append(incoming)
-            await link.bulk.send(incoming.peer.key, CHUNK, incoming.payload[::-1])
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(control)
-        nursery.start_soon(bulk)
-
-
-@asynccontextmanager
-async def serving(place: Place) -> AsyncIterator[tuple[ServerLink, list[Incoming]]]:
-    heard: list[Incoming] = []
-    async with place.server() as link, trio.open_nursery() as nursery:
-        nursery.start_soon(answer_all, link, heard)
-        yield link, heard
-        nursery.cancel_scope.cancel()
-
-
-async def insist(link: WorkerLink, lane: Any, message: Any, payload: bytes = b"") -> Incoming:
-    """Ask until answered, as the loops do."""
-    while True:
-        await lane.send(link.server.key, message, payload)
-        with trio.move_on_after(0.2):
-            received: Incoming = await lane.receive()
-            return received
-
-
-def fulfils_the_port(link: ServerLink | WorkerLink) -> Link:
-    return link
 
 
 def test_both_lanes_carry_messages_both_ways_and_count_their_bytes(place: Place) -> None:
@@ -191,13 +63,6 @@ def test_sending_to_a_worker_that_left_says_no(place: Place) -> None:
     run(main)
 
 
-async def reach(worker: WorkerLink, server: ServerLink) -> Incoming:
-    """Until the server has heard the worker once."""
-    while not await worker.control.send(worker.server.key, heartbeat()):
-        await moment()
-    return await server.control.receive()
-
-
 def test_the_last_words_of_a_worker_arrive(place: Place) -> None:
     async def main() -> None:
         async with place.server() as server:
@@ -222,145 +87,6 @@ def test_a_slow_worker_is_refused_more_instead_of_being_queued_for(place: Place)
             while await server.bulk.send(key, CHUNK, bytes(CHUNK_BYTES)):
                 sent += 1
                 assert sent < 500
-
-    run(main)
-
-
-# --- who gets in ---
-
-
-def test_an_unknown_key_is_refused_told_of_once_and_gets_in_when_admitted_later(place: Place) -> None:
-    async def main() -> None:
-        async with serving(place) as (_, heard), place.worker("stranger") as stranger:
-            while len(place.notes.of("server not reached")) < 2:
-                await stranger.control.send(stranger.server.key, heartbeat())
-                await moment()
-            assert heard == []
-            key = place.public("stranger")
-            assert [fields["key"] for fields in place.notes.of("refused key")] == [key.decode()]
-            place.allowed.admit(key, role="worker", site="b", worker="b-0")
-            assert (await insist(stranger, stranger.control, heartbeat())).message == BEAT
-            assert heard[0].peer.worker == "b-0"
-            assert place.notes.of("server reached")
-
-    run(main, 60)
-
-
-def test_a_revoked_key_is_not_heard_from_its_next_message_on_and_gets_no_more(place: Place) -> None:
-    async def main() -> None:
-        async with place.server() as server, place.worker("a-0") as revoked, place.worker("a-1") as other:
-            await reach(revoked, server)
-            await reach(other, server)
-            place.allowed.revoke(place.public("a-0"))
-            assert await revoked.control.send(revoked.server.key, heartbeat(666))
-            while not server.gate.refusals:
-                await other.control.send(other.server.key, heartbeat())
-                assert (await server.control.receive()).peer.worker == "a-1"
-            assert not await server.control.send(place.public("a-0"), BEAT)
-            [refused] = place.notes.of("refused message")
-            assert refused["key"] == place.public("a-0").decode()
-
-    run(main)
-
-
-def test_a_client_that_pins_another_server_key_gets_nothing(place: Place) -> None:
-    async def main() -> None:
-        async with serving(place) as (_, heard), place.worker("a-0", server_key=place.public("stranger")) as worker:
-            while not place.notes.of("server not reached"):
-                assert not await worker.control.send(worker.server.key, heartbeat())
-                await moment()
-            assert heard == []
-
-    run(main)
-
-
-def plain_dealer(context: "zmq.Context[zmq.Socket[bytes]]", place: Place, name: str = "", lane: str = "") -> Any:
-    """A client of somebody else's making; with a name it has that worker's keys."""
-    raw = context.socket(zmq.DEALER)
-    raw.setsockopt(zmq.LINGER, 0)
-    if name:
-        raw.setsockopt(zmq.CURVE_SERVERKEY, place.public("server"))
-        raw.setsockopt(zmq.CURVE_PUBLICKEY, place.public(name))
-        raw.setsockopt(zmq.CURVE_SECRETKEY, load_secret(place.keys / f"{name}.secret"))
-    raw.connect(lane or place.control)
-    return raw
-
-
-def test_a_client_without_a_key_is_not_heard(place: Place) -> None:
-    async def main() -> None:
-        with zmq.Context() as context, closing(plain_dealer(context, place)) as nobody:
-            async with serving(place) as (_, heard), place.worker("a-0") as worker:
-                for _ in range(10):
-                    with suppress(zmq.Again):  # it may have given up by now
-                        nobody.send(encode(heartbeat(666)), zmq.DONTWAIT)
-                    await insist(worker, worker.control, heartbeat(1))
-                assert {incoming.message for incoming in heard} == {heartbeat(1)}
-                assert nobody.poll(0) == 0
-
-    run(main)
-
-
-def test_a_routing_id_is_not_an_identity(place: Place) -> None:
-    """A worker that takes the routing id another one would like to have is still only itself."""
-
-    async def main() -> None:
-        with zmq.Context() as context:
-            async with place.server() as server:
-                for name in ("a-0", "a-1"):
-                    raw = context.socket(zmq.DEALER)
-                    with closing(raw):
-                        raw.setsockopt(zmq.LINGER, 0)
-                        raw.setsockopt(zmq.ROUTING_ID, b"a-0")
-                        raw.setsockopt(zmq.CURVE_SERVERKEY, place.public("server"))
-                        raw.setsockopt(zmq.CURVE_PUBLICKEY, place.public(name))
-                        raw.setsockopt(zmq.CURVE_SECRETKEY, load_secret(place.keys / f"{name}.secret"))
-                        raw.connect(place.control)
-                        raw.send(encode(heartbeat()))
-                        incoming = await server.control.receive()
-                        assert (incoming.peer.worker, incoming.peer.key) == (name, place.public(name))
-
-    run(main)
-
-
-# --- what is dropped ---
-
-GARBAGE: list[list[bytes]] = [
-    [b""],
-    [b"\xff" * 100],
-    [encode(heartbeat()) + b"more"],
-    [encode(heartbeat()), b"payload", b"a third frame"],
-    [encode(heartbeat())] * 100,
-    [bytes(65 * 1024)],
-    [encode(Left(worker="a-1", reason="a record is not a message"))],
-    [encode(heartbeat()), bytes(CHUNK_BYTES + 1)],
-]
-
-
-@pytest.mark.parametrize("frames", GARBAGE, ids=range(len(GARBAGE)))
-def test_garbage_from_an_admitted_key_is_dropped_and_others_go_on(place: Place, frames: list[bytes]) -> None:
-    async def main() -> None:
-        with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as bad:
-            async with serving(place) as (server, heard), place.worker("a-0") as worker:
-                bad.send_multipart(frames)
-                while not server.gate.refusals and len(frames[-1]) <= CHUNK_BYTES:
-                    await insist(worker, worker.control, heartbeat())
-                for _ in range(3):
-                    await insist(worker, worker.control, heartbeat())
-                assert {incoming.peer.worker for incoming in heard} == {"a-0"}
-
-    run(main)
-
-
-def test_a_peer_that_floods_with_garbage_is_told_of_once(place: Place) -> None:
-    async def main() -> None:
-        with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as bad:
-            async with serving(place) as (server, _):
-                for _ in range(50):
-                    bad.send(b"garbage")
-                while server.gate.refusals < 50:
-                    await moment()
-                [told] = place.notes.of("refused message")
-                assert told["worker"] == "a-1"
 
     run(main)
 

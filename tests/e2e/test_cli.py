@@ -1,0 +1,200 @@
+"""The command line as a person uses it: real commands in real processes, from `init` to the exported model."""
+
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from e2e.harness import Life, Run, free_port, until
+from e2e.lives import command_life
+from e2e.tiny import NextByte, loss_on_all, seeded
+from safetensors.torch import load_file
+
+from hetero_async.cli import app
+from hetero_async.config import RunConfig
+from hetero_async.core.records import Delta, Joined
+from hetero_async.shell.log import read_log
+
+VERBS = ("init", "serve", "work", "status", "verify", "export")
+PROGRAM = [sys.executable, "-m", "hetero_async"]
+SCRIPT = Path(__file__).with_name("tiny.py")
+SECONDS_MAX = 90.0
+
+
+def say(*words: object) -> str:
+    """One command in a process of its own, and what it printed. It must end well."""
+    command = [*PROGRAM, *map(str, words)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    return said.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    exit_code: int
+    output: str
+    errors: str
+
+
+def forked(tmp_path: Path, *words: object) -> Answer:
+    """The same, from the process that has everything imported."""
+    output, errors = tmp_path / "command.output", tmp_path / "command.errors"
+    life = Life("command", errors, command_life, [str(word) for word in words], str(tmp_path), str(output), str(errors))
+    return Answer(life.ending(), output.read_text(), errors.read_text().strip())
+
+
+@contextmanager
+def background(output: Path, *words: object) -> Iterator[subprocess.Popen[bytes]]:
+    """One command that goes on; killed at the latest when the test is over."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent.parent), *sys.path])}
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [*PROGRAM, *map(str, words)], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_run_from_init_to_export(tmp_path: Path) -> None:
+    toml = tmp_path / "my-run" / "run.toml"
+    address = f"tcp://127.0.0.1:{free_port()}"
+    made = say("init", toml.parent, "--name", "tiny", "--site", "here=2", "--samples", 4000, "--address", address)
+    assert f"next: hetero-async serve --run {toml}" in made
+    toml.write_text(re.sub(r'^rule = "nesterov"', 'rule = "sgd"', toml.read_text(), flags=re.MULTILINE))
+    outputs = tmp_path / "server.output", tmp_path / "here.output"
+    script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01"]
+    with (
+        background(outputs[0], "serve", "--run", toml, "--exit-when-finished") as server,
+        background(outputs[1], "work", "--run", toml, "--site", "here", *script) as agent,
+    ):
+        story = functools.partial(told_in, outputs)
+        until(lambda: len(workers_in(toml.parent / "log")) == 2, "both workers push", SECONDS_MAX, story)
+        kill_worker_once(RunConfig.load(toml))
+        status = json.loads(say("status", "--run", toml, "--json"))
+        assert {worker["worker"] for worker in status["workers"]} == {"here-0", "here-1"}
+        assert (server.wait(SECONDS_MAX), agent.wait(SECONDS_MAX)) == (0, 0), story()
+    assert "worker restarts" in story() and "signal SIGKILL" in story()
+    verified = forked(tmp_path, "verify", toml.parent / "log")
+    assert verified.exit_code == 0 and "verify      ok" in verified.output
+    assert "samples     4000 trained, 0 counted twice" in verified.output
+    out = tmp_path / "model.safetensors"
+    assert forked(tmp_path, "export", out, "--run", toml).exit_code == 0
+    model = NextByte()
+    model.load_state_dict(load_file(out), strict=True)
+    assert loss_on_all(model) < loss_on_all(seeded()) - 2
+
+
+def told_in(outputs: Sequence[Path]) -> str:
+    return "\n".join(path.read_text() for path in outputs)
+
+
+def workers_in(log: Path) -> set[str]:
+    """Who has a delta in the log."""
+    entries = read_log(log, None) if list(log.glob("*.log")) else iter(())
+    return {entry.record.worker for entry in entries if isinstance(entry.record, Delta)}
+
+
+def kill_worker_once(config: RunConfig) -> None:
+    os.kill(int((config.worker_directory("here-0") / "pid").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_the_verb_does_and_shows_an_example(verb: str) -> None:
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    context = typer.Context(command, info_name=f"hetero-async {verb}")
+    with context:
+        text = command.get_help(context) or ""
+    help_text = command.help or ""
+    assert re.search(rf"Example: hetero-async {verb}\b", help_text), text
+    assert len(help_text.split("Example:")[0].split()) >= 6
+
+
+def test_every_verb_is_in_the_help(tmp_path: Path) -> None:
+    assert set(typer.main.get_command(app).commands) == set(VERBS)  # type: ignore[attr-defined]
+    shown = forked(tmp_path, "--help")
+    assert shown.exit_code == 0
+    assert all(verb in shown.output for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("serve --run absent.toml", "error: absent.toml: there is no such file; write one with: hetero-async init"),
+        ("verify nowhere", "error: nowhere: there is no log here"),
+        ("init x --site here", 'error: --site here: must be NAME=WORKERS, for example "--site amsterdam=2"'),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(tmp_path: Path, words: str, expected: str) -> None:
+    said = forked(tmp_path, *words.split())
+    assert (said.exit_code, said.errors) == (2, expected)
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    said = forked(tmp_path, "--debug", "serve", "--run", "absent.toml")
+    assert said.exit_code == 2
+    assert "Traceback" in said.errors and "config.py" in said.errors
+    assert said.errors.splitlines()[-1].startswith("error: absent.toml: there is no such file")
+
+
+def test_an_unknown_site_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        said = forked(tmp_path, "work", "--run", run.config.path, "--site", "mars", "--", "true")
+        assert (said.exit_code, said.errors) == (2, 'error: run.toml knows no site "mars"; it has: here')
+
+
+def test_status_draws_a_table_of_the_workers(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", samples=160) as run:
+        run.start_server()
+        run.start_workers(hold=str(tmp_path / "hold"))
+        (tmp_path / "hold").touch()
+        run.wait(lambda: len(run.records(Joined)) == 2, "both have joined")
+        said = forked(tmp_path, "status", "--run", run.config.path)
+        assert said.exit_code == 0
+        assert all(word in said.output for word in ("tiny", "training", "here-0", "here-1", "steps/s")), said.output
+        (tmp_path / "hold").unlink()
+        run.finish()
+
+
+def test_status_without_a_server_says_whom_it_asked(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        said = forked(tmp_path, "status", "--run", run.config.path)
+        assert said.exit_code == 1
+        assert said.errors.splitlines()[-1] == f"error: no answer from {run.config.server.address} in 5 s"
+
+
+def test_a_damaged_log_is_a_readable_line_with_its_own_exit_code(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", samples=160) as run:
+        run.start_server()
+        run.start_workers()
+        run.finish()
+        [segment] = run.config.log.glob("*.log")
+        content = bytearray(segment.read_bytes())
+        content[5000] ^= 1  # within the initial parameters
+        segment.write_bytes(content)
+        said = forked(tmp_path, "verify", run.config.log)
+        assert said.exit_code == 65
+        assert said.errors.startswith(f"error: {segment}: ") and len(said.errors.splitlines()) == 1
+
+
+def test_an_interrupted_server_stops_and_goes_on_later(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", samples=1600) as run:
+        server = run.start_server()
+        run.start_workers(step_seconds=0.005)
+        run.wait(run.deltas, "a delta is admitted")
+        server.signal(signal.SIGTERM)
+        assert server.ending() == 0, server.said
+        run.start_server()
+        run.finish()

@@ -1,0 +1,149 @@
+"""Who is heard: strangers, impostors, the revoked, and those who are let in and send garbage."""
+
+from contextlib import closing, suppress
+from typing import Any
+
+import pytest
+import zmq
+from shell.place import BEAT, Place, heartbeat, insist, moment, reach, run, serving
+
+from hetero_async.core.records import Left
+from hetero_async.formats.chunks import CHUNK_BYTES
+from hetero_async.formats.frames import encode
+from hetero_async.shell.keys import load_secret
+
+
+def test_an_unknown_key_is_refused_told_of_once_and_gets_in_when_admitted_later(place: Place) -> None:
+    async def main() -> None:
+        async with serving(place) as (_, heard), place.worker("stranger") as stranger:
+            while len(place.notes.of("server not reached")) < 2:
+                await stranger.control.send(stranger.server.key, heartbeat())
+                await moment()
+            assert heard == []
+            key = place.public("stranger")
+            assert [fields["key"] for fields in place.notes.of("refused key")] == [key.decode()]
+            place.allowed.admit(key, role="worker", site="b", worker="b-0")
+            assert (await insist(stranger, stranger.control, heartbeat())).message == BEAT
+            assert heard[0].peer.worker == "b-0"
+            assert place.notes.of("server reached")
+
+    run(main, 60)
+
+
+def test_a_revoked_key_is_not_heard_from_its_next_message_on_and_gets_no_more(place: Place) -> None:
+    async def main() -> None:
+        async with place.server() as server, place.worker("a-0") as revoked, place.worker("a-1") as other:
+            await reach(revoked, server)
+            await reach(other, server)
+            place.allowed.revoke(place.public("a-0"))
+            assert await revoked.control.send(revoked.server.key, heartbeat(666))
+            while not server.gate.refusals:
+                await other.control.send(other.server.key, heartbeat())
+                assert (await server.control.receive()).peer.worker == "a-1"
+            assert not await server.control.send(place.public("a-0"), BEAT)
+            [refused] = place.notes.of("refused message")
+            assert refused["key"] == place.public("a-0").decode()
+
+    run(main)
+
+
+def test_a_client_that_pins_another_server_key_gets_nothing(place: Place) -> None:
+    async def main() -> None:
+        async with serving(place) as (_, heard), place.worker("a-0", server_key=place.public("stranger")) as worker:
+            while not place.notes.of("server not reached"):
+                assert not await worker.control.send(worker.server.key, heartbeat())
+                await moment()
+            assert heard == []
+
+    run(main)
+
+
+def plain_dealer(context: "zmq.Context[zmq.Socket[bytes]]", place: Place, name: str = "", lane: str = "") -> Any:
+    """A client of somebody else's making; with a name it has that worker's keys."""
+    raw = context.socket(zmq.DEALER)
+    raw.setsockopt(zmq.LINGER, 0)
+    if name:
+        raw.setsockopt(zmq.CURVE_SERVERKEY, place.public("server"))
+        raw.setsockopt(zmq.CURVE_PUBLICKEY, place.public(name))
+        raw.setsockopt(zmq.CURVE_SECRETKEY, load_secret(place.keys / f"{name}.secret"))
+    raw.connect(lane or place.control)
+    return raw
+
+
+def test_a_client_without_a_key_is_not_heard(place: Place) -> None:
+    async def main() -> None:
+        with zmq.Context() as context, closing(plain_dealer(context, place)) as nobody:
+            async with serving(place) as (_, heard), place.worker("a-0") as worker:
+                for _ in range(10):
+                    with suppress(zmq.Again):  # it may have given up by now
+                        nobody.send(encode(heartbeat(666)), zmq.DONTWAIT)
+                    await insist(worker, worker.control, heartbeat(1))
+                assert {incoming.message for incoming in heard} == {heartbeat(1)}
+                assert nobody.poll(0) == 0
+
+    run(main)
+
+
+def test_a_routing_id_is_not_an_identity(place: Place) -> None:
+    """A worker that takes the routing id another one would like to have is still only itself."""
+
+    async def main() -> None:
+        with zmq.Context() as context:
+            async with place.server() as server:
+                for name in ("a-0", "a-1"):
+                    raw = context.socket(zmq.DEALER)
+                    with closing(raw):
+                        raw.setsockopt(zmq.LINGER, 0)
+                        raw.setsockopt(zmq.ROUTING_ID, b"a-0")
+                        raw.setsockopt(zmq.CURVE_SERVERKEY, place.public("server"))
+                        raw.setsockopt(zmq.CURVE_PUBLICKEY, place.public(name))
+                        raw.setsockopt(zmq.CURVE_SECRETKEY, load_secret(place.keys / f"{name}.secret"))
+                        raw.connect(place.control)
+                        raw.send(encode(heartbeat()))
+                        incoming = await server.control.receive()
+                        assert (incoming.peer.worker, incoming.peer.key) == (name, place.public(name))
+
+    run(main)
+
+
+# --- what is dropped ---
+
+GARBAGE: list[list[bytes]] = [
+    [b""],
+    [b"\xff" * 100],
+    [encode(heartbeat()) + b"more"],
+    [encode(heartbeat()), b"payload", b"a third frame"],
+    [encode(heartbeat())] * 100,
+    [bytes(65 * 1024)],
+    [encode(Left(worker="a-1", reason="a record is not a message"))],
+    [encode(heartbeat()), bytes(CHUNK_BYTES + 1)],
+]
+
+
+@pytest.mark.parametrize("frames", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_from_an_admitted_key_is_dropped_and_others_go_on(place: Place, frames: list[bytes]) -> None:
+    async def main() -> None:
+        with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as bad:
+            async with serving(place) as (server, heard), place.worker("a-0") as worker:
+                bad.send_multipart(frames)
+                while not server.gate.refusals and len(frames[-1]) <= CHUNK_BYTES:
+                    await insist(worker, worker.control, heartbeat())
+                for _ in range(3):
+                    await insist(worker, worker.control, heartbeat())
+                assert {incoming.peer.worker for incoming in heard} == {"a-0"}
+
+    run(main)
+
+
+def test_a_peer_that_floods_with_garbage_is_told_of_once(place: Place) -> None:
+    async def main() -> None:
+        with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as bad:
+            async with serving(place) as (server, _):
+                for _ in range(50):
+                    bad.send(b"garbage")
+                while server.gate.refusals < 50:
+                    await moment()
+                [told] = place.notes.of("refused message")
+                assert told["worker"] == "a-1"
+
+    run(main)

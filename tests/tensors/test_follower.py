@@ -1,0 +1,43 @@
+"""A follower takes what the server offers, in turn, and says where the parameters should stand."""
+
+import pytest
+import torch
+from tensors.models import Awkward, Run, values
+
+from hetero_async.core.messages import DELTA, PUBLISH, SNAPSHOT
+from hetero_async.errors import PeerError
+from hetero_async.tensors.codecs import decode_payload
+from hetero_async.tensors.follower import Follower
+from hetero_async.tensors.replica import Replica
+
+
+def test_a_follower_comes_to_stand_where_the_server_is() -> None:
+    run = Run(Awkward())
+    numel = run.replica.schema.numel
+    follower = Follower(Replica(Awkward()))
+    assert follower.schema_hash == run.replica.schema.hash
+    assert follower.take(SNAPSHOT, run.server.fetch(SNAPSHOT, 0) or b"") == 0
+    payload = run.push(values(numel, seed=1))
+    run.step()
+    run.publish("fp32", merged=(("a/0", 4),))
+    assert follower.take(PUBLISH, run.server.fetch(PUBLISH, 1) or b"") == 1
+    assert (follower.merged_seq("a/0"), follower.merged_seq("b/0")) == (4, 0)
+    torch.testing.assert_close(follower.target([]), run.server.theta)
+    delta = decode_payload("fp32", payload, numel)
+    assert torch.equal(follower.target([("fp32", payload)]), follower.target([]) - delta)
+
+
+def test_its_upload_and_deltas_are_what_the_server_expects() -> None:
+    run, follower = Run(Awkward()), Follower(Replica(Awkward()))
+    assert run.server.inspect_initial(follower.schema, follower.initial_upload()).refusal == ""
+    delta = values(run.replica.schema.numel, seed=1)
+    assert run.server.inspect("int8", follower.encode(delta, "int8")).refusal == ""
+
+
+@pytest.mark.parametrize("kind", [PUBLISH, DELTA])
+def test_what_does_not_begin_with_a_snapshot_is_refused(kind: str) -> None:
+    run = Run(Awkward())
+    run.publish()
+    follower = Follower(Replica(Awkward()))
+    with pytest.raises(PeerError, match="not asked for"):
+        follower.take(kind, run.server.fetch(PUBLISH, 1) or b"")
