@@ -1,0 +1,57 @@
+"""Windows, and how many steps fit into one."""
+
+import pytest
+
+from hetero_async.core.pace import Windows, reference_rate, steps_for
+from hetero_async.core.records import RunSettings
+
+SETTINGS = RunSettings(run="r", samples=1, steps_per_round=32, grace=0.25)
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [([], 0.0), ([0.0, 0.0], 0.0), ([5.0], 5.0), ([0.0, 2.0, 8.0], 8.0), ([*([1.0] * 19), 100.0], 1.0)],
+)
+def test_the_reference_is_the_fastest_but_not_a_lone_outlier_among_many(rates: list[float], expected: float) -> None:
+    assert reference_rate(rates) == expected
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(10.0, 32), (5.0, 16), (2.5, 8), (0.01, 1), (0.0, 32), (20.0, 32)])
+def test_steps_follow_speed(rate: float, steps: int) -> None:
+    assert steps_for(rate, 10.0, SETTINGS) == steps
+
+
+def test_steps_of_a_round_given_in_seconds() -> None:
+    timed = RunSettings(run="r", samples=1, steps_per_round=32, seconds_per_round=3.0)
+    assert [steps_for(rate, 10.0, timed) for rate in (10.0, 0.1, 0.0)] == [30, 1, 32]
+    assert Windows.length_ms(10.0, timed) == 3000
+
+
+def test_a_window_closes_at_its_deadline_and_the_next_is_measured_from_there() -> None:
+    windows = Windows()
+    assert not windows.advance(0, 0.0, SETTINGS), "nobody's speed is known yet"
+    assert windows.advance(1000, 10.0, SETTINGS)
+    assert (windows.number, windows.deadline_ms) == (1, 4200)
+    assert not windows.advance(4199, 10.0, SETTINGS)
+    assert windows.advance(4210, 10.0, SETTINGS)
+    assert (windows.number, windows.deadline_ms, windows.merge_ms) == (2, 7400, 5000)
+
+
+def test_a_closed_window_is_merged_when_all_have_arrived_or_the_grace_is_over() -> None:
+    windows = Windows()
+    windows.advance(0, 10.0, SETTINGS)
+    assert not windows.is_due(3199, ["a"], {"a": 1}), "it is still open"
+    windows.advance(3200, 10.0, SETTINGS)
+    assert not windows.is_due(3300, ["a", "b"], {"a": 1})
+    assert windows.is_due(3300, ["a", "b"], {"a": 1, "b": 1})
+    assert windows.is_due(4000, ["a", "b"], {"a": 1})
+    windows.merged()
+    assert not windows.is_due(4000, ["a", "b"], {"a": 1})
+
+
+def test_after_a_long_pause_deadlines_do_not_rush_to_catch_up() -> None:
+    windows = Windows()
+    windows.advance(0, 10.0, SETTINGS)
+    windows.advance(100_000, 10.0, SETTINGS)
+    assert windows.deadline_ms is not None
+    assert 100_000 < windows.deadline_ms <= 103_200

@@ -1,0 +1,209 @@
+"""Whatever workers and crashes do to the server's machine: the ledger stays exact, acknowledgements stay true."""
+
+import json
+from dataclasses import replace
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from hetero_async.core import ranges
+from hetero_async.core.admission import Facts
+from hetero_async.core.events import Applied, Provided, Received, Tick
+from hetero_async.core.messages import Ack, Bye, Heartbeat, Hello, Lease, LeaseRequest, Message, Push, Welcome
+from hetero_async.core.records import Delta, Entry, RunSettings
+from hetero_async.core.server import Server
+from hetero_async.core.state import State
+
+WORKERS = ["a-0", "a-1", "b-0"]
+SAMPLES = 40
+SETTINGS = {
+    merge: RunSettings(run="r", samples=90, merge=merge, lease_ttl_seconds=5.0, max_staleness=2, steps_per_round=4)
+    for merge in ("window", "per-push", "all")
+}
+
+
+class ServerMachine(RuleBasedStateMachine):
+    """`log` is what was durable; `acked` and `sent` are the observer's own books, outside the code under test."""
+
+    @initialize(merge=st.sampled_from(sorted(SETTINGS)))
+    def begin(self, merge: str) -> None:
+        self.settings = SETTINGS[merge]
+        self.server = Server(self.settings, State())
+        self.log: list[Entry] = []
+        self.acked: dict[tuple[str, int], bytes] = {}
+        self.sent: list[tuple[str, Push]] = []
+        self.held: dict[str, ranges.Ranges] = {}
+        self.now_ms = 1
+        self.step(Provided(now_ms=1, worker="a-0", schema_hash=b"s", parameters_hash=b"p", payload=b""))
+
+    def step(self, event: Received | Provided | Tick) -> list[tuple[str, Message]]:
+        """Step, tick, and do what is owed: the records become durable before any message is seen."""
+        self.server.step(event)
+        self.server.step(Tick(now_ms=self.now_ms))
+        told: list[tuple[str, Message]] = []
+        ready = self.server.ready()
+        while ready.records or ready.messages:
+            self.log.extend(ready.records)
+            told += [(outgoing.worker, outgoing.message) for outgoing in ready.messages]
+            if ready.records:
+                self.server.step(Applied(oldest_publish=1, model_hash=b"m"))
+            ready = self.server.ready()
+        for worker, message in told:
+            self.hear(worker, message)
+        return told
+
+    def hear(self, worker: str, message: Message) -> None:
+        if isinstance(message, Ack):
+            pushes = [push for name, push in self.sent if (name, push.seq) == (worker, message.seq)]
+            admitted = self.log[message.lsn - 1].record
+            assert isinstance(admitted, Delta)
+            assert admitted.payload_hash in {push.payload_hash for push in pushes}
+            assert self.acked.setdefault((worker, message.seq), admitted.payload_hash) == admitted.payload_hash
+        elif isinstance(message, Lease):
+            self.held[worker] = ranges.union(self.held.get(worker, ()), message.ranges)
+        elif isinstance(message, Welcome):
+            self.held[worker] = message.granted
+
+    def receive(self, worker: str, message: Message, facts: Facts | None = None) -> None:
+        received = Received(
+            now_ms=self.now_ms, worker=worker, site="s", message=message, facts=facts or Facts(norm=1.0)
+        )
+        self.step(received)
+
+    def incarnation(self, worker: str) -> int:
+        member = self.server.state.members.get(worker)
+        return member.incarnation if member else 0
+
+    @rule(worker=st.sampled_from(WORKERS), claims=st.booleans(), life=st.binary(max_size=1))
+    def join(self, worker: str, claims: bool, life: bytes) -> None:
+        claimed = self.held.get(worker, ()) if claims else ()
+        self.receive(
+            worker,
+            Hello(
+                run="r",
+                software="0",
+                schema_hash=b"s",
+                last_seq=0,
+                claims=claimed,
+                device="cpu",
+                dtype="fp32",
+                life=life,
+            ),
+        )
+
+    @rule(worker=st.sampled_from(WORKERS), samples=st.integers(0, 30), late=st.integers(0, 1), knows=st.booleans())
+    def ask(self, worker: str, samples: int, late: int, knows: bool) -> None:
+        self.receive(
+            worker,
+            LeaseRequest(
+                incarnation=max(0, self.incarnation(worker) - late),
+                number=1,
+                held=self.server.state.ledger.held(worker) if knows else (),
+                samples=samples,
+                batch=4,
+                dataset_samples=SAMPLES,
+            ),
+        )
+
+    @rule(
+        worker=st.sampled_from(WORKERS),
+        count=st.integers(1, 12),
+        skip=st.integers(0, 3),
+        gap=st.integers(0, 2),
+        behind=st.integers(-1, 4),
+        stray=st.booleans(),
+        norm=st.sampled_from([1.0, 1.1, 1e9]),
+        refusal=st.sampled_from(["", "", "", "not finite"]),
+    )
+    def push(
+        self, worker: str, count: int, skip: int, gap: int, behind: int, stray: bool, norm: float, refusal: str
+    ) -> None:
+        _, rest = ranges.take(self.held.get(worker, ()), skip)
+        consumed, _ = ranges.take(rest, count)
+        member = self.server.state.members.get(worker)
+        seq = (member.last_seq if member else 0) + gap
+        push = Push(
+            incarnation=self.incarnation(worker),
+            seq=seq,
+            anchor=max(0, self.server.state.publish - behind),
+            steps=count,
+            ranges=((0, count),) if stray else consumed,
+            codec="int8",
+            payload_bytes=1,
+            payload_hash=bytes([len(self.sent) % 256, len(self.sent) // 256]),
+        )
+        self.sent.append((worker, push))
+        self.receive(worker, push, Facts(norm=norm, refusal=refusal))
+
+    @rule(which=st.integers(0, 10_000), renewed=st.booleans())
+    def push_again(self, which: int, renewed: bool) -> None:
+        """A copy from the network's depths, or the outbox of a life that has joined again."""
+        if self.sent:
+            worker, push = self.sent[which % len(self.sent)]
+            self.receive(worker, replace(push, incarnation=self.incarnation(worker)) if renewed else push)
+
+    @rule(worker=st.sampled_from(WORKERS), late=st.integers(0, 1))
+    def beat(self, worker: str, late: int) -> None:
+        self.receive(
+            worker,
+            Heartbeat(
+                incarnation=max(0, self.incarnation(worker) - late),
+                state="training",
+                steps=1,
+                steps_per_second=2.0,
+                publish=0,
+                bytes_up=0,
+                bytes_down=0,
+            ),
+        )
+
+    @rule(worker=st.sampled_from(WORKERS), late=st.integers(0, 1))
+    def bye(self, worker: str, late: int) -> None:
+        self.receive(worker, Bye(incarnation=max(0, self.incarnation(worker) - late)))
+
+    @rule(seconds=st.integers(1, 12))
+    def time_passes(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now_ms += 1000
+            self.step(Tick(now_ms=self.now_ms))
+
+    @rule(worker=st.sampled_from(WORKERS), lost=st.booleans())
+    def crash(self, worker: str, lost: bool) -> None:
+        """The server dies after deciding on a last event; `lost`: before that became durable and anybody was told."""
+        bye = Bye(incarnation=self.incarnation(worker))
+        self.server.step(Received(now_ms=self.now_ms, worker=worker, site="s", message=bye))
+        self.log.extend([] if lost else self.server.ready().records)
+        self.server = Server(self.settings, self.replayed())
+
+    def replayed(self) -> State:
+        state = State()
+        for entry in self.log:
+            state.fold(entry)
+        return State.load(json.loads(json.dumps(state.dump())))
+
+    @invariant()
+    def positions_add_up(self) -> None:
+        assert self.server.state.ledger.is_exact()
+
+    @invariant()
+    def replay_gives_the_same_state(self) -> None:
+        assert self.replayed().digest() == self.server.state.digest()
+
+    @invariant()
+    def every_acknowledged_delta_is_in_the_log_once(self) -> None:
+        admitted = [(entry.record.worker, entry.record.seq) for entry in self.log if isinstance(entry.record, Delta)]
+        assert len(admitted) == len(set(admitted))
+        assert self.acked.keys() <= set(admitted)
+
+    @invariant()
+    def no_position_is_in_two_deltas(self) -> None:
+        trained: ranges.Ranges = ()
+        for entry in self.log:
+            if isinstance(entry.record, Delta):
+                assert not ranges.intersection(trained, entry.record.ranges)
+                trained = ranges.union(trained, entry.record.ranges)
+
+
+TestServerMachine = ServerMachine.TestCase
+TestServerMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
