@@ -21,6 +21,8 @@ SETTINGS = {
     merge: RunSettings(run="r", samples=90, merge=merge, lease_ttl_seconds=5.0, max_staleness=2, steps_per_round=4)
     for merge in ("window", "per-push", "all")
 }
+RARELY = st.sampled_from([False, False, False, False, True])
+OFTEN = st.sampled_from([True, True, True, True, False])
 
 
 class ServerMachine(RuleBasedStateMachine):
@@ -92,8 +94,13 @@ class ServerMachine(RuleBasedStateMachine):
             ),
         )
 
-    @rule(worker=st.sampled_from(WORKERS), samples=st.integers(0, 30), late=st.integers(0, 1), knows=st.booleans())
-    def ask(self, worker: str, samples: int, late: int, knows: bool) -> None:
+    def is_active(self, worker: str) -> bool:
+        return worker in self.server.state.active
+
+    @rule(worker=st.sampled_from(WORKERS), samples=st.integers(0, 30), late=RARELY, knows=OFTEN)
+    def ask(self, worker: str, samples: int, late: bool, knows: bool) -> None:
+        if not (late or self.is_active(worker)):
+            self.join(worker, claims=True, life=b"")
         self.receive(
             worker,
             LeaseRequest(
@@ -111,14 +118,16 @@ class ServerMachine(RuleBasedStateMachine):
         count=st.integers(1, 12),
         skip=st.integers(0, 3),
         gap=st.integers(0, 2),
-        behind=st.integers(-1, 4),
-        stray=st.booleans(),
+        behind=st.sampled_from([0, 0, 0, 1, 2, 4, -1]),
+        stray=RARELY,
         norm=st.sampled_from([1.0, 1.1, 1e9]),
-        refusal=st.sampled_from(["", "", "", "not finite"]),
+        refusal=RARELY.map(lambda broken: "not finite" if broken else ""),
     )
     def push(
         self, worker: str, count: int, skip: int, gap: int, behind: int, stray: bool, norm: float, refusal: str
     ) -> None:
+        if not self.held.get(worker):
+            self.ask(worker, samples=16, late=False, knows=True)
         _, rest = ranges.take(self.held.get(worker, ()), skip)
         consumed, _ = ranges.take(rest, count)
         member = self.server.state.members.get(worker)
@@ -143,8 +152,8 @@ class ServerMachine(RuleBasedStateMachine):
             worker, push = self.sent[which % len(self.sent)]
             self.receive(worker, replace(push, incarnation=self.incarnation(worker)) if renewed else push)
 
-    @rule(worker=st.sampled_from(WORKERS), late=st.integers(0, 1))
-    def beat(self, worker: str, late: int) -> None:
+    @rule(worker=st.sampled_from(WORKERS), late=RARELY)
+    def beat(self, worker: str, late: bool) -> None:
         self.receive(
             worker,
             Heartbeat(
@@ -158,8 +167,8 @@ class ServerMachine(RuleBasedStateMachine):
             ),
         )
 
-    @rule(worker=st.sampled_from(WORKERS), late=st.integers(0, 1))
-    def bye(self, worker: str, late: int) -> None:
+    @rule(worker=st.sampled_from(WORKERS), late=RARELY)
+    def bye(self, worker: str, late: bool) -> None:
         self.receive(worker, Bye(incarnation=max(0, self.incarnation(worker) - late)))
 
     @rule(seconds=st.integers(1, 12))
@@ -168,7 +177,7 @@ class ServerMachine(RuleBasedStateMachine):
             self.now_ms += 1000
             self.step(Tick(now_ms=self.now_ms))
 
-    @rule(worker=st.sampled_from(WORKERS), lost=st.booleans())
+    @rule(worker=st.sampled_from(WORKERS), lost=OFTEN)
     def crash(self, worker: str, lost: bool) -> None:
         """The server dies after deciding on a last event; `lost`: before that became durable and anybody was told."""
         bye = Bye(incarnation=self.incarnation(worker))
