@@ -228,7 +228,14 @@ class ServerModel:
 
     def load(self, snapshot: ModelSnapshot) -> None:
         """Raises LogCorrupt when what was loaded does not hash to what the snapshot says."""
-        arrays = snapshot.arrays
+        try:
+            self._load(snapshot.arrays)
+        except (PeerError, KeyError) as error:
+            raise LogCorrupt(f"the checkpoint's arrays cannot be read: {error}") from error
+        if self.model_hash() != snapshot.model_hash:
+            raise LogCorrupt("the checkpoint's parameters do not hash to what its manifest says")
+
+    def _load(self, arrays: Mapping[str, numpy.ndarray]) -> None:
         self.schema = Schema.from_bytes(arrays["schema"].tobytes())
         self.theta = _vector(arrays["parameters"])
         self._constants = arrays["constants"].tobytes()
@@ -238,8 +245,6 @@ class ServerModel:
         self.buffers = [_vector(arrays[f"buffer/{number}"]) for number in range(RULES[self._rule].buffers)]
         self._pending = dict(_pending(arrays))
         self._publishes, self._snapshots = {}, {}
-        if self.model_hash() != snapshot.model_hash:
-            raise LogCorrupt("the checkpoint's parameters do not hash to what its manifest says")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The whole model under its own names: trained parameters in fp32, all else as the first worker had it."""

@@ -190,11 +190,14 @@ def test_a_damaged_log_is_a_readable_line_with_its_own_exit_code(tmp_path: Path)
 
 
 def test_an_interrupted_server_stops_and_goes_on_later(tmp_path: Path) -> None:
+    hold = tmp_path / "hold"  # so that the run cannot end before the server is told to
     with Run(tmp_path / "run", samples=1600) as run:
         server = run.start_server()
-        run.start_workers(step_seconds=0.005)
+        run.start_workers(step_seconds=0.005, hold=str(hold))
         run.wait(run.deltas, "a delta is admitted")
+        hold.touch()
         server.signal(signal.SIGTERM)
         assert server.ending() == 0, server.said
+        hold.unlink()
         run.start_server()
         run.finish()

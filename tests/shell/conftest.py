@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from shell.place import Place, prepared
+from shell.small_log import small_segments  # noqa: F401, a fixture
 
 
 @pytest.fixture
