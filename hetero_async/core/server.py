@@ -224,12 +224,10 @@ class Server:
     def _lease_size(self, request: LeaseRequest) -> int:
         """What was asked for, but near the end no more than a fair share, so that nobody slow holds the last samples.
 
-        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of an even share of what is left.
-        """
+        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of an even share of what is left."""
         share = ranges.size(self.state.ledger.free) // (2 * max(1, len(self.state.active)))
         batch = max(1, request.batch)
-        wanted = min(request.samples, max(batch, share // batch * batch), LEASE_POSITIONS_MAX)
-        return max(1, wanted)
+        return max(1, min(request.samples, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
 
     def _push(self, event: Received, push: Push) -> None:
         member = self.state.members.get(event.worker)
@@ -324,7 +322,9 @@ class Server:
         )
         self._record(stepped)
         unpublished = self.state.version - self.state.publish_versions[self.state.publish]
-        if unpublished >= self.settings.publish_every or self.state.is_trained:
+        # In `all` every worker waits for the publish that contains its delta, so none may be left out.
+        every = 1 if self.settings.merge == "all" else self.settings.publish_every
+        if unpublished >= every or self.state.is_trained:
             merged = tuple((name, member.merged_seq) for name, member in self.state.members.items())
             self._record(
                 Published(

@@ -326,6 +326,7 @@ class Worker:
     def _lease(self, lease: Lease, now_ms: int) -> None:
         if lease.number != self._lease_number:
             return  # asked before we knew what we know now: it may name positions that are drawn already
+        self._lease_number += 1  # a request that arrived twice is answered twice, and taken once
         self.samples = lease.samples
         self._owed.granted.append(lease.ranges)
 

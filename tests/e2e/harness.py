@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from hetero_async.watch.verify import Verdict
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.01
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 120.0
 SAID_LINES_MAX = 25
 
 # More threads than one would not survive a fork, and two cores have no use for them.
@@ -143,12 +143,16 @@ class Run:
         output = self._output("server")
         return self._start("server", output, serve_life, str(self.config.path), str(output), ServerPlan(**plan))
 
-    def start_worker(self, worker: str, script: Callable[..., None] = tiny.train, **options: Any) -> Life:
+    def start_worker(
+        self, worker: str, script: Callable[..., None] = tiny.train, *, awaited: Sequence[str] = (), **options: Any
+    ) -> Life:
+        """It trains when all that it awaits have joined."""
         output = self._output(worker)
-        return self._start(worker, output, worker_life, str(self.config.path), worker, str(output), script, options)
+        told = str(self.config.path), worker, str(output), script, awaited, options
+        return self._start(worker, output, worker_life, *told)
 
     def start_workers(self, script: Callable[..., None] = tiny.train, **options: Any) -> list[Life]:
-        return [self.start_worker(worker, script, **options) for worker in self.names]
+        return [self.start_worker(worker, script, awaited=self.names, **options) for worker in self.names]
 
     def start_together(self, **options: Any) -> Life:
         """All workers in one process."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from e2e import tiny
 
+import hetero_async
 from hetero_async import assembly, cli, serve, train, transfers
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core import worker as core_worker
@@ -71,14 +72,36 @@ def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
     (directory / CALLS).write_text(json.dumps(calls.made))
 
 
-def worker_life(run_toml: str, worker: str, output: str, script: Callable[..., None], options: dict[str, Any]) -> None:
+def worker_life(
+    run_toml: str,
+    worker: str,
+    output: str,
+    script: Callable[..., None],
+    awaited: Sequence[str],
+    options: dict[str, Any],
+) -> None:
     _speak_to(output)
     _hurry()
     os.environ |= {ENV_RUN: run_toml, ENV_WORKER: worker}
     directory = RunConfig.load(Path(run_toml)).worker_directory(worker)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "pid").write_text(str(os.getpid()))
+    _begin_together(directory, awaited)
     script(**options)
+
+
+def _begin_together(directory: Path, awaited: Sequence[str]) -> None:
+    """Nobody trains before all of these have joined once: on a busy machine the run would be over before."""
+    join = hetero_async.join
+
+    def joined(*arguments: Any) -> hetero_async.Session:
+        session = join(*arguments)
+        (directory / "joined").touch()
+        while not all((directory.parent / other / "joined").exists() for other in awaited):
+            time.sleep(0.01)
+        return session
+
+    hetero_async.join = joined
 
 
 def together_life(run_toml: str, workers: Sequence[str], output: str, options: dict[str, Any]) -> None:
@@ -87,9 +110,11 @@ def together_life(run_toml: str, workers: Sequence[str], output: str, options: d
     _hurry()
     config = RunConfig.load(Path(run_toml))
     failed: list[BaseException] = []
+    all_joined = threading.Barrier(len(workers))
     threading.excepthook = lambda failure: failed.append(failure.exc_value or SystemExit())
     threads = [
-        threading.Thread(target=tiny.train_as, args=(config, worker), kwargs=options, name=worker) for worker in workers
+        threading.Thread(target=tiny.train_as, args=(config, worker, all_joined), kwargs=options, name=worker)
+        for worker in workers
     ]
     for thread in threads:
         thread.start()

@@ -51,6 +51,14 @@ def last_line(life: Life) -> str:
     return life.said.splitlines()[-1]
 
 
+def begun(run: Run, worker: str, hold: Path) -> Path:
+    """Let the worker begin the run, and keep it from ending it as long as the file is there."""
+    run.start_worker(worker, step_seconds=0.005, hold=str(hold))
+    run.wait(lambda: run.deltas(worker), "the run has a model and a dataset")
+    hold.touch()
+    return hold
+
+
 def remove_secret(run: Run) -> None:
     (run.config.keys / "server.secret").unlink()
 
@@ -127,12 +135,12 @@ def test_a_model_that_differs_is_refused_by_its_tensor(tmp_path: Path) -> None:
     with Run(tmp_path / "run", samples=1600) as run:
         first, second = run.names
         run.start_server()
-        run.start_worker(first, step_seconds=0.005)
-        run.wait(lambda: run.deltas(first), "the run has a model")
+        hold = begun(run, first, tmp_path / "hold")
         expected = (
             "RefusedError: the model differs from the run's: tensor output.weight: expected [256, 12], found [300, 12]"
         )
         assert expected in last_line(run.start_worker(second, train_wider))
+        hold.unlink()
         run.finish()
 
 
@@ -140,10 +148,10 @@ def test_a_dataset_of_another_length_is_refused_with_both_lengths(tmp_path: Path
     with Run(tmp_path / "run", samples=1600) as run:
         first, second = run.names
         run.start_server()
-        run.start_worker(first, samples=2000, step_seconds=0.005)
-        run.wait(lambda: run.deltas(first), "the run has a dataset")
+        hold = begun(run, first, tmp_path / "hold")
         expected = "RefusedError: the dataset has 1999 samples here, but the run's has 2000"
         assert expected in last_line(run.start_worker(second, samples=1999))
+        hold.unlink()
         run.finish()
 
 

@@ -103,8 +103,8 @@ def test_a_bf16_worker_trains_beside_an_fp32_one(tmp_path: Path) -> None:
     with Run(tmp_path / "run", samples=3200, **PLAIN) as run:
         run.start_server()
         first, second = run.names
-        run.start_worker(first, dtype="fp32", step_seconds=0.002)
-        run.start_worker(second, dtype="bf16", step_seconds=0.002)
+        run.start_worker(first, awaited=run.names, dtype="fp32", step_seconds=0.002)
+        run.start_worker(second, awaited=run.names, dtype="bf16", step_seconds=0.002)
         run.wait(lambda: run.deltas(first) and run.deltas(second), "both have pushed")
         assert {worker["worker"]: worker["dtype"] for worker in run.status()["workers"]} == {
             first: "fp32",

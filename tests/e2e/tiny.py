@@ -8,6 +8,7 @@ import argparse
 import inspect
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -85,12 +86,13 @@ def train(
     leave_results(losses=losses, device_dtype=str(next(model.parameters()).dtype))
 
 
-def train_as(config: ha.RunConfig, worker: str, *, step_seconds: float = 0.0) -> None:
+def train_as(config: ha.RunConfig, worker: str, all_joined: threading.Barrier, *, step_seconds: float = 0.0) -> None:
     """The same for one worker among others in a process, where no environment can say who it is."""
     model = NextByte()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     session = ha.Session(config, worker, model, optimizer)
     session.start()
+    all_joined.wait()
     for text in session.batches(Text(), BATCH):
         optimizer.zero_grad()
         loss_of(model, text).backward()

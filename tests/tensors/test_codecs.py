@@ -110,7 +110,7 @@ def test_no_element_is_off_by_more_than_half_a_level_of_its_block(name: str, flo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_come_back_as_zeros(name: str) -> None:
-    assert torch.equal(there_and_back(name, torch.zeros(200)), torch.zeros(200))
+    assert not there_and_back(name, torch.zeros(200)).view(torch.int32).any()  # not even a sign
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])

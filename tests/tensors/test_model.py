@@ -338,7 +338,7 @@ def test_good_initial_parameters_are_accepted_and_bad_ones_refused() -> None:
     diverged = Flat(10)
     with torch.no_grad():
         diverged.vector[3] = torch.nan
-    unknown_dtype = b'{"a":{"dtype":"Q7","shape":[1],"data_offsets":[0,1]}}'
+    unknown_dtype = b'{"a":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}'
     constants = len(unknown_dtype).to_bytes(8, "little") + unknown_dtype + b"x"
     parameters = encode_payload("fp32", torch.ones(2))
     server = ServerModel()
