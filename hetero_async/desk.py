@@ -117,13 +117,9 @@ class Desk:
             return (stretched or self.must_wait) and not self.is_finished
 
     def can_flush(self) -> bool:
-        """Whether there is an unfinished round and nothing left to go on with, so that it should be cut now.
-
-        It may be without a step: half an accumulated batch. Those samples must be reported all the same, or the run
-        would wait for them for ever; their gradient goes with the next step, if there is one.
-        """
+        """Whether there is an unfinished round and nothing left to go on with, so that it should be cut now."""
         with self._lock:
-            return self._is_dry and bool(self._consumed) and not self.is_busy
+            return self._is_dry and self.round_steps > 0 and bool(self._consumed) and not self.is_busy
 
     def cut(self, delta: object) -> None:
         """Hand the round over. The background takes it from here."""

@@ -95,9 +95,9 @@ class Session:
         """Yield batches of samples that this worker alone trains on, until the whole run is finished.
 
         `dataset` is map-style and the same at every site; which samples come, the server decides. Batches have
-        `batch_size` samples, the run's last ones may have fewer. What is drawn counts as trained, also where no
-        optimizer step follows it: half an accumulated batch at the run's very end. Raises DatasetError for a dataset
-        that is smaller than a batch or has no length.
+        `batch_size` samples, the run's last ones may have fewer. Batches that no optimizer step has
+        followed when nothing else is left (half an accumulated step) come again until one does. Raises DatasetError
+        for a dataset that is smaller than a batch or has no length.
         """
         _check_dataset(dataset, batch_size)
         desk = self._desk

@@ -322,9 +322,8 @@ class Server:
         )
         self._record(stepped)
         unpublished = self.state.version - self.state.publish_versions[self.state.publish]
-        # In `all` every worker waits for the publish that contains its delta, so none may be left out.
-        every = 1 if self.settings.merge == "all" else self.settings.publish_every
-        if unpublished >= every or self.state.is_trained:
+        is_awaited = self.settings.merge == "all" or self.state.is_trained  # by every worker, before its next step
+        if is_awaited or unpublished >= self.settings.publish_every:
             merged = tuple((name, member.merged_seq) for name, member in self.state.members.items())
             self._record(
                 Published(

@@ -1,4 +1,4 @@
-"""One server and its workers on a bad network, in virtual time: whatever is lost, the run ends and nothing is
+"""One server and its workers on a bad network, in virtual time: the run ends, and nothing is forgotten.
 
 Integers stand for tensors; a merge mixes them so that a wrong order shows. A world is its seed: run one again with
 `World(seed).run()`.
@@ -90,7 +90,7 @@ class Centre:
             ready = self.server.ready()
             if not ready.records and not ready.messages:
                 return
-            if self.world.fault(0.003):
+            if self.world.fault(0.005):
                 self.log.extend(ready.records[: self.world.random.randint(0, len(ready.records))])
                 self.crash()
                 return
@@ -209,7 +209,7 @@ class Site:
         owed = machine.ready()
         for push in owed.saves:
             self.disk[push.seq] = (push, self.payloads[push.seq])
-        if self.world.fault(0.0005):
+        if self.world.fault(0.004):
             self.crash()
             return
         for dropped in owed.drops:
