@@ -180,7 +180,8 @@ class Desk:
         with self._lock:
             self.samples = samples
             self._is_dry = not granted
-            self._leases = ranges.union(self._leases, granted)
+            # What was lost in a new join, though drawn already, may come back to us: it is not drawn a second time.
+            self._leases = ranges.union(self._leases, ranges.difference(granted, self._drawn()))
             self._lock.notify_all()
 
     def regrant(self, held: Ranges) -> None:

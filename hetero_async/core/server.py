@@ -284,6 +284,7 @@ class Server:
                     self._send_window(worker, now_ms)
         if self._is_merge_due(now_ms):
             self._merge(gain_share=1.0)
+        self._publish_when_due()
         self._tell_finished()
 
     def _notice_absence(self, now_ms: int) -> None:
@@ -321,18 +322,17 @@ class Server:
             gain=self.settings.outer_learning_rate,
         )
         self._record(stepped)
-        unpublished = self.state.version - self.state.publish_versions[self.state.publish]
-        is_awaited = self.settings.merge == "all" or self.state.is_trained  # by every worker, before its next step
-        if is_awaited or unpublished >= self.settings.publish_every:
-            merged = tuple((name, member.merged_seq) for name, member in self.state.members.items())
-            self._record(
-                Published(
-                    number=self.state.publish + 1,
-                    version=self.state.version,
-                    codec=self.settings.codec_down,
-                    merged=merged,
-                )
-            )
+        self._publish_when_due()
+
+    def _publish_when_due(self) -> None:
+        """Looked at with every tick too: a crash may have kept a step without its publish, or the bound has fallen."""
+        state, every = self.state, self.settings.publish_every
+        # Every worker waits for it in `all` and at the end; beyond the bound none could push anything until it comes.
+        limit = 1 if self.settings.merge == "all" or state.is_trained else min(every, state.staleness_bound() + 1)
+        if state.version - state.publish_versions[state.publish] >= limit:
+            merged = tuple((name, member.merged_seq) for name, member in state.members.items())
+            number, codec = state.publish + 1, self.settings.codec_down
+            self._record(Published(number=number, version=state.version, codec=codec, merged=merged))
 
     def _announce(self, event: Applied) -> None:
         """The model has done what the records say: tell the workers what can be fetched, and log what it came to."""

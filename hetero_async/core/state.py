@@ -204,7 +204,9 @@ class State:
 
     def _stepped(self, record: Stepped, lsn: int) -> None:
         assert record.version == self.version + 1, "versions grow by one"
-        assert record.deltas and len(record.deltas) == len(record.weights)
+        assert record.deltas and len(record.deltas) == len(record.weights), (
+            "a step merges something, each with its weight"
+        )
         for merged in record.deltas:
             pending = self.pending.pop(merged)
             member = self.members[pending.worker]

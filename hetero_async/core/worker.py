@@ -221,7 +221,7 @@ class Worker:
             self.shadow = -1  # a server that fell back behind us: begin again from its snapshot
         self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
         reported = ranges.normal(stretch for push in self.outbox.values() for stretch in push.ranges)
-        self._lease_number += 1  # an answer that is still under way was for the life before
+        self._lease_number = max(self._lease_number + 1, welcome.incarnation << 32)  # fits no answer to a life before
         self._owed.regranted = ranges.difference(welcome.granted, reported)
         self._beat_ms = self._offer_ms = -(10**9)
 

@@ -161,6 +161,17 @@ def test_an_acknowledged_delta_is_in_the_log_with_its_ranges() -> None:
     assert told_to("a", Nack, bench.push("a")), "nothing is leased any more"
 
 
+def test_a_delta_said_again_is_acknowledged_again_and_logged_once() -> None:
+    bench = Bench(merge="per-push").begin("a", "b")
+    bench.lease("a", 8)
+    push = Push(
+        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=1, payload_hash=b"h"
+    )
+    acks = [told_to("a", Ack, bench.say("a", push)) for _ in range(3)]
+    assert acks[0] == acks[1] == acks[2] != []
+    assert len(bench.records(Delta)) == len(bench.records(Stepped)) == 1
+
+
 def test_a_window_is_merged_when_all_who_hold_leases_have_pushed() -> None:
     bench = Bench().begin("a", "b")
     bench.lease("a", 8)
@@ -267,3 +278,43 @@ def test_changed_settings_are_a_record() -> None:
     again = Server(changed, State.load(bench.server.state.dump()))
     assert [entry.record for entry in again.ready().records] == [Settings(settings=changed)]
     assert Server(SETTINGS, State.load(bench.server.state.dump())).ready().records == ()
+
+
+def test_a_publish_lost_in_a_crash_behind_its_step_is_made_good() -> None:
+    bench = Bench(samples=8).begin("a")
+    for _ in range(8):
+        bench.lease("a", 8)
+        bench.push("a")
+    assert bench.server.state.is_finished
+    kept = max(number for number, entry in enumerate(bench.log) if isinstance(entry.record, Stepped))
+    again = Bench(samples=8)
+    for entry in bench.log[: kept + 1]:
+        again.server.state.fold(entry)
+    told = again.say("a", HELLO)
+    assert again.server.state.is_finished
+    assert told_to("a", Finished, told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unpublished"),
+    [
+        ({"publish_every": 3}, 2),
+        ({"publish_every": 3, "max_staleness": 1}, 1),
+        ({"publish_every": 3, "merge": "all"}, 0),
+        ({"publish_every": 1}, 0),
+    ],
+)
+def test_the_newest_publish_is_never_so_old_that_nobody_could_push_or_go_on(
+    changes: dict[str, object], unpublished: int
+) -> None:
+    bench = Bench(**changes).begin("a")
+    oldest = 0
+    for _ in range(12):
+        bench.lease("a", 4)
+        bench.push("a", anchor=bench.server.state.publish)
+        bench.beat("a")
+        bench.wait(1300)
+        state = bench.server.state
+        oldest = max(oldest, state.version - state.publish_versions[state.publish])
+    assert bench.server.state.version > 4
+    assert oldest == unpublished

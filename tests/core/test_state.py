@@ -1,0 +1,162 @@
+"""The state: what it comes to is the same however it is carried, and a log that contradicts itself is not believed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hetero_async.core.records import (
+    Beacon,
+    Dataset,
+    Delta,
+    Entry,
+    Genesis,
+    Joined,
+    Leased,
+    Left,
+    Metric,
+    Promoted,
+    Published,
+    Record,
+    RunSettings,
+    Settings,
+    Stepped,
+)
+from hetero_async.core.state import NORMS_KEPT, PUBLISHES_KEPT, State
+
+SETTINGS = RunSettings(run="r", samples=64, max_staleness=2)
+DELTA = Delta(
+    worker="a", incarnation=1, seq=2, anchor_version=1, steps=4, ranges=((8, 16),), codec="int8", norm=1.5,
+    payload_hash=b"2",
+)  # fmt: skip
+STEPPED = Stepped(version=2, deltas=(10,), weights=(1.0,), gain=0.7)
+PUBLISHED = Published(number=2, version=1, codec="int8", merged=(("a", 1),))
+STORY: tuple[Record, ...] = (
+    Genesis(settings=SETTINGS, schema_hash=b"s", parameters_hash=b"p"),
+    Dataset(samples=64, positions=64),
+    Joined(worker="a", site="here", incarnation=1, kept=()),
+    Joined(worker="b", site="there", incarnation=1, kept=()),
+    Leased(worker="a", ranges=((0, 24),)),
+    Leased(worker="b", ranges=((24, 32), (40, 48))),
+    replace(DELTA, seq=1, anchor_version=0, ranges=((0, 8),), payload_hash=b"1"),
+    Stepped(version=1, deltas=(7,), weights=(1.0,), gain=0.7),
+    Published(number=1, version=1, codec="int8", merged=(("a", 1),)),
+    replace(DELTA, worker="b", seq=1, ranges=((24, 32),)),
+    Left(worker="b", reason="said bye"),
+    Metric(worker="a", name="loss", value=0.1 + 0.2, version=1),
+    Settings(settings=replace(SETTINGS, grace=0.5)),
+)
+
+
+def told(*records: Record, state: State | None = None) -> State:
+    state = State() if state is None else state
+    for record in records:
+        state.fold(Entry(lsn=state.lsn + 1, term=state.term, record=record))
+    return state
+
+
+def carried(state: State) -> State:
+    return State.load(json.loads(json.dumps(state.dump())))
+
+
+@pytest.mark.parametrize("count", range(len(STORY) + 1))
+def test_a_state_carried_through_json_is_equal_and_goes_on_the_same_way(count: int) -> None:
+    straight = told(*STORY[:count])
+    again = carried(straight)
+    assert again == straight
+    assert again.digest() == straight.digest()
+    assert told(*STORY[count:], state=again).digest() == told(*STORY).digest()
+
+
+def test_every_record_of_the_story_changes_the_digest() -> None:
+    digests = {told(*STORY[:count]).digest() for count in range(len(STORY) + 1)}
+    assert len(digests) == len(STORY) + 1
+
+
+def test_what_the_story_comes_to() -> None:
+    state = told(*STORY)
+    assert (state.version, state.publish, state.active) == (1, 1, ["a"])
+    assert state.ledger.free == ((32, 64),), "what left with b came back"
+    assert state.ledger.trained == ((0, 8), (24, 32))
+    assert list(state.pending) == [10]
+    assert state.members["a"].merged_seq == 1
+    assert state.metrics == {"loss": (0.30000000000000004, 1)}
+    assert not state.is_trained
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (STORY[0], "genesis is the first record"),
+        (Dataset(samples=64, positions=64), "opened once"),
+        (Joined(worker="a", site="here", incarnation=3, kept=()), "grow by one"),
+        (Joined(worker="a", site="here", incarnation=2, kept=((0, 4),)), "only free positions"),
+        (Left(worker="b", reason="again"), "only an active worker leaves"),
+        (Leased(worker="b", ranges=((50, 51),)), "only an active worker leases"),
+        (Leased(worker="a", ranges=((20, 40),)), "only free positions"),
+        (replace(DELTA, incarnation=2), "present life"),
+        (replace(DELTA, worker="b"), "present life"),
+        (replace(DELTA, seq=1), "once, in their order"),
+        (replace(DELTA, anchor_version=2), "staler than the bound"),
+        (replace(DELTA, ranges=((23, 25),)), "only leased positions"),
+        (replace(DELTA, ranges=((0, 8),)), "only leased positions"),
+        (replace(STEPPED, version=3), "versions grow by one"),
+        (replace(STEPPED, deltas=(), weights=()), "merges something, each with its weight"),
+        (replace(STEPPED, weights=()), "merges something, each with its weight"),
+        (replace(PUBLISHED, number=3), "without gaps"),
+        (replace(PUBLISHED, version=2), "present version"),
+        (Promoted(term=1), "terms only grow"),
+        (Beacon(version=1, publish=1, model_hash=b"", state_hash=b"other"), "not the one that was logged"),
+    ],
+)
+def test_a_record_that_contradicts_the_log_is_not_believed(record: Record, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        told(record, state=told(*STORY))
+
+
+@pytest.mark.parametrize(("lsn", "term"), [(len(STORY), 1), (len(STORY) + 2, 1), (len(STORY) + 1, 0)])
+def test_a_gap_a_repetition_or_a_fallen_term_is_not_believed(lsn: int, term: int) -> None:
+    with pytest.raises(AssertionError):
+        told(*STORY).fold(Entry(lsn=lsn, term=term, record=DELTA))
+
+
+def test_a_log_begins_with_its_genesis() -> None:
+    with pytest.raises(AssertionError, match="begins with its genesis"):
+        told(STORY[1])
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 3])
+def test_a_delta_beyond_the_bound_is_not_believed(staleness: int) -> None:
+    state = told(*STORY)
+    state.version = DELTA.anchor_version + staleness
+    if staleness <= 2:
+        told(DELTA, state=state)
+    else:
+        with pytest.raises(AssertionError, match="staler than the bound"):
+            told(DELTA, state=state)
+
+
+def test_deltas_of_a_worker_are_merged_once_and_in_their_order() -> None:
+    state = told(*STORY, DELTA, replace(DELTA, seq=3, ranges=((16, 24),)))
+    second, third = len(STORY) + 1, len(STORY) + 2
+    told(replace(STEPPED, deltas=(10, third), weights=(0.5, 0.5)), state=state)
+    with pytest.raises(AssertionError, match="merged once, in their order"):
+        told(replace(STEPPED, version=3, deltas=(second,)), state=state)
+    with pytest.raises(KeyError):
+        told(replace(STEPPED, version=3, deltas=(10,)), state=state)
+
+
+def test_a_beacon_with_the_right_hash_is_believed() -> None:
+    state = told(*STORY)
+    told(Beacon(version=1, publish=1, model_hash=b"", state_hash=state.digest()), state=state)
+
+
+def test_what_is_kept_of_the_past_is_bounded() -> None:
+    count = NORMS_KEPT + 10
+    state = told(STORY[0], Dataset(samples=count, positions=count), STORY[2], Leased(worker="a", ranges=((0, count),)))
+    for seq in range(count):
+        told(replace(DELTA, seq=seq + 1, anchor_version=0, ranges=((seq, seq + 1),), norm=float(seq)), state=state)
+    assert state.norms == [float(seq) for seq in range(10, count)]
+    assert state.is_trained
+    told(*(Published(number=number, version=0, codec="", merged=()) for number in range(1, 1100)), state=state)
+    assert (len(state.publish_versions), min(state.publish_versions)) == (PUBLISHES_KEPT, 1100 - PUBLISHES_KEPT)

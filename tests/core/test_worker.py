@@ -1,0 +1,283 @@
+"""The worker's half of the protocol, one behaviour a test: the outbox, joining again, publishes, leases, the end."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from hetero_async.core.messages import (
+    PUBLISH,
+    SNAPSHOT,
+    Ack,
+    Beat,
+    Finished,
+    Gone,
+    Heartbeat,
+    Hello,
+    Lease,
+    LeaseRequest,
+    Message,
+    Nack,
+    Provide,
+    PublishReady,
+    Push,
+    Refused,
+    Rejoin,
+    Wait,
+    Want,
+    Welcome,
+)
+from hetero_async.core.ranges import Ranges
+from hetero_async.core.worker import OFFER_AGAIN_MS, Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals, Worker
+from hetero_async.core.worker import Reconnected as Reconnects
+
+HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
+WELCOME = Welcome(
+    incarnation=1, last_seq=0, granted=(), publish=0, seed=7, codec="int8", stretch=4, life=b"first"
+)  # fmt: skip
+
+
+class Bench:
+    def __init__(self, *, joined: bool = True) -> None:
+        self.worker = Worker(HELLO)
+        self.now_ms = 1000
+        if joined:
+            self.hear(WELCOME)
+
+    def hear(self, message: Message) -> Owed:
+        self.worker.step(Heard(now_ms=self.now_ms, message=message))
+        return self.worker.ready()
+
+    def cut(self, *consumed: tuple[int, int], anchor: int = 0) -> Owed:
+        self.worker.step(
+            Cut(
+                now_ms=self.now_ms, anchor=anchor, steps=4, ranges=consumed, codec="int8", payload_bytes=9,
+                payload_hash=b"%d" % consumed[0][0],
+            )
+        )  # fmt: skip
+        return self.worker.ready()
+
+    def wait(self, milliseconds: int, **vitals: object) -> Owed:
+        self.now_ms += milliseconds
+        self.worker.step(Tick(now_ms=self.now_ms, vitals=Vitals(**vitals)))  # type: ignore[arg-type]
+        return self.worker.ready()
+
+
+def offered(owed: Owed) -> list[int]:
+    return [message.seq for message in owed.bulk if isinstance(message, Push)]
+
+
+def only(owed: Owed, kind: type) -> list[Message]:
+    return [message for message in owed.control if isinstance(message, kind)]
+
+
+def test_a_delta_is_saved_and_then_offered() -> None:
+    owed = Bench().cut((0, 8))
+    (push,) = owed.saves
+    assert owed.bulk == [push]
+    assert (push.seq, push.incarnation, push.ranges) == (1, 1, ((0, 8),))
+
+
+def test_one_delta_is_offered_at_a_time_and_in_order() -> None:
+    bench = Bench()
+    assert offered(bench.cut((0, 8))) == [1]
+    second = bench.cut((8, 16))
+    assert ([push.seq for push in second.saves], offered(second)) == ([2], [])
+    answered = bench.hear(Ack(seq=1, lsn=9))
+    assert (answered.drops, offered(answered)) == ([Dropped(1)], [2])
+    assert bench.hear(Ack(seq=1, lsn=9)).drops == [], "the same answer again"
+    assert bench.worker.unmerged == [1, 2], "acknowledged is not merged"
+
+
+def test_an_offer_that_nobody_reacts_to_is_made_again_with_the_same_header() -> None:
+    bench = Bench()
+    (first,) = bench.cut((0, 8)).bulk
+    assert bench.wait(OFFER_AGAIN_MS - 1).bulk == []
+    bench.hear(Want(kind="delta", number=1, first=0, count=8))
+    assert bench.wait(1).bulk == [], "the receiver is at it"
+    assert bench.wait(OFFER_AGAIN_MS).bulk == [first]
+    bench.worker.step(Reconnects(now_ms=bench.now_ms))
+    assert bench.wait(1).bulk == [first]
+
+
+def test_a_refused_delta_no_longer_counts_as_own_progress() -> None:
+    bench = Bench()
+    bench.cut((0, 8))
+    bench.cut((8, 16))
+    assert bench.hear(Nack(seq=1, reason="too stale")).drops == [Dropped(1, "too stale")]
+    assert bench.worker.unmerged == [2]
+    assert bench.hear(Nack(seq=1, reason="too stale")).drops == [], "the same answer again"
+
+
+def test_a_rejoin_keeps_outbox_and_bytes_and_changes_the_incarnation_only() -> None:
+    bench = Bench()
+    (before,) = bench.cut((0, 8)).saves
+    bench.hear(Rejoin(incarnation=1, reason="given up"))
+    assert not bench.worker.joined
+    (hello,) = only(bench.wait(1, held=((8, 12),)), Hello)
+    assert hello == replace(HELLO, last_seq=1, claims=((0, 12),))
+    owed = bench.hear(replace(WELCOME, incarnation=2, granted=((0, 12),)))
+    assert owed.regranted == ((8, 12),), "what lies in the outbox is not to be drawn again"
+    assert bench.wait(1).bulk == [replace(before, incarnation=2)]
+
+
+def test_a_rejoin_meant_for_an_earlier_life_is_not_heard() -> None:
+    bench = Bench()
+    bench.hear(Rejoin(incarnation=0, reason="given up"))
+    assert bench.worker.joined
+
+
+@pytest.mark.parametrize(
+    "welcome",
+    [
+        replace(WELCOME, incarnation=2, life=b"second"),
+        replace(WELCOME, granted=((0, 4),)),
+        replace(WELCOME, incarnation=0),
+    ],
+)
+def test_a_welcome_to_somebody_else_or_to_an_old_hello_changes_nothing(welcome: Welcome) -> None:
+    bench = Bench()
+    assert bench.hear(welcome).regranted is None
+    assert bench.worker.incarnation == 1
+
+
+def test_a_new_life_offers_what_the_old_one_left_and_numbers_on_from_there() -> None:
+    left = dict(_pushes(5, 3))
+    bench = Bench(joined=False)
+    bench.worker.restore(left)
+    (hello,) = only(bench.wait(1), Hello)
+    assert isinstance(hello, Hello)
+    assert (hello.last_seq, hello.claims) == (5, ((24, 32), (40, 48)))
+    bench.hear(replace(WELCOME, incarnation=2, last_seq=4))
+    assert offered(bench.wait(1)) == [3]
+    assert bench.worker.unmerged == [3, 5]
+    assert bench.cut((50, 51)).saves[0].seq == 6
+
+
+def _pushes(*numbers: int) -> Iterator[tuple[int, Push]]:
+    for seq in numbers:
+        yield (
+            seq,
+            Push(
+                incarnation=1, seq=seq, anchor=0, steps=1, ranges=((8 * seq, 8 * seq + 8),), codec="int8",
+                payload_bytes=1, payload_hash=b"h",
+            ),
+        )  # fmt: skip
+
+
+def test_numbers_go_on_from_the_log_when_the_outbox_is_empty() -> None:
+    bench = Bench(joined=False)
+    bench.hear(replace(WELCOME, last_seq=11))
+    assert bench.cut((0, 8)).saves[0].seq == 12
+
+
+def test_what_a_publish_contains_is_merged_and_its_lost_acknowledgement_is_made_good() -> None:
+    bench = Bench()
+    for start in (0, 8, 16):
+        bench.cut((start, start + 8))
+    bench.hear(Ack(seq=1, lsn=9))
+    bench.worker.step(Fetched(number=1, merged_seq=2))
+    assert bench.worker.unmerged == [3]
+    assert bench.worker.ready().drops == [Dropped(2)]
+    assert list(bench.worker.outbox) == [3]
+
+
+@pytest.mark.parametrize(
+    ("shadow", "heard", "wanted"),
+    [
+        (None, (), (SNAPSHOT, 0)),
+        (0, (), None),
+        (0, (PublishReady(number=1, version=1),), (PUBLISH, 1)),
+        (1, (PublishReady(number=3, version=3),), (PUBLISH, 2)),
+        (1, (Beat(version=3, publish=3, oldest=2, trained=0, positions=9),), (PUBLISH, 2)),
+        (1, (Beat(version=3, publish=3, oldest=3, trained=0, positions=9),), (SNAPSHOT, 3)),
+        (1, (PublishReady(number=2, version=2), Gone(kind=PUBLISH, number=2)), (SNAPSHOT, 2)),
+        (1, (PublishReady(number=2, version=2), PublishReady(number=1, version=1)), (PUBLISH, 2)),
+        (5, (Rejoin(incarnation=1, reason="x"), replace(WELCOME, publish=3)), (SNAPSHOT, 3)),
+    ],
+)
+def test_what_is_fetched_next(
+    shadow: int | None, heard: tuple[Message, ...], wanted: tuple[str, int] | None
+) -> None:  # fmt: skip
+    bench = Bench()
+    if shadow is not None:
+        bench.worker.step(Fetched(number=shadow, merged_seq=0))
+    for message in heard:
+        bench.hear(message)
+    assert bench.worker.wanted == wanted
+
+
+def test_nothing_is_fetched_before_the_worker_has_joined() -> None:
+    assert Bench(joined=False).worker.wanted is None
+
+
+def test_it_is_finished_when_it_stands_on_the_last_publish() -> None:
+    bench = Bench()
+    bench.hear(Beat(version=1, publish=1, oldest=1, trained=30, positions=40))
+    assert bench.worker.progress == 0.75
+    bench.hear(Finished(publish=2))
+    assert (bench.worker.is_finished, bench.worker.wanted) == (False, (SNAPSHOT, 2))
+    bench.worker.step(Fetched(number=2, merged_seq=0))
+    assert bench.worker.is_finished
+    assert bench.worker.progress == 1.0
+    assert not only(bench.wait(1000, wanted_samples=8, batch=4), LeaseRequest)
+
+
+def test_more_is_asked_for_with_all_that_is_held_named() -> None:
+    bench = Bench()
+    bench.cut((0, 8))
+    (request,) = only(
+        bench.wait(500, held=((8, 12),), wanted_samples=16, batch=4, dataset_samples=64), LeaseRequest
+    )  # fmt: skip
+    assert isinstance(request, LeaseRequest)
+    assert (request.held, request.samples, request.batch, request.dataset_samples) == (((0, 12),), 16, 4, 64)
+    assert not only(bench.wait(100, wanted_samples=16), LeaseRequest), "not so often"
+
+
+def ask(bench: Bench) -> int:
+    (request,) = only(bench.wait(500, wanted_samples=16), LeaseRequest)
+    assert isinstance(request, LeaseRequest)
+    return request.number
+
+
+def grants(bench: Bench, number: int) -> list[Ranges]:
+    return bench.hear(Lease(number=number, ranges=((0, 4),), samples=64)).granted
+
+
+def test_an_answer_to_the_present_request_is_taken_once() -> None:
+    bench = Bench()
+    number = ask(bench)
+    assert grants(bench, number) == [((0, 4),)]
+    assert grants(bench, number) == [], "it arrived twice"
+    older = ask(bench)
+    assert grants(bench, ask(bench)) == [((0, 4),)]
+    assert grants(bench, older) == []
+
+
+def test_an_answer_to_another_life_is_not_taken() -> None:
+    bench, next_life = Bench(), Bench(joined=False)
+    numbers = [ask(bench) for _ in range(3)]
+    next_life.hear(replace(WELCOME, incarnation=2))
+    ask(next_life)
+    assert all(not grants(next_life, number) for number in numbers)
+    older = ask(bench)
+    bench.hear(Rejoin(incarnation=1, reason="given up"))
+    bench.hear(WELCOME)
+    assert grants(bench, older) == [], "it was asked before the server said what is still held"
+
+
+def test_hellos_and_heartbeats_are_said_again_until_the_world_changes() -> None:
+    bench = Bench(joined=False)
+    assert [len(only(bench.wait(500), Hello)) for _ in range(4)] == [1, 0, 1, 0]
+    bench.hear(WELCOME)
+    assert [len(only(bench.wait(500), Heartbeat)) for _ in range(4)] == [1, 0, 1, 0]
+
+
+def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:
+    bench = Bench(joined=False)
+    assert bench.hear(Provide()).provide
+    bench.hear(Wait(reason="a is sending"))
+    assert bench.worker.waiting == "a is sending"
+    bench.hear(Refused(reason="another model"))
+    assert bench.worker.refusal == "another model"
+    assert bench.wait(5000).control == []

@@ -1,0 +1,223 @@
+"""The counter between the training loop and the background: when a round ends, what is drawn, which target counts."""
+
+import pytest
+
+from hetero_async import desk as counter
+from hetero_async.desk import Desk, Round, Target
+from hetero_async.errors import RefusedError
+
+
+class Clock:
+    """Stands in for the `time` module that the desk looks at."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(counter, "time", clock)
+    return clock
+
+
+def opened(*, steps: int = 4, batch: int = 4, granted: int = 64) -> Desk:
+    desk = Desk()
+    desk.batch, desk.stretch = batch, 4
+    desk.pace(0, None, steps)
+    desk.grant(((0, granted),), 64)
+    return desk
+
+
+def step(desk: Desk, times: int = 1) -> None:
+    for _ in range(times):
+        assert desk.draw(desk.batch)
+        desk.count_step()
+
+
+def settled(desk: Desk, *, unmerged: bool = False) -> None:
+    desk.tell(rounds=desk.rounds, in_flight=False, unmerged=unmerged, progress=0.5)
+
+
+def test_without_a_deadline_a_round_is_due_after_its_steps() -> None:
+    desk = opened(steps=2)
+    assert not desk.is_round_due(), "nothing was done yet"
+    step(desk)
+    assert not desk.is_round_due()
+    step(desk)
+    assert desk.is_round_due()
+
+
+def test_with_a_deadline_a_round_is_due_then_whatever_the_steps(clock: Clock) -> None:
+    desk = opened(steps=2)
+    desk.pace(1, 3.0, 2)
+    step(desk, 3)
+    clock.seconds += 2.9
+    assert not desk.is_round_due()
+    clock.seconds += 0.1
+    assert desk.is_round_due()
+
+
+def test_a_deadline_that_never_comes_near_ends_the_round_when_it_is_stretched_out(clock: Clock) -> None:
+    desk = opened(steps=2)
+    desk.pace(1, 1000.0, 2)
+    step(desk, 7)
+    assert not desk.is_round_due()
+    step(desk)
+    assert desk.is_round_due()
+
+
+def test_the_news_of_the_next_window_makes_the_old_one_overdue(clock: Clock) -> None:
+    desk = opened()
+    desk.pace(1, 3.0, 4)
+    step(desk)
+    desk.pace(1, 2.0, 4)
+    assert not desk.is_round_due(), "the same window, said again"
+    desk.pace(2, 5.0, 4)
+    assert desk.is_round_due()
+    desk.cut("delta")
+    settled(desk)
+    step(desk)
+    assert not desk.is_round_due(), "it was pushed already, and the new window is young"
+
+
+def test_after_the_deadlines_cut_the_steps_count_until_a_new_deadline_is_known(clock: Clock) -> None:
+    desk = opened(steps=2)
+    desk.pace(1, 1.0, 2)
+    step(desk)
+    clock.seconds += 1.0
+    desk.cut("delta")
+    settled(desk)
+    step(desk)
+    assert not desk.is_round_due()
+    step(desk)
+    assert desk.is_round_due()
+
+
+def test_while_a_push_is_in_flight_the_round_stretches_and_then_the_loop_waits() -> None:
+    desk = opened(steps=2)
+    desk.stretch = 3
+    step(desk, 2)
+    desk.cut("delta")
+    step(desk, 5)
+    assert (desk.is_round_due(), desk.is_stretched_out()) == (False, False)
+    step(desk)
+    assert (desk.is_round_due(), desk.is_stretched_out()) == (False, True)
+    settled(desk)
+    assert (desk.is_round_due(), desk.is_stretched_out()) == (True, False)
+
+
+def test_a_synchronous_run_waits_until_its_delta_is_merged() -> None:
+    desk = opened(steps=1)
+    desk.stretch = 0
+    step(desk)
+    desk.cut("delta")
+    desk.tell(rounds=0, in_flight=False, unmerged=False, progress=0.0)
+    assert desk.is_stretched_out(), "the background has not even taken it"
+    settled(desk, unmerged=True)
+    assert desk.is_stretched_out(), "acknowledged is not merged"
+    settled(desk)
+    assert not desk.is_stretched_out()
+
+
+def test_a_cut_hands_over_what_was_drawn_and_leaves_an_empty_round() -> None:
+    desk, rounds = opened(), []
+    desk.hand_over = rounds.append
+    desk.publish = 3
+    step(desk, 2)
+    desk.cut("delta")
+    assert rounds == [Round("delta", 3, 2, ((0, 8),))]
+    assert (desk.round_steps, desk.rounds, desk.is_busy) == (0, 1, True)
+
+
+def test_a_target_computed_before_the_latest_cut_is_not_taken() -> None:
+    desk = opened()
+    old = Target("flat", publish=1, rounds=0)
+    desk.offer_target(old)
+    assert desk.take_target() == old
+    assert desk.take_target() is None, "once"
+    desk.offer_target(old)
+    step(desk)
+    desk.cut("delta")
+    assert desk.take_target() is None
+    new = Target("flat", publish=1, rounds=1)
+    desk.offer_target(new)
+    assert desk.take_target() == new
+
+
+def test_whole_batches_are_drawn_until_the_server_has_nothing_left() -> None:
+    desk = opened(granted=6)
+    assert desk.draw(4) == [0, 1, 2, 3]
+    assert desk.draw(4) == [], "half a batch waits for the other half"
+    desk.grant(((10, 12),), 64)
+    assert desk.draw(4) == [4, 5, 10, 11]
+    desk.grant(((20, 22),), 64)
+    desk.count_step()
+    desk.grant((), 64)
+    assert desk.draw(4) == [20, 21], "the run's last ones"
+    assert desk.can_flush()
+    desk.finish()
+    assert desk.draw(4) is None
+
+
+def test_the_last_samples_are_drawn_again_when_no_step_came_of_them() -> None:
+    desk = opened(granted=4)
+    desk.grant((), 64)
+    assert desk.draw(4) == [0, 1, 2, 3]
+    assert not desk.can_flush(), "a delta without a step says nothing"
+    assert desk.draw(4) == [0, 1, 2, 3]
+    desk.count_step()
+    assert desk.draw(4) == []
+    assert desk.can_flush()
+
+
+def test_drawn_samples_stay_held_until_their_delta_is_in_the_outbox() -> None:
+    desk = opened(granted=16)
+    step(desk)
+    desk.cut("delta")
+    step(desk)
+    assert desk.vitals(0, 0).held == ((0, 16),)
+    settled(desk)
+    assert desk.vitals(0, 0).held == ((4, 16),)
+
+
+def test_after_a_new_join_only_what_is_still_leased_and_not_drawn_is_drawn() -> None:
+    desk = opened(granted=16)
+    step(desk)
+    desk.cut("delta")
+    step(desk)
+    desk.regrant(((0, 10),))
+    desk.grant((), 64)
+    assert desk.draw(4) == [8, 9]
+
+
+def test_what_was_lost_in_a_new_join_and_comes_back_is_not_drawn_twice() -> None:
+    desk = opened(granted=8)
+    assert desk.draw(4) == [0, 1, 2, 3]
+    desk.regrant(())
+    desk.grant(((0, 8),), 64)
+    assert desk.draw(4) == [4, 5, 6, 7]
+    assert desk.draw(4) == []
+
+
+def test_leases_are_asked_for_before_the_last_is_drawn() -> None:
+    desk = opened(steps=2, granted=12)
+    assert desk.vitals(0, 0).wanted_samples == 0, "two rounds of two batches are 16; 12 are more than half"
+    step(desk, 2)
+    assert desk.vitals(0, 0).wanted_samples == 12
+
+
+def test_speed_is_measured_between_steps_and_a_wait_is_not_a_slow_step(clock: Clock) -> None:
+    desk = opened()
+    for _ in range(3):
+        step(desk)
+        clock.seconds += 0.5
+    assert desk.vitals(0, 0).steps_per_second == 2.0
+    desk.fail(RefusedError("over"))
+    with pytest.raises(RefusedError, match="over"):
+        desk.wait("for the end")
+    with pytest.raises(RefusedError, match="over"):
+        desk.draw(4)
