@@ -18,9 +18,9 @@ from hetero_async.core.messages import StatusReport, StatusRequest
 from hetero_async.core.records import Entry
 from hetero_async.core.server import Server, changed_for_good
 from hetero_async.core.state import State
-from hetero_async.errors import ConfigError, UserError, WorkerDied
+from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
 from hetero_async.ports import Checkpoint, Link, Observer
-from hetero_async.replay import replay
+from hetero_async.replay import recover, replay
 from hetero_async.serve import Serving
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
@@ -51,7 +51,7 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
     try:
         store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
         model = ServerModel()
-        state = _recover(log, store, model, observer)
+        state = recover(log, store, model, observer)
         _check_settings(config, state)
         machine = Server(config.settings(), state)
         async with open_server_link(
@@ -76,16 +76,6 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
             await _until_stopped(serving, exit_when_finished)
     finally:
         log.close()
-
-
-def _recover(log: FileLog, store: CheckpointStore, model: ServerModel, observer: Observer) -> State:
-    checkpoint = store.load_newest()
-    for warning in store.warnings:
-        observer.event("checkpoint damaged", reason=warning)
-    after = checkpoint.lsn if checkpoint else 0
-    state = replay(checkpoint, log.entries(after), model)
-    observer.event("recovered", from_checkpoint=after, lsn=state.lsn, state_hash=state.digest().hex())
-    return state
 
 
 def _check_settings(config: RunConfig, state: State) -> None:
@@ -211,7 +201,11 @@ def _oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
     if first.lsn == 1:
         return None, itertools.chain([first], entries)
     store = CheckpointStore(log.parent / "checkpoints", run_of(log), in_thread)
-    checkpoint = store.load(store.lsns()[0])
+    # A power cut may have brought back one that was dropped; the log does not reach back to it any more.
+    reached = [lsn for lsn in store.lsns() if lsn + 1 >= first.lsn]
+    if not reached:
+        raise LogCorrupt(f"{log}: begins at record {first.lsn}, and no checkpoint reaches so far")
+    checkpoint = store.load(reached[0])
     return checkpoint, read_log(log, None, checkpoint.lsn)
 
 

@@ -43,7 +43,9 @@ class Round:
 
 
 class Desk:
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` counts seconds."""
+        self._clock = clock
         self._lock = threading.Condition()
         self._leases: Ranges = ()
         self._consumed: Ranges = ()  # drawn since the last cut
@@ -89,7 +91,7 @@ class Desk:
             return [position for start, stop in drawn for position in range(start, stop)]
 
     def count_step(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             if self._last_step is not None:
                 took = now - self._last_step
@@ -107,7 +109,7 @@ class Desk:
             if self._is_overdue:
                 return True
             if self._deadline is not None and self.round_steps < max(1, self.stretch) * self.steps_per_round:
-                return time.monotonic() >= self._deadline
+                return self._clock() >= self._deadline
             return self.round_steps >= self.steps_per_round
 
     def is_stretched_out(self) -> bool:
@@ -130,7 +132,7 @@ class Desk:
             self._handed_over[self.rounds] = finished.ranges
             self.is_busy = True
             self._is_overdue = False
-            if self._deadline is not None and self._deadline <= time.monotonic():
+            if self._deadline is not None and self._deadline <= self._clock():
                 self._deadline = None
         self.hand_over(finished)
 
@@ -198,7 +200,7 @@ class Desk:
         with self._lock:
             self._is_overdue |= window > self._window and self._deadline is not None
             self._window = window
-            self._deadline = None if seconds_left is None else time.monotonic() + seconds_left
+            self._deadline = None if seconds_left is None else self._clock() + seconds_left
             self.steps_per_round = steps
 
     def offer_target(self, target: Target) -> None:

@@ -4,7 +4,7 @@
 Nothing here does anything.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -76,6 +76,10 @@ class Log(Protocol):
         """
         ...
 
+    def entries(self, after_lsn: int = 0) -> Iterator[Entry]:
+        """Every record after that one. Raises LogCorrupt."""
+        ...
+
     def drop_before(self, lsn: int) -> None:
         """Delete whole segments that hold only records before this one."""
         ...
@@ -102,6 +106,15 @@ class Checkpoint:
 
 
 class Store(Protocol):
+    @property
+    def warnings(self) -> Sequence[str]:
+        """One line for each damaged checkpoint that `load_newest` passed over."""
+        ...
+
+    def load_newest(self) -> Checkpoint | None:
+        """The newest that is whole; None when there is none."""
+        ...
+
     async def save(self, checkpoint: Checkpoint) -> int:
         """Write, fsync, rename, fsync the directory, read back and compare, then drop all but the two newest.
 
@@ -180,6 +193,22 @@ class Outbox(Protocol):
 
     def load(self) -> dict[int, tuple[Push, bytes]]:
         """What an earlier life left, by seq. Damaged files are set aside."""
+        ...
+
+
+class Replica(Protocol):
+    """The parameters in training, as the loop's side uses them; a delta and a target are opaque to it."""
+
+    def cut(self) -> object:
+        """A round ends: its delta. The next is measured from here."""
+        ...
+
+    def adopt(self, target: object) -> None:
+        """Stand on the target and keep the round's progress."""
+        ...
+
+    def reset(self, target: object) -> None:
+        """Stand on the target with no progress."""
         ...
 
 

@@ -5,11 +5,22 @@ from collections.abc import Callable, Iterable
 from hetero_async.core.records import Beacon, Entry
 from hetero_async.core.state import State
 from hetero_async.errors import LogCorrupt
-from hetero_async.ports import Checkpoint, Model
+from hetero_async.ports import Checkpoint, Log, Model, Observer, Store
 
 
 def ignore(entry: Entry, state: State) -> None:
     """Nobody looks on."""
+
+
+def recover(log: Log, store: Store, model: Model, observer: Observer) -> State:
+    """What a server goes on from: its newest whole checkpoint and the log from there. Raises LogCorrupt."""
+    checkpoint = store.load_newest()
+    for warning in store.warnings:
+        observer.event("checkpoint damaged", reason=warning)
+    after = checkpoint.lsn if checkpoint else 0
+    state = replay(checkpoint, log.entries(after), model)
+    observer.event("recovered", from_checkpoint=after, lsn=state.lsn, state_hash=state.digest().hex())
+    return state
 
 
 def replay(

@@ -28,6 +28,7 @@ from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
+from hetero_async.rounds import Rounds
 from hetero_async.shell.keys import load_public
 from hetero_async.shell.link import open_worker_link
 from hetero_async.shell.outbox import FileOutbox
@@ -75,6 +76,7 @@ class Session:
         self._config = config
         self._desk = Desk()
         self._replica = Replica(model)
+        self._rounds = Rounds(self._desk, self._replica)
         self._follower = Follower(self._replica)
         self._token: trio.lowlevel.TrioToken | None = None
         self._training: Training | None = None
@@ -129,36 +131,17 @@ class Session:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if _was_skipped(optimizer):
             return
-        desk = self._desk
-        desk.count_step()
-        self._adopt()
-        if desk.is_round_due():
-            desk.cut(self._replica.cut())
-        while desk.is_stretched_out():
-            desk.wait("waiting for the server")
-            self._adopt()
-
-    def _adopt(self) -> None:
-        target = self._desk.take_target()
-        if target is not None:
-            assert isinstance(target.flat, torch.Tensor)
-            self._replica.adopt(target.flat)
-            self._desk.publish = target.publish
+        self._rounds.end_step()
+        while self._desk.is_stretched_out():
+            self._desk.wait("waiting for the server")
+            self._rounds.adopt()
 
     def _draw(self, count: int) -> list[int] | None:
-        desk = self._desk
-        while True:
-            positions = desk.draw(count)
-            if positions is None:
-                self._adopt()
-                return None
-            if positions:
-                desk.doing = "training"
-                return positions
-            if desk.can_flush():
-                desk.cut(self._replica.cut())
-            desk.wait("waiting for samples")
-            self._adopt()
+        while (positions := self._rounds.draw(count)) == []:
+            self._desk.wait("waiting for samples")
+            self._rounds.adopt()
+        self._desk.doing = "training"
+        return positions
 
     # --- the background ---
 
@@ -168,7 +151,7 @@ class Session:
         atexit.register(self.close)
         address, began = self._config.server.address, time.monotonic()
         told = began
-        while (target := self._desk.take_target()) is None:
+        while not self._rounds.begin():
             now = time.monotonic()
             left = began + JOIN_SECONDS - now
             if left <= 0:
@@ -179,9 +162,6 @@ class Session:
                 why = self._desk.waiting or "no answer yet"
                 print(f"{self.worker}: joining {address}: {why}; giving up in {left:.0f} s", file=sys.stderr)
             self._desk.wait("joining")
-        assert isinstance(target.flat, torch.Tensor)
-        self._replica.reset(target.flat)
-        self._desk.publish = target.publish
         self._desk.doing = "joined"
 
     def _run(self) -> None:

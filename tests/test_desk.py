@@ -2,30 +2,20 @@
 
 import pytest
 
-from hetero_async import desk as counter
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import RefusedError
 
 
 class Clock:
-    """Stands in for the `time` module that the desk looks at."""
-
     def __init__(self) -> None:
         self.seconds = 100.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.seconds
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(counter, "time", clock)
-    return clock
-
-
-def opened(*, steps: int = 4, batch: int = 4, granted: int = 64) -> Desk:
-    desk = Desk()
+def opened(*, steps: int = 4, batch: int = 4, granted: int = 64, clock: Clock | None = None) -> Desk:
+    desk = Desk(clock or Clock())
     desk.batch, desk.stretch = batch, 4
     desk.pace(0, None, steps)
     desk.grant(((0, granted),), 64)
@@ -51,8 +41,9 @@ def test_without_a_deadline_a_round_is_due_after_its_steps() -> None:
     assert desk.is_round_due()
 
 
-def test_with_a_deadline_a_round_is_due_then_whatever_the_steps(clock: Clock) -> None:
-    desk = opened(steps=2)
+def test_with_a_deadline_a_round_is_due_then_whatever_the_steps() -> None:
+    clock = Clock()
+    desk = opened(steps=2, clock=clock)
     desk.pace(1, 3.0, 2)
     step(desk, 3)
     clock.seconds += 2.9
@@ -61,8 +52,9 @@ def test_with_a_deadline_a_round_is_due_then_whatever_the_steps(clock: Clock) ->
     assert desk.is_round_due()
 
 
-def test_a_deadline_that_never_comes_near_ends_the_round_when_it_is_stretched_out(clock: Clock) -> None:
-    desk = opened(steps=2)
+def test_a_deadline_that_never_comes_near_ends_the_round_when_it_is_stretched_out() -> None:
+    clock = Clock()
+    desk = opened(steps=2, clock=clock)
     desk.pace(1, 1000.0, 2)
     step(desk, 7)
     assert not desk.is_round_due()
@@ -70,8 +62,9 @@ def test_a_deadline_that_never_comes_near_ends_the_round_when_it_is_stretched_ou
     assert desk.is_round_due()
 
 
-def test_the_news_of_the_next_window_makes_the_old_one_overdue(clock: Clock) -> None:
-    desk = opened()
+def test_the_news_of_the_next_window_makes_the_old_one_overdue() -> None:
+    clock = Clock()
+    desk = opened(clock=clock)
     desk.pace(1, 3.0, 4)
     step(desk)
     desk.pace(1, 2.0, 4)
@@ -84,8 +77,9 @@ def test_the_news_of_the_next_window_makes_the_old_one_overdue(clock: Clock) -> 
     assert not desk.is_round_due(), "it was pushed already, and the new window is young"
 
 
-def test_after_the_deadlines_cut_the_steps_count_until_a_new_deadline_is_known(clock: Clock) -> None:
-    desk = opened(steps=2)
+def test_after_the_deadlines_cut_the_steps_count_until_a_new_deadline_is_known() -> None:
+    clock = Clock()
+    desk = opened(steps=2, clock=clock)
     desk.pace(1, 1.0, 2)
     step(desk)
     clock.seconds += 1.0
@@ -210,8 +204,9 @@ def test_leases_are_asked_for_before_the_last_is_drawn() -> None:
     assert desk.vitals(0, 0).wanted_samples == 12
 
 
-def test_speed_is_measured_between_steps_and_a_wait_is_not_a_slow_step(clock: Clock) -> None:
-    desk = opened()
+def test_speed_is_measured_between_steps_and_a_wait_is_not_a_slow_step() -> None:
+    clock = Clock()
+    desk = opened(clock=clock)
     for _ in range(3):
         step(desk)
         clock.seconds += 0.5

@@ -115,9 +115,13 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """No, and asking again will not help. `reason` says what differs and what to do."""
+    """No, and asking again will not help. `reason` says what differs and what to do.
+
+    `incarnation` is the life that is meant, 0: whoever asked. What an earlier life has said may be answered late.
+    """
 
     reason: str
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

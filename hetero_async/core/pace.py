@@ -45,7 +45,8 @@ class Windows:
 
     def advance(self, now_ms: int, reference: float, settings: RunSettings) -> bool:
         """Close the window whose deadline has passed and open the next. True when a new one was opened."""
-        if reference <= 0:
+        if reference <= 0:  # nobody trains: a deadline that nobody moves would be due for ever
+            self.deadline_ms = None
             return False
         length = self.length_ms(reference, settings)
         if self.deadline_ms is None:

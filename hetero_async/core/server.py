@@ -174,7 +174,7 @@ class Server:
             return True
         if member is not None and member.active and incarnation < member.incarnation:
             reason = f"another process with the key of {event.worker} has joined since; this one must stop"
-            self._send(event.worker, Refused(reason=reason))
+            self._send(event.worker, Refused(reason=reason, incarnation=incarnation))
         else:
             self._send(event.worker, Rejoin(incarnation=incarnation, reason="the server had given you up"))
         return False
@@ -277,8 +277,9 @@ class Server:
         self._notice_absence(now_ms)
         for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):
             self._record(Left(worker=worker, reason=f"not heard for {self.settings.lease_ttl_seconds:g} s"))
-        if self.settings.merge == "window" and not self.state.is_trained:
-            reference = pace.reference_rate(map(self.presences.rate, self.state.active))
+        if self.settings.merge == "window":
+            in_training = () if self.state.is_trained else self.state.active
+            reference = pace.reference_rate(map(self.presences.rate, in_training))
             if self.windows.advance(now_ms, reference, self.settings):
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
@@ -297,9 +298,8 @@ class Server:
     def _is_merge_due(self, now_ms: int) -> bool:
         arrived = {pending.worker: True for pending in self.state.pending.values()}
         awaited = [worker for worker in self.state.active if self.state.ledger.held(worker)]
-        if arrived and not any(worker not in arrived for worker in awaited) and self._ends_early():
-            return True
-        if not self.windows.is_due(now_ms, awaited, arrived):
+        have_all = arrived and not any(worker not in arrived for worker in awaited)
+        if not (have_all and self._ends_early()) and not self.windows.is_due(now_ms, awaited, arrived):
             return False
         self.windows.merged()
         return bool(arrived)

@@ -213,8 +213,8 @@ class Worker:
         if welcome.life != self._hello.life or (self.joined and welcome.incarnation <= self.incarnation):
             return  # of another process with our key, or to an earlier Hello of ours
         self.joined, self.waiting = True, ""
-        self.incarnation, self.seed, self.codec = welcome.incarnation, welcome.seed, welcome.codec
-        self.stretch = welcome.stretch
+        self.incarnation, self.seed = welcome.incarnation, welcome.seed
+        self.codec, self.stretch = welcome.codec, welcome.stretch
         self.seq = max(self.seq, welcome.last_seq)
         self.known_publish = welcome.publish
         if self.shadow > welcome.publish:
@@ -239,7 +239,7 @@ class Worker:
             self._hello_ms = -(10**9)
 
     def _refused(self, refused: Refused, now_ms: int) -> None:
-        self.refusal = refused.reason
+        self.refusal = refused.reason if refused.incarnation in (0, self.incarnation) else self.refusal
 
     # --- deltas ---
 

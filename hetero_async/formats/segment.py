@@ -29,8 +29,9 @@ CRC = struct.Struct("<I")
 # magic, format version, run's name, first lsn, chain before it; then crc32c
 SEGMENT = struct.Struct(f"<8sI{RUN_NAME_BYTES}sQ16s")
 SEGMENT_HEADER_BYTES = SEGMENT.size + CRC.size
-# magic, crc32c of the body, lsn, term, bytes of the record, bytes of its payload, chain before it; then crc32c
-RECORD = struct.Struct("<4sIQQIQ16s")
+# magic, crc32c of the body, lsn, term, bytes of the record, bytes of its payload, chain before it, and the last lsn
+# that was durable when it was written; then crc32c
+RECORD = struct.Struct("<4sIQQIQ16sQ")
 RECORD_HEADER_BYTES = RECORD.size + CRC.size
 assert SEGMENT_HEADER_BYTES % ALIGNMENT == RECORD_HEADER_BYTES % ALIGNMENT == 0
 
@@ -59,13 +60,17 @@ class SegmentHeader:
         return cls(run=run.rstrip(b"\0").decode(), first_lsn=first_lsn, chain=chain)
 
 
-def pack(entry: Entry, chain: bytes) -> tuple[bytes, bytes]:
-    """An entry's bytes in the log, and the chain after it. Raises ValueError when its record is out of bounds."""
+def pack(entry: Entry, chain: bytes, durable_lsn: int | None = None) -> tuple[bytes, bytes]:
+    """An entry's bytes in the log, and the chain after it. Raises ValueError when its record is out of bounds.
+
+    `durable_lsn`: records up to this one were durable before this one is written; None: all before it.
+    """
+    durable_lsn = entry.lsn - 1 if durable_lsn is None else durable_lsn
     assert isinstance(entry.record, RECORD_TYPES), f"{type(entry.record).__name__} is not a record"
     record = frames.encode(entry.record, frames.RECORD_BYTES_MAX)
     body_crc = crc32c(entry.payload, crc32c(record))
     sizes = len(record), len(entry.payload)
-    header = _with_crc(RECORD.pack(RECORD_MAGIC, body_crc, entry.lsn, entry.term, *sizes, chain))
+    header = _with_crc(RECORD.pack(RECORD_MAGIC, body_crc, entry.lsn, entry.term, *sizes, chain, durable_lsn))
     padding = bytes(_padding(sum(sizes)))
     return b"".join((header, record, entry.payload, padding)), _chain_after(header, record, entry.payload)
 
@@ -78,6 +83,7 @@ class RecordHeader:
     record_bytes: int
     payload_bytes: int
     chain: bytes
+    durable_lsn: int
 
     @property
     def padded_bytes(self) -> int:
@@ -89,7 +95,7 @@ class RecordHeader:
         """None unless the checksum is right: before that, no length in it may drive anything."""
         if len(packed) < RECORD_HEADER_BYTES or packed[: len(RECORD_MAGIC)] != RECORD_MAGIC or not _has_crc(packed):
             return None
-        _, body_crc, lsn, term, record_bytes, payload_bytes, chain = RECORD.unpack(packed[: RECORD.size])
+        _, body_crc, lsn, term, record_bytes, payload_bytes, chain, durable_lsn = RECORD.unpack(packed[: RECORD.size])
         return cls(
             body_crc=body_crc,
             lsn=lsn,
@@ -97,6 +103,7 @@ class RecordHeader:
             record_bytes=record_bytes,
             payload_bytes=payload_bytes,
             chain=chain,
+            durable_lsn=durable_lsn,
         )
 
 
@@ -112,8 +119,8 @@ class Scanner:
     """Iterate for the entries of one segment; when that ends, the attributes say how.
 
     Raises LogCorrupt, naming file, offset, record and what is wrong. The first bad record is torn, not corrupt, only
-    in the last segment and when no record follows it: acknowledged records are whole, and nobody writes behind an
-    unfinished one.
+    in the last segment and when no later record knows it as durable. Records that were written together with it may
+    follow: a power cut keeps any sectors of an unfinished write, and none of these records was ever acknowledged.
     """
 
     def __init__(self, file: BinaryIO, *, name: str, is_last: bool, term: int = 0) -> None:
@@ -161,7 +168,7 @@ class Scanner:
         return entry
 
     def _next_again(self) -> Entry | None:
-        """Where a record follows, a live writer may have finished this one since it was read; else it is corrupt."""
+        """Where it was durable once, a live writer may have finished this one since it was read; else it is corrupt."""
         try:
             return self._next()
         except UnfinishedError as unfinished:
@@ -202,15 +209,15 @@ class Scanner:
         return record  # type: ignore[return-value]
 
     def _is_torn(self, unfinished: UnfinishedError) -> bool:
-        return self._is_last and not self._has_record_from(unfinished.resume_at)
+        return self._is_last and not self._was_whole(unfinished.resume_at)
 
-    def _has_record_from(self, offset: int) -> bool:
-        """Is there a good header of a later record anywhere in the rest of the file?"""
+    def _was_whole(self, offset: int) -> bool:
+        """Is the bad record further on in the file, or one that was written when it was durable?"""
         while block := self._read(offset, BLOCK_BYTES + RECORD_HEADER_BYTES):
             at = block.find(RECORD_MAGIC)
             while at >= 0:
                 header = RecordHeader.unpack(block[at : at + RECORD_HEADER_BYTES])
-                if header is not None and header.lsn > self.last_lsn:
+                if header is not None and (header.lsn == self.last_lsn + 1 or header.durable_lsn > self.last_lsn):
                     return True
                 at = block.find(RECORD_MAGIC, at + 1)
             offset += BLOCK_BYTES

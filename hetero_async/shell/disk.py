@@ -45,23 +45,29 @@ class Disk:
     def unlink(self, path: Path) -> None:
         os.unlink(path)
 
+    def failed(self, path: Path, error: OSError) -> NoReturn:
+        """End the process, with one line and no further write or acknowledgement."""
+        line = f"the disk failed: {path}: {error.strerror}: stopping at once, restart when it is repaired\n"
+        os.write(STDERR, line.encode())
+        os._exit(EXIT_DISK_FAILED)
+
 
 DISK = Disk()
 
 
 @contextlib.contextmanager
-def fatal(path: Path) -> Iterator[None]:
-    """For a server: an OSError in here ends the process, with one line and no further write or acknowledgement."""
+def fatal(path: Path, disk: Disk = DISK) -> Iterator[None]:
+    """For a server: an OSError in here ends the process."""
     try:
         yield
     except OSError as error:
-        _die(path, error)
+        disk.failed(path, error)
 
 
 @contextlib.contextmanager
-def fatal_unless_full(path: Path) -> Iterator[None]:
+def fatal_unless_full(path: Path, disk: Disk = DISK) -> Iterator[None]:
     """As `fatal`, but no space raises DiskFull."""
-    with fatal(path), full_is_told(path):
+    with fatal(path, disk), full_is_told(path):
         yield
 
 
@@ -119,9 +125,3 @@ def _write_new(path: Path, content: bytes, disk: Disk) -> None:
         disk.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _die(path: Path, error: OSError) -> NoReturn:
-    line = f"the disk failed: {path}: {error.strerror}: stopping at once, restart when it is repaired\n"
-    os.write(STDERR, line.encode())
-    os._exit(EXIT_DISK_FAILED)

@@ -34,7 +34,9 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 class FileLog:
     """`torn` says what `open` had to cut off, "" for nothing; `last_lsn` is the last durable record."""
 
-    def __init__(self, directory: Path, run: str, blocking: Blocking, disk: Disk, lock: int) -> None:
+    def __init__(
+        self, directory: Path, run: str, blocking: Blocking, disk: Disk, segment_bytes: int, lock: int
+    ) -> None:
         """Only for `open`."""
         self.directory = directory
         self.run = run
@@ -42,6 +44,7 @@ class FileLog:
         self.last_lsn = 0
         self._blocking = blocking
         self._disk = disk
+        self._segment_bytes = segment_bytes
         self._lock = lock
         self._term = 0
         self._chain = FIRST_CHAIN
@@ -52,12 +55,14 @@ class FileLog:
         self._offset = 0
 
     @classmethod
-    def open(cls, directory: Path, run: str, blocking: Blocking, disk: Disk = DISK) -> "FileLog":
+    def open(
+        cls, directory: Path, run: str, blocking: Blocking, disk: Disk = DISK, segment_bytes: int = 0
+    ) -> "FileLog":
         """Lock the directory and repair what a crash left. Older segments are checked when `entries` reads them.
 
         Raises ConfigError (in use, another run's), LogCorrupt, DiskFull.
         """
-        log = cls(directory, run, blocking, disk, _lock(directory))
+        log = cls(directory, run, blocking, disk, segment_bytes or SEGMENT_BYTES, _lock(directory, disk))
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(log.close)
             log._recover()
@@ -91,7 +96,7 @@ class FileLog:
         """Delete the segments that hold only records before this one; never the last. May run beside `append`."""
         paths = _segment_paths(self.directory)
         old = [path for path, following in pairwise(paths) if _first_lsn(following) <= lsn]
-        with fatal(self.directory):
+        with fatal(self.directory, self._disk):
             for path in old:  # oldest first: a crash in between leaves no gap
                 self._disk.unlink(path)
             if old:
@@ -106,7 +111,7 @@ class FileLog:
     # --- recovery ---
 
     def _recover(self) -> None:
-        with fatal(self.directory):
+        with fatal(self.directory, self._disk):
             for leftover in self.directory.glob("*.new"):
                 self._disk.unlink(leftover)
         paths = _segment_paths(self.directory)
@@ -137,7 +142,7 @@ class FileLog:
     def _set_aside(self, path: Path, scanner: Scanner) -> None:
         aside = path.with_name(f"{path.name}.torn-{scanner.last_lsn + 1}")
         tail = scanner.tail()
-        with fatal_unless_full(aside):
+        with fatal_unless_full(aside, self._disk):
             write_durably(aside, tail, self._disk)
         self.torn = (
             f"{path}: cut off {len(tail)} bytes of the unfinished record {scanner.last_lsn + 1} "
@@ -149,10 +154,10 @@ class FileLog:
     def _append(self, entries: Sequence[Entry]) -> None:
         packed, chain = self._pack(entries)
         total_bytes = sum(len(record) for record in packed)
-        if self._offset + total_bytes > SEGMENT_BYTES and self.last_lsn >= self._segment_first_lsn:
+        if self._offset + total_bytes > self._segment_bytes and self.last_lsn >= self._segment_first_lsn:
             self._roll(total_bytes)
         end = self._write(packed)
-        with fatal(self._path):
+        with fatal(self._path, self._disk):
             self._disk.fdatasync(self._segment)
         self._offset, self._chain = end, chain
         self.last_lsn, self._term = entries[-1].lsn, entries[-1].term
@@ -164,7 +169,7 @@ class FileLog:
         for entry in entries:
             assert entry.lsn == lsn + 1, f"record {entry.lsn} cannot follow record {lsn}"
             assert entry.term >= term, f"term {entry.term} cannot follow term {term}"
-            record, chain = pack(entry, chain)
+            record, chain = pack(entry, chain, self.last_lsn)
             packed.append(record)
             lsn, term = entry.lsn, entry.term
         assert packed, "nothing to append"
@@ -172,17 +177,17 @@ class FileLog:
 
     def _write(self, packed: Sequence[bytes]) -> int:
         try:
-            with fatal_unless_full(self._path):
+            with fatal_unless_full(self._path, self._disk):
                 return write_all(self._disk, self._segment, packed, self._offset)
         except DiskFull:
-            with fatal(self._path):
+            with fatal(self._path, self._disk):
                 self._disk.truncate(self._segment, self._offset)
                 self._disk.fsync(self._segment)
             raise
 
     def _roll(self, total_bytes: int) -> None:
         """The next records go to a new segment. What the old one had reserved in vain is given back first."""
-        with fatal(self._path):
+        with fatal(self._path, self._disk):
             self._disk.truncate(self._segment, self._offset)
         self._start_segment(total_bytes)
 
@@ -195,20 +200,20 @@ class FileLog:
     def _install(self, path: Path, blocks: Iterable[bytes], size: int) -> None:
         """Make `path` durable with these bytes and append to it from now on. On DiskFull nothing has changed."""
         temporary = path.with_suffix(".new")
-        with fatal_unless_full(temporary):
+        with fatal_unless_full(temporary, self._disk):
             segment = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            with fatal_unless_full(temporary):
-                self._disk.fallocate(segment, max(size, SEGMENT_BYTES))
+            with fatal_unless_full(temporary, self._disk):
+                self._disk.fallocate(segment, max(size, self._segment_bytes))
                 offset = 0
                 for block in blocks:
                     offset = write_all(self._disk, segment, [block], offset)
         except DiskFull:
             os.close(segment)
-            with fatal(temporary):
+            with fatal(temporary, self._disk):
                 self._disk.unlink(temporary)
             raise
-        with fatal(path):
+        with fatal(path, self._disk):
             self._disk.fsync(segment)
             self._disk.rename(temporary, path)
             sync_directory(self.directory, self._disk)
@@ -287,11 +292,11 @@ def _blocks(path: Path, count: int) -> Iterator[bytes]:
             yield block
 
 
-def _lock(directory: Path) -> int:
+def _lock(directory: Path, disk: Disk) -> int:
     """Held by the directory's descriptor, so that it goes with the process, however that ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        sync_directory(directory.parent)
+        sync_directory(directory.parent, disk)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ConfigError(f"{directory}: no log can be kept here: {error.strerror}") from error

@@ -14,20 +14,22 @@ from hetero_async.core.messages import Push
 from hetero_async.errors import PeerError
 from hetero_async.formats import frames
 from hetero_async.formats.parts import pack_parts, unpack_parts
-from hetero_async.shell.disk import write_durably
+from hetero_async.shell.disk import DISK, Disk, sync_directory, write_durably
 
 ACKNOWLEDGED = "acknowledged.jsonl"
 
 
 class FileOutbox:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk: Disk = DISK) -> None:
         self.directory = directory
+        self._disk = disk
         self._hashes: dict[int, str] = {}
         directory.mkdir(parents=True, exist_ok=True)
+        sync_directory(directory.parent, disk)
 
     def save(self, push: Push, payload: bytes) -> None:
         header = frames.encode(push)  # it holds the payload's hash
-        write_durably(self._path(push.seq), pack_parts(header, xxhash.xxh3_128_digest(header), payload))
+        write_durably(self._path(push.seq), pack_parts(header, xxhash.xxh3_128_digest(header), payload), self._disk)
         self._hashes[push.seq] = push.payload_hash.hex()
 
     def drop(self, seq: int, is_acknowledged: bool) -> None:

@@ -76,7 +76,7 @@ class CheckpointStore:
 
     def _save(self, checkpoint: Checkpoint) -> int:
         assert checkpoint.run == self.run, f"a checkpoint of run {checkpoint.run} in the store of {self.run}"
-        with fatal_unless_full(self.directory):
+        with fatal_unless_full(self.directory, self._disk):
             self.directory.mkdir(parents=True, exist_ok=True)
             sync_directory(self.directory.parent, self._disk)
             self._remove_unfinished()
@@ -92,10 +92,10 @@ class CheckpointStore:
         if checkpoint.lsn in self.lsns():
             self._drop(checkpoint.lsn)
         try:
-            with fatal_unless_full(self._path(checkpoint.lsn)):
+            with fatal_unless_full(self._path(checkpoint.lsn), self._disk):
                 self._write(checkpoint)
         except DiskFull:
-            with fatal(self.directory):
+            with fatal(self.directory, self._disk):
                 self._remove_unfinished()
             raise
         self._verified(checkpoint.lsn)
@@ -123,7 +123,7 @@ class CheckpointStore:
     def _drop(self, lsn: int) -> None:
         """Out of sight with one rename first: nobody shall find half a checkpoint."""
         path = self._path(lsn)
-        with fatal(path):
+        with fatal(path, self._disk):
             self._disk.rename(path, path.with_suffix(UNFINISHED))
             self._remove_unfinished()
 

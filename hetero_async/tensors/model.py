@@ -68,6 +68,11 @@ class ServerModel:
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
 
+    @property
+    def shadow(self) -> torch.Tensor:
+        """θ̂, what workers hold. Not to be written to."""
+        return self._standing.shadow
+
     # --- the log ---
 
     def apply(self, entry: Entry) -> None:

@@ -55,14 +55,13 @@ class Replica:
         return delta
 
     @torch.no_grad()
-    def adopt(self, target: torch.Tensor) -> None:
+    def adopt(self, target: object) -> None:
         """Stand on `target` and keep the round's progress: local := target − (base − local), base := target.
 
         Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them:
         rounding is not progress and must not be pushed as if it were.
         """
-        target = target.to(self.device)
-        for new, base, local in self._pieces(target):
+        for new, base, local in self._pieces(self._here(target)):
             progress = base - local.float()
             local.copy_(new - progress)
             if local.dtype == torch.float32:
@@ -71,12 +70,19 @@ class Replica:
                 torch.add(local.float(), progress, out=base)
 
     @torch.no_grad()
-    def reset(self, target: torch.Tensor) -> None:
+    def reset(self, target: object) -> None:
         """Stand on `target` with no progress."""
-        target = target.to(self.device)
-        for new, base, local in self._pieces(target):
+        for new, base, local in self._pieces(self._here(target)):
             local.copy_(new)
             base.copy_(local)
+
+    def progress(self) -> torch.Tensor:
+        """What the round has done so far: base − local."""
+        return self._base - self._flat()
+
+    def _here(self, target: object) -> torch.Tensor:
+        assert isinstance(target, torch.Tensor)
+        return target.to(self.device)
 
     def _flat(self) -> torch.Tensor:
         return torch.cat([parameter.detach().float().reshape(-1) for parameter in self._parameters])

@@ -84,6 +84,9 @@ class Centre:
         if self.world.chance(0.8):  # else: group commit
             self.server.step(Tick(now_ms=self.world.now_ms))
             self.settle()
+        if self.server is not None and isinstance(event, Tick):
+            wake_ms = self.server.timer(self.world.now_ms)
+            assert wake_ms is None or wake_ms > self.world.now_ms, "a server that is due again at once never sleeps"
 
     def settle(self) -> None:
         while self.server is not None:

@@ -173,6 +173,19 @@ def test_what_looks_like_a_record_inside_a_torn_payload_does_not_make_it_corrupt
     assert scanner.torn == "the body fails its checksum"
 
 
+@pytest.mark.parametrize("kept", [(False, True, True), (True, False, True), (False, False, True), (True, False, False)])
+def test_of_records_written_together_any_may_be_missing_after_a_power_cut(kept: tuple[bool, ...]) -> None:
+    """The disk had written some sectors of the one write, in an order of its own."""
+    records, chain = [], FIRST_CHAIN
+    for entry in ENTRIES:
+        record, chain = pack(entry, chain, 0)
+        records.append(record)
+    found = [record if is_kept else bytes(len(record)) for record, is_kept in zip(records, kept, strict=True)]
+    scanner = scanner_of(segment_of(*found, zeros=64))
+    assert list(scanner) == ENTRIES[: kept.index(False)]
+    assert bool(scanner.torn) == any(kept[kept.index(False) :])
+
+
 class LiveFile(io.BytesIO):
     """Shows a half-written record once, then the file as the writer has finished it."""
 

@@ -118,7 +118,7 @@ for lsn in range(1, 4):
     [
         ("fdatasync", 2, "EIO", 1),
         ("fdatasync", 2, "ENOSPC", 1),  # after a failed sync nobody knows what is on the disk
-        ("fsync", 1, "EIO", 0),
+        ("fsync", 2, "EIO", 0),
         ("write", 3, "EIO", 1),
         ("write", 3, "EROFS", 1),
         ("rename", 1, "EIO", 0),
@@ -217,7 +217,7 @@ def test_a_crash_at_any_call_loses_nothing_acknowledged(tmp_path: Path) -> None:
 def test_the_disk_is_told_to_sync_in_the_right_places(tmp_path: Path) -> None:
     disk = CrashingDisk()
     log = open_log(tmp_path, disk)
-    assert disk.calls == ["fallocate", "write", "fsync", "rename", "fsync"]
+    assert disk.calls == ["fsync", "fallocate", "write", "fsync", "rename", "fsync"]
     disk.calls.clear()
     append(log, entries_of(1, 3))
     assert disk.calls == ["write", "fdatasync"]

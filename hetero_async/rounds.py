@@ -1,0 +1,44 @@
+"""The training side of the desk: what is done before a batch and after a step, wherever the loop runs.
+
+Nothing here waits. Where the loop may not go on it is told so, waits in its own way, and asks again.
+"""
+
+from hetero_async.desk import Desk
+from hetero_async.ports import Replica
+
+
+class Rounds:
+    def __init__(self, desk: Desk, replica: Replica) -> None:
+        self._desk = desk
+        self._replica = replica
+
+    def begin(self) -> bool:
+        """Whether the run's parameters have come, and are in the model now."""
+        target = self._desk.take_target()
+        if target is not None:
+            self._replica.reset(target.flat)
+            self._desk.publish = target.publish
+        return target is not None
+
+    def draw(self, count: int) -> list[int] | None:
+        """`count` positions to train on, fewer at the run's end; empty: wait, None: the run is finished."""
+        positions = self._desk.draw(count)
+        if positions is None:
+            self.adopt()
+        elif not positions and self._desk.can_flush():
+            self._desk.cut(self._replica.cut())
+        return positions
+
+    def end_step(self) -> None:
+        """A step was taken: the parameters may move, and the round may end."""
+        self._desk.count_step()
+        self.adopt()
+        if self._desk.is_round_due():
+            self._desk.cut(self._replica.cut())
+
+    def adopt(self) -> None:
+        """Move to where the background says that the parameters should stand, if it says anything new."""
+        target = self._desk.take_target()
+        if target is not None:
+            self._replica.adopt(target.flat)
+            self._desk.publish = target.publish

@@ -1,0 +1,197 @@
+"""Carries out a plan's faults in a simulated world, each at its time, and heals everything at the end."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from hetero_async.sim.plan import SERVER, Fault
+
+if TYPE_CHECKING:
+    from hetero_async.sim.world import World
+
+FLAP_SECONDS = 1.0
+THIN_BYTES_PER_SECOND = 2_000.0
+DISK_CALLS_MAX = 40
+
+
+class Chaos:
+    def __init__(self, world: "World") -> None:
+        self.done: Counter[str] = Counter()  # faults that struck, by kind
+        self._world = world
+        self._kinds: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "kill worker": self._kill,
+            "kill server": self._kill_server,
+            "cut worker's power": self._cut_power,
+            "cut server's power": self._cut_servers_power,
+            "leave": self._leave,
+            "freeze worker": self._freeze,
+            "freeze server": self._freeze,
+            "lose site": self._lose_site,
+            "cut link": self._cut_link,
+            "cut one way": self._cut_one_way,
+            "flapping link": self._flap,
+            "reset connections": self._reset,
+            "lose messages": self._worsen,
+            "double messages": self._worsen,
+            "reorder messages": self._worsen,
+            "thin link": self._worsen,
+            "full disk": self._ail_disk,
+            "slow disk": self._ail_disk,
+            "failing write": self._ail_disk,
+            "failing fsync": self._ail_disk,
+            "die at disk call": self._die_at_call,
+            "die in checkpoint": self._die_in_checkpoint,
+            "damage checkpoint": self._damage_checkpoint,
+        }
+
+    async def run(self) -> None:
+        """All faults of the plan; then, if it says so, everything is whole."""
+        plan = self._world.plan
+        async with trio.open_nursery() as nursery:
+            for fault in plan.faults:
+                nursery.start_soon(self._strike, fault)
+            await trio.sleep_until(plan.healed_at)
+            nursery.cancel_scope.cancel()
+        self._world.trace.note("chaos", "heals everything")
+        self._world.heal()
+
+    async def _strike(self, fault: Fault) -> None:
+        await trio.sleep_until(fault.at)
+        self._world.trace.note("chaos", str(fault))
+        self.done[fault.kind] += 1
+        await self._kinds[fault.kind](fault)
+
+    # --- processes ---
+
+    def _hold(self, name: str, seconds: float) -> None:
+        held = self._world.held
+        held[name] = max(held.get(name, 0.0), trio.current_time() + seconds)
+
+    def _kill_now(self, name: str, seconds: float) -> None:
+        self._hold(name, seconds)
+        if process := self._world.processes.get(name):
+            process.kill()
+
+    async def _kill(self, fault: Fault) -> None:
+        self._kill_now(fault.target, fault.seconds)
+
+    async def _kill_server(self, fault: Fault) -> None:
+        self._kill_now(SERVER, fault.seconds)
+
+    async def _cut_power(self, fault: Fault) -> None:
+        await self._power_off(fault.target, fault.seconds)
+
+    async def _cut_servers_power(self, fault: Fault) -> None:
+        await self._power_off(SERVER, fault.seconds)
+
+    async def _power_off(self, name: str, seconds: float) -> None:
+        self._kill_now(name, seconds)
+        self._world.disks[name].cut_power()
+
+    async def _leave(self, fault: Fault) -> None:
+        self._hold(fault.target, fault.seconds)
+        if scope := self._world.leaving.get(fault.target):
+            scope.cancel()
+
+    async def _freeze(self, fault: Fault) -> None:
+        name = SERVER if fault.kind == "freeze server" else fault.target
+        process = self._world.processes.get(name)
+        if process is not None:
+            process.freeze()
+            await trio.sleep(fault.seconds)
+            process.thaw()
+
+    async def _lose_site(self, fault: Fault) -> None:
+        for worker in self._world.plan.workers:
+            if worker.site == fault.target:
+                self._kill_now(worker.name, fault.seconds)
+
+    # --- network ---
+
+    async def _cut_link(self, fault: Fault) -> None:
+        await self._cut([(fault.target, SERVER), (SERVER, fault.target)], fault.seconds)
+
+    async def _cut_one_way(self, fault: Fault) -> None:
+        one_way = (fault.target, SERVER) if fault.amount < 0.5 else (SERVER, fault.target)
+        await self._cut([one_way], fault.seconds)
+
+    async def _cut(self, directions: list[tuple[str, str]], seconds: float) -> None:
+        for source, target in directions:
+            self._world.network.cut(source, target)
+        await trio.sleep(seconds)
+        for source, target in directions:
+            self._world.network.mend(source, target)
+
+    async def _flap(self, fault: Fault) -> None:
+        ends_at = trio.current_time() + fault.seconds
+        while trio.current_time() < ends_at:
+            await self._cut([(fault.target, SERVER), (SERVER, fault.target)], FLAP_SECONDS)
+            await trio.sleep(FLAP_SECONDS)
+
+    async def _reset(self, fault: Fault) -> None:
+        for worker in self._world.network.workers.values():
+            if worker.peer.site == fault.target:
+                worker.reset()
+
+    async def _worsen(self, fault: Fault) -> None:
+        """The link to a site is bad in both directions, then as it was at first."""
+        usual = self._world.plan.links[fault.target]
+        worse = {
+            "lose messages": replace(usual, loss=0.5 * fault.amount),
+            "double messages": replace(usual, doubled=0.5 * fault.amount),
+            "reorder messages": replace(usual, reordered=0.5 * fault.amount, jitter=0.3),
+            "thin link": replace(usual, bytes_per_second=THIN_BYTES_PER_SECOND),
+        }
+        self._world.network.join(fault.target, SERVER, worse[fault.kind])
+        await trio.sleep(fault.seconds)
+        self._world.network.join(fault.target, SERVER, usual)
+
+    # --- the server's disk ---
+
+    async def _ail_disk(self, fault: Fault) -> None:
+        troubles = self._world.disks[SERVER].troubles
+        self._hold(SERVER, 0.0)
+        match fault.kind:
+            case "full disk":
+                troubles.is_full = True
+                await trio.sleep(fault.seconds)
+                troubles.is_full = False
+            case "slow disk":
+                troubles.slow_seconds = 2 * fault.amount
+                await trio.sleep(fault.seconds)
+                troubles.slow_seconds = 0.0
+            case "failing write":
+                troubles.failing = "write"
+            case "failing fsync":
+                troubles.failing = "fsync"
+
+    async def _die_at_call(self, fault: Fault) -> None:
+        """The power goes in the middle of a call, or only the process."""
+        disk = self._world.disks[SERVER]
+        disk.troubles.die_in_calls = 2 + int(DISK_CALLS_MAX * fault.amount)
+        await self._await_death(fault)
+        if fault.amount * DISK_CALLS_MAX % 1 < 0.5:
+            disk.cut_power()
+
+    async def _die_in_checkpoint(self, fault: Fault) -> None:
+        """At a call that the log does not make: a rename, or one soon after it."""
+        self._world.disks[SERVER].troubles.die_in_renames = 2 + int(8 * fault.amount)
+        await self._await_death(fault)
+        if fault.amount * 8 % 1 < 0.5:
+            self._world.disks[SERVER].cut_power()
+
+    async def _await_death(self, fault: Fault) -> None:
+        process = self._world.processes[SERVER]
+        self._hold(SERVER, fault.seconds)
+        await process.died()
+        self._hold(SERVER, fault.seconds)
+
+    async def _damage_checkpoint(self, fault: Fault) -> None:
+        self._kill_now(SERVER, fault.seconds)
+        disk = self._world.disks[SERVER]
+        found = sorted((disk.root / "checkpoints").glob("[0-9]*/*"))
+        if found:
+            disk.flip_bit(found[-1])

@@ -1,0 +1,265 @@
+"""Who judges the simulated run: keeps its own account of what was promised and done, and holds the code against it.
+
+Nothing here asks the code under test what it believes. The judge sees what passes the ports: rounds cut, bytes encoded,
+saved and sent, records applied, acknowledgements on their way out. The numbers are those of the invariants in
+ARCHITECTURE.md.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import xxhash
+
+from hetero_async.core.messages import Ack, Message, Nack, Push
+from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, Published, RunSettings, Stepped
+from hetero_async.core.state import State
+from hetero_async.sim.disk import SimulatedDisk
+from hetero_async.tensors.codecs import decode_payload
+
+# Deltas that a worker may have unanswered: one offered, one waiting, and what an earlier life has left.
+OUTBOX_MAX = 8
+# Largest error of one value, as a share of the delta's largest value: half a step of the code, and rounding.
+CODEC_ERROR = {"fp32": 0.0, "bf16": 2**-8, "int8": 0.51 / 127, "int4": 0.51 / 7}
+# Of a sum of two fp32 values, as a share of the larger one.
+ROUNDING_ERROR = 2**-22
+# Records after which a repeated acknowledgement may be of one that a checkpoint has replaced in the log.
+RECENT_RECORDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """`invariant` is its number, or "liveness", or "crash"."""
+
+    invariant: str
+    what: str
+
+
+@dataclass(slots=True)
+class Coded:
+    """A delta of one life: as it was encoded, or found in the outbox. `seq` is 0 until it is saved."""
+
+    codec: str
+    payload: bytes
+    trained: Sequence[int]
+    seq: int = 0
+
+
+@dataclass(slots=True)
+class Account:
+    """What one worker has done and was told, over all its lives."""
+
+    saved: dict[int, tuple[Push, bytes]] = field(default_factory=dict)
+    unanswered: dict[int, bool] = field(default_factory=dict)
+    acknowledged: dict[int, int] = field(default_factory=dict)  # seq → lsn
+    nacked: dict[int, bool] = field(default_factory=dict)  # it may not have heard of it yet
+
+
+class Judge:
+    def __init__(self, settings: RunSettings, fail: Callable[[Violation], None]) -> None:
+        """`fail` is told of the first violation."""
+        self.settings = settings
+        self.violation: Violation | None = None
+        self.accounts: dict[str, Account] = {}
+        self._fail = fail
+        self._history: list[bytes] = []  # by lsn − 1: hash of the record
+        self._hashes: dict[int, tuple[bytes, bytes]] = {}  # lsn → hashes of state and model
+        self.deltas: dict[tuple[str, int], int] = {}  # (worker, seq) → lsn
+        self._takers: dict[int, tuple[str, int]] = {}  # position → the delta that counted it
+        self._active: dict[str, bool] = {}
+        self._version = 0
+        self.publishes: list[tuple[int, torch.Tensor, dict[str, int]]] = []  # version, θ̂, merged seq by worker
+
+    @property
+    def trained(self) -> int:
+        return len(self._takers)
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(len(account.acknowledged) for account in self.accounts.values())
+
+    @property
+    def refused(self) -> int:
+        return sum(len(account.nacked) for account in self.accounts.values())
+
+    def account(self, worker: str) -> Account:
+        return self.accounts.setdefault(worker, Account())
+
+    def violated(self, invariant: str, what: str) -> None:
+        if self.violation is None:
+            self.violation = Violation(invariant, what)
+            self._fail(self.violation)
+
+    # --- the server ---
+
+    def sends(self, worker: str, message: Message, disk: SimulatedDisk, log: Path) -> None:
+        """A message leaves the server. An acknowledgement must be of something that no power cut takes away."""
+        account = self.account(worker)
+        if isinstance(message, Nack):
+            account.nacked[message.seq] = True
+        if not isinstance(message, Ack):
+            return
+        name, lsn = f"delta {message.seq} of {worker}", message.lsn
+        if account.acknowledged.setdefault(message.seq, lsn) != lsn:
+            self.violated("1", f"{name} is acknowledged as record {lsn} and as {account.acknowledged[message.seq]}")
+        elif self.deltas.get((worker, message.seq)) != lsn:
+            self.violated("1", f"{name} is acknowledged as record {lsn}, which was not applied")
+        elif lsn > len(self._history) - RECENT_RECORDS and not disk.is_durable(account.saved[message.seq][1], log):
+            self.violated("1", f"{name} is acknowledged, and a power cut would lose it")
+
+    def applied(self, entry: Entry, shadow: torch.Tensor) -> None:
+        """A record was applied, for the first time or in a recovery. What was applied once never changes."""
+        record_hash = xxhash.xxh3_128_digest(repr((entry.lsn, entry.term, entry.record)).encode() + entry.payload)
+        if entry.lsn <= len(self._history):
+            if record_hash != self._history[entry.lsn - 1]:
+                self.violated("3", f"record {entry.lsn} is not the one that was applied before")
+            return
+        if entry.lsn != len(self._history) + 1:
+            self.violated("3", f"record {entry.lsn} is applied, record {len(self._history) + 1} never was")
+            return
+        self._history.append(record_hash)
+        match entry.record:
+            case Joined() as joined:
+                self._active[joined.worker] = True
+            case Left() as left:
+                self._active.pop(left.worker, None)
+            case Delta() as delta:
+                self._admitted(entry, delta)
+            case Stepped():
+                self._version += 1
+            case Genesis():
+                self.publishes.append((0, shadow.clone(), {}))
+            case Published() as published:
+                self.publishes.append((self._version, shadow.clone(), dict(published.merged)))
+
+    def _admitted(self, entry: Entry, delta: Delta) -> None:
+        key, name = (delta.worker, delta.seq), f"delta {delta.seq} of {delta.worker}"
+        if key in self.deltas:
+            self.violated("1", f"{name} is in the log twice: records {self.deltas[key]} and {entry.lsn}")
+        self.deltas[key] = entry.lsn
+        if delta.seq not in self.account(delta.worker).saved:
+            self.violated("1", f"{name} is in the log, and its worker never saved it")
+            return
+        push, payload = self.account(delta.worker).saved[delta.seq]
+        if (payload, push.ranges) != (entry.payload, delta.ranges):
+            self.violated("1", f"{name} is in the log, and not as its worker saved it")
+        for position in _positions(delta.ranges):
+            taker = self._takers.setdefault(position, key)
+            if taker != key:
+                self.violated("2", f"position {position} is counted in {name}, and in delta {taker[1]} of {taker[0]}")
+        versions_per_round = len(self._active) if self.settings.merge == "per-push" else 1
+        staleness = self._version - self.publishes[push.anchor][0]
+        if staleness > self.settings.max_staleness * versions_per_round:
+            self.violated("4", f"{name} is admitted {staleness} versions behind")
+
+    def settled(self, state: State, model_hash: bytes) -> None:
+        """A batch of records is durable and applied."""
+        self._hashes[state.lsn] = (state.digest(), model_hash)
+        if not state.ledger.is_exact():
+            self.violated("2", f"after record {state.lsn}: leased, free and trained positions do not add up")
+
+    def recovered(self, state: State, model_hash: bytes) -> None:
+        """A server has come back. Records that nobody saw applied may come back with it; those applied must."""
+        if state.lsn < len(self._history):
+            self.violated("1", f"recovered up to record {state.lsn}, but record {len(self._history)} had been applied")
+        elif self._hashes.get(state.lsn, (state.digest(), model_hash)) != (state.digest(), model_hash):
+            self.violated("3", f"recovered at record {state.lsn} with other hashes than the server had there")
+
+    def finished(self, positions: int) -> None:
+        if self.trained != positions:
+            self.violated("2", f"the run has ended, and {self.trained} of {positions} positions are trained")
+
+
+class Life:
+    """One life of a worker, as the judge saw it."""
+
+    def __init__(self, judge: Judge, worker: str) -> None:
+        self.consumed: list[int] = []  # positions of the steps since the last cut
+        self._judge = judge
+        self._worker = worker
+        self._cuts: deque[tuple[list[int], torch.Tensor]] = deque()
+        self._cut_count = self._encoded_count = 0
+        self._order: list[Coded] = []
+        self._aims: deque[tuple[torch.Tensor, int]] = deque(maxlen=4)  # the newest targets, and cuts known to them
+
+    def found(self, outbox: dict[int, tuple[Push, bytes]]) -> None:
+        self._order = [Coded(push.codec, payload, (), seq) for seq, (push, payload) in sorted(outbox.items())]
+        self._judge.account(self._worker).unanswered = dict.fromkeys(outbox, True)
+
+    def cut(self, delta: torch.Tensor) -> None:
+        self._cuts.append((self.consumed, delta.clone()))
+        self.consumed = []
+        self._cut_count += 1
+
+    def encoded(self, codec: str, payload: bytes) -> None:
+        trained, delta = self._cuts.popleft()
+        self._order.append(Coded(codec, payload, sorted(trained)))
+        self._encoded_count += 1
+        error = (decode_payload(codec, payload, delta.numel()) - delta).abs().max().item()
+        if not error <= CODEC_ERROR[codec] * delta.abs().max().item():
+            self._judge.violated("6", f"a delta of {self._worker} is coded with an error of {error:g}")
+
+    def saved(self, push: Push, payload: bytes) -> None:
+        """A delta is in the outbox: from now on it may be offered."""
+        account, name = self._judge.account(self._worker), f"delta {push.seq} of {self._worker}"
+        if push.seq in account.acknowledged:
+            self._judge.violated("1", f"{name} was acknowledged, and now the number is given to another")
+        coded = next(coded for coded in self._order if coded.seq == 0)
+        coded.seq = push.seq
+        if coded.payload != payload:
+            self._judge.violated("6", f"{name} is saved, and it is not what was encoded")
+        if list(coded.trained) != list(_positions(push.ranges)):
+            self._judge.violated("2", f"{name} reports {push.ranges}, and was trained on {coded.trained}")
+        account.saved[push.seq] = (push, payload)
+        account.unanswered[push.seq] = True
+        if len(account.unanswered) > OUTBOX_MAX:
+            self._judge.violated("7", f"{self._worker} has {len(account.unanswered)} unanswered deltas")
+
+    def dropped(self, seq: int, is_acknowledged: bool) -> None:
+        account = self._judge.account(self._worker)
+        account.unanswered.pop(seq, None)
+        if is_acknowledged and (self._worker, seq) not in self._judge.deltas:
+            self._judge.violated("1", f"delta {seq} of {self._worker} is dropped as acknowledged, and was not admitted")
+
+    def aimed(self, publish: int, pending: Sequence[tuple[str, bytes]], target: torch.Tensor) -> None:
+        """Where the parameters shall stand: θ̂ − Σ own deltas that are neither in it nor refused, to the bit."""
+        _, shadow, merged = self._judge.publishes[publish]
+        nacked = self._judge.account(self._worker).nacked
+        open_ = [coded for coded in self._order if coded.seq == 0 or coded.seq > merged.get(self._worker, 0)]
+        left = deque(payload for _, payload in reversed(pending))
+        known: list[Coded] = []
+        missing: list[int] = []
+        uncounted = 0
+        for coded in reversed(open_):
+            if left and coded.payload == left[0]:
+                left.popleft()
+                known.insert(0, coded)
+            elif coded.seq == 0:
+                uncounted += 1  # encoded, and not yet told as a round: the target is not for adoption then
+            elif coded.seq not in nacked:
+                missing.append(coded.seq)
+        expected = shadow.clone()
+        for coded in known:
+            expected.sub_(decode_payload(coded.codec, coded.payload, expected.numel()))
+        if left or missing or not torch.equal(expected, target):
+            have = [coded.seq for coded in known]
+            what = f"publish {publish} less its deltas {have}, and {missing} are missing there"
+            self._judge.violated("6", f"{self._worker} aims at {what}")
+        self._aims.append((target, self._encoded_count - uncounted))
+
+    def adopted(self, target: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+        """The parameters moved; `before` and `after` are the round's progress."""
+        known = next((count for aimed, count in self._aims if aimed is target), None)
+        if known != self._cut_count:
+            self._judge.violated(
+                "6", f"{self._worker} moves to a target that knows {known} of {self._cut_count} rounds"
+            )
+        bound = ROUNDING_ERROR * max(1.0, target.abs().max().item())
+        if not (after - before).abs().max().item() <= bound:
+            self._judge.violated("6", f"{self._worker} loses progress when it moves")
+
+
+def _positions(ranges: Sequence[tuple[int, int]]) -> list[int]:
+    return [position for start, stop in ranges for position in range(start, stop)]

@@ -1,0 +1,163 @@
+"""What a simulated world consists of and what goes wrong in it, and when: plain values, all drawn from one seed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from random import Random
+
+from hetero_async.core.records import RunSettings
+from hetero_async.sim.network import Condition
+
+SERVER = "server"
+# What can go wrong, with how often it is drawn, and how long it lasts, from … to, in seconds.
+FAULTS: dict[str, tuple[float, float, float]] = {
+    "kill worker": (3, 0.2, 12),  # seconds: until it is started again
+    "kill server": (3, 0.2, 8),
+    "cut server's power": (3, 0.2, 8),
+    "cut worker's power": (1, 0.2, 8),
+    "leave": (1, 0.2, 8),
+    "freeze worker": (2, 0.5, 15),
+    "freeze server": (1, 0.5, 15),
+    "lose site": (1, 2, 15),
+    "cut link": (2, 0.5, 12),
+    "cut one way": (2, 0.5, 12),
+    "flapping link": (1, 4, 12),
+    "reset connections": (2, 0, 0),
+    "lose messages": (2, 1, 10),
+    "double messages": (1, 1, 10),
+    "reorder messages": (2, 1, 10),
+    "thin link": (1, 2, 10),
+    "full disk": (1, 0.5, 6),
+    "slow disk": (1, 1, 6),
+    "failing write": (1, 0.5, 3),
+    "failing fsync": (1, 0.5, 3),
+    "die at disk call": (4, 0.2, 4),
+    "die in checkpoint": (2, 0.2, 4),
+    "damage checkpoint": (1, 0.2, 4),
+}
+# Damage that a run survives once only: there are two checkpoints, and the older one is needed then.
+ONCE = frozenset({"damage checkpoint"})
+CHAOS_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """`target` is a worker, or the site at the far end of a link; `amount` depends on the kind."""
+
+    at: float
+    kind: str
+    target: str
+    seconds: float
+    amount: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.target}, {self.seconds:.1f} s)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPlan:
+    name: str
+    site: str
+    step_seconds: float
+    batch: int = 2
+    dtype: str = "fp32"
+    joins_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    seed: int
+    settings: RunSettings
+    workers: tuple[WorkerPlan, ...]
+    links: dict[str, Condition]  # site → both directions between it and the server's site
+    faults: tuple[Fault, ...] = ()
+    healed_at: float = 0.0  # from then on nothing goes wrong, and what was broken is whole
+    stays_away: str = ""  # a worker that is not healed
+    dataset_samples: int = 96
+    checkpoint_every: int = 2
+    keep_log: bool = False
+    segment_bytes: int = 16 * 1024
+
+    def only(self, numbers: Iterable[int]) -> "Plan":
+        """The same world with these of its faults, counted from 0."""
+        return replace(self, faults=tuple(self.faults[number] for number in numbers))
+
+
+def draw(seed: int) -> Plan:
+    random = Random(f"plan {seed}")
+    sites = [f"site{number}" for number in range(random.randint(1, 3))]
+    workers = tuple(_worker(random, number, sites) for number in range(random.randint(2, 7)))
+    kinds = random.sample(list(FAULTS), random.randint(2, 8))  # a swarm of few kinds digs deeper than a mix of all
+    faults = sorted(
+        (_fault(random, kinds, workers, sites) for _ in range(random.randint(3, 14))), key=lambda fault: fault.at
+    )
+    return Plan(
+        seed=seed,
+        settings=_settings(random, seed),
+        workers=workers,
+        links={site: _link(random) for site in sites},
+        faults=tuple(_once_each(faults)),
+        healed_at=max(fault.at + fault.seconds for fault in faults) + 1,
+        stays_away=random.choice(workers).name if len(workers) > 2 and random.random() < 0.2 else "",
+        checkpoint_every=random.choice([1, 2, 4, 1000]),
+        keep_log=random.random() < 0.3,
+        segment_bytes=random.choice([4, 16, 256]) * 1024,
+    )
+
+
+def _settings(random: Random, seed: int) -> RunSettings:
+    codecs = ["fp32", "bf16", "int8", "int4"]
+    return RunSettings(
+        run="simulated",
+        seed=seed,
+        samples=random.randint(120, 400),
+        merge=random.choices(["window", "per-push", "all"], [5, 3, 2])[0],
+        rule=random.choice(["nesterov", "lookahead", "sgd"]),
+        steps_per_round=random.randint(2, 6),
+        seconds_per_round=random.choice([0.0, 0.0, 1.0]),
+        grace=random.choice([0.0, 0.25, 1.0]),
+        max_staleness=random.choice([1, 2, 4]),
+        codec_up=random.choice(codecs),
+        codec_down=random.choice(codecs),
+        publish_every=random.choice([1, 1, 1, 2, 3]),
+        lease_ttl_seconds=random.choice([3.0, 6.0, 10.0]),
+    )
+
+
+def _worker(random: Random, number: int, sites: list[str]) -> WorkerPlan:
+    return WorkerPlan(
+        name=f"w{number}",
+        site=random.choice(sites),
+        step_seconds=random.choice([0.1, 0.2, 0.2, 0.4, 0.8]),
+        batch=random.randint(1, 3),
+        dtype=random.choice(["fp32", "fp32", "bf16"]),
+        joins_at=0.0 if number == 0 or random.random() < 0.7 else random.uniform(0, CHAOS_SECONDS),
+    )
+
+
+def _link(random: Random) -> Condition:
+    return Condition(
+        delay=random.choice([0.001, 0.02, 0.15]),
+        jitter=random.choice([0.0, 0.01, 0.1]),
+        loss=random.choice([0.0, 0.0, 0.01]),
+    )
+
+
+def _fault(random: Random, kinds: list[str], workers: tuple[WorkerPlan, ...], sites: list[str]) -> Fault:
+    kind = random.choices(kinds, [FAULTS[kind][0] for kind in kinds])[0]
+    _, shortest, longest = FAULTS[kind]
+    is_of_site = "link" in kind or "way" in kind or "site" in kind or kind.endswith(("messages", "connections"))
+    return Fault(
+        at=round(random.uniform(0.5, CHAOS_SECONDS), 3),
+        kind=kind,
+        target=random.choice(sites) if is_of_site else random.choice(workers).name,
+        seconds=round(random.uniform(shortest, longest), 3),
+        amount=random.random(),
+    )
+
+
+def _once_each(faults: Iterable[Fault]) -> Iterable[Fault]:
+    seen: dict[str, bool] = {}
+    for fault in faults:
+        if fault.kind not in seen or fault.kind not in ONCE:
+            yield fault
+        seen[fault.kind] = True

@@ -1,0 +1,78 @@
+"""The ports of a simulated worker and server, each fulfilled by the real thing, with the judge looking on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from hetero_async.core.messages import Push
+from hetero_async.core.records import Entry
+from hetero_async.shell.disk import Disk
+from hetero_async.shell.outbox import FileOutbox
+from hetero_async.sim.checkers import Judge, Life
+from hetero_async.tensors.follower import Follower
+from hetero_async.tensors.model import ServerModel
+from hetero_async.tensors.replica import Replica
+
+
+class WatchedModel(ServerModel):
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self._judge = judge
+
+    def apply(self, entry: Entry) -> None:
+        super().apply(entry)
+        self._judge.applied(entry, self.shadow)
+
+
+class WatchedReplica(Replica):
+    def __init__(self, model: torch.nn.Module, life: Life) -> None:
+        super().__init__(model)
+        self._life = life
+
+    def cut(self) -> torch.Tensor:
+        delta = super().cut()
+        self._life.cut(delta)
+        return delta
+
+    def adopt(self, target: object) -> None:
+        before = self.progress()
+        super().adopt(target)
+        assert isinstance(target, torch.Tensor)
+        self._life.adopted(target, before, self.progress())
+
+
+class WatchedFollower(Follower):
+    def __init__(self, replica: Replica, life: Life) -> None:
+        super().__init__(replica)
+        self._life = life
+
+    def encode(self, delta: object, codec: str) -> bytes:
+        payload = super().encode(delta, codec)
+        self._life.encoded(codec, payload)
+        return payload
+
+    def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
+        target = super().target(pending)
+        assert self._shadow is not None
+        self._life.aimed(self._shadow.number, pending, target)
+        return target
+
+
+class WatchedOutbox(FileOutbox):
+    def __init__(self, directory: Path, disk: Disk, life: Life) -> None:
+        super().__init__(directory, disk)
+        self._life = life
+
+    def load(self) -> dict[int, tuple[Push, bytes]]:
+        found = super().load()
+        self._life.found(found)
+        return found
+
+    def save(self, push: Push, payload: bytes) -> None:
+        super().save(push, payload)
+        self._life.saved(push, payload)
+
+    def drop(self, seq: int, is_acknowledged: bool) -> None:
+        self._life.dropped(seq, is_acknowledged)
+        super().drop(seq, is_acknowledged)
