@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FLAP_SECONDS = 1.0
 THIN_BYTES_PER_SECOND = 2_000.0
 DISK_CALLS_MAX = 40
+# A segment's first half is damaged when it holds several records: the last one could pass for unfinished.
+DAMAGED_BYTES_MIN = 2_000
 
 
 class Chaos:
@@ -45,6 +47,7 @@ class Chaos:
             "die at disk call": self._die_at_call,
             "die in checkpoint": self._die_in_checkpoint,
             "damage checkpoint": self._damage_checkpoint,
+            "damage log": self._damage_log,
         }
 
     async def run(self) -> None:
@@ -195,3 +198,13 @@ class Chaos:
         found = sorted((disk.root / "checkpoints").glob("[0-9]*/*"))
         if found:
             disk.flip_bit(found[-1])
+
+    async def _damage_log(self, fault: Fault) -> None:
+        """A bit of a record that others follow, in the segment that every start reads: no server may go on from it."""
+        self._kill_now(SERVER, fault.seconds)
+        disk = self._world.disks[SERVER]
+        newest = max((disk.root / "log").glob("[0-9]*.log"), default=None)
+        used = len(newest.read_bytes().rstrip(b"\0")) if newest is not None else 0
+        if newest is not None and used > DAMAGED_BYTES_MIN:
+            disk.flip_bit(newest, used // 2)
+            self._world.must_halt = True

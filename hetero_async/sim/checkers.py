@@ -25,6 +25,8 @@ OUTBOX_MAX = 8
 CODEC_ERROR = {"fp32": 0.0, "bf16": 2**-8, "int8": 0.51 / 127, "int4": 0.51 / 7}
 # Of a sum of two fp32 values, as a share of the larger one.
 ROUNDING_ERROR = 2**-22
+# A round's progress survives so many moves of the parameters, each of which rounds.
+MOVES_MAX = 64
 # Records after which a repeated acknowledgement may be of one that a checkpoint has replaced in the log.
 RECENT_RECORDS = 16
 
@@ -167,6 +169,13 @@ class Judge:
         elif self._hashes.get(state.lsn, (state.digest(), model_hash)) != (state.digest(), model_hash):
             self.violated("3", f"recovered at record {state.lsn} with other hashes than the server had there")
 
+    def lost(self, state: State) -> int:
+        """Acknowledged deltas of which a recovered state knows nothing. A worker's deltas are admitted in order."""
+        last = {worker: member.last_seq for worker, member in state.members.items()}
+        return sum(
+            seq > last.get(worker, 0) for worker, account in self.accounts.items() for seq in account.acknowledged
+        )
+
     def finished(self, positions: int) -> None:
         if self.trained != positions:
             self.violated("2", f"the run has ended, and {self.trained} of {positions} positions are trained")
@@ -176,9 +185,10 @@ class Life:
     """One life of a worker, as the judge saw it."""
 
     def __init__(self, judge: Judge, worker: str) -> None:
-        self.consumed: list[int] = []  # positions of the steps since the last cut
         self._judge = judge
         self._worker = worker
+        self._consumed: list[int] = []  # positions of the steps since the last cut
+        self._moved = torch.zeros(1)  # what those steps did to the parameters
         self._cuts: deque[tuple[list[int], torch.Tensor]] = deque()
         self._cut_count = self._encoded_count = 0
         self._order: list[Coded] = []
@@ -188,9 +198,18 @@ class Life:
         self._order = [Coded(push.codec, payload, (), seq) for seq, (push, payload) in sorted(outbox.items())]
         self._judge.account(self._worker).unanswered = dict.fromkeys(outbox, True)
 
+    def stepped(self, positions: Sequence[int], moved: torch.Tensor) -> None:
+        """One step on these samples has moved the parameters by −`moved`."""
+        self._consumed += positions
+        self._moved = self._moved + moved
+
     def cut(self, delta: torch.Tensor) -> None:
-        self._cuts.append((self.consumed, delta.clone()))
-        self.consumed = []
+        """A round ends. Its delta is what its steps did, no step left out and none counted twice."""
+        error, bound = (delta - self._moved).abs().max().item(), ROUNDING_ERROR * MOVES_MAX
+        if not error <= bound:
+            self._judge.violated("6", f"a delta of {self._worker} differs by {error:g} from what its steps did")
+        self._cuts.append((self._consumed, delta.clone()))
+        self._consumed, self._moved = [], torch.zeros(1)
         self._cut_count += 1
 
     def encoded(self, codec: str, payload: bytes) -> None:

@@ -249,10 +249,10 @@ class SimulatedDisk(Disk):
         for path in [directory, *(path for path in sorted(directory.rglob("*")) if path.is_dir())]:
             self._directories[path.stat().st_ino] = Directory([self._names(path)])
 
-    def flip_bit(self, path: Path) -> None:
-        """A bit of the file is another one from now on."""
+    def flip_bit(self, path: Path, before: int = 0) -> None:
+        """A bit of the file, or of its first `before` bytes, is another one from now on."""
         damaged = bytearray(path.read_bytes())
-        damaged[self._random.randrange(len(damaged))] ^= 1 << self._random.randrange(8)
+        damaged[self._random.randrange(before or len(damaged))] ^= 1 << self._random.randrange(8)
         path.write_bytes(damaged)
 
 

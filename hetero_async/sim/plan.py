@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from hetero_async.core.records import RunSettings
+from hetero_async.errors import UserError
 from hetero_async.sim.network import Condition
 
 SERVER = "server"
@@ -33,9 +34,10 @@ FAULTS: dict[str, tuple[float, float, float]] = {
     "die at disk call": (4, 0.2, 4),
     "die in checkpoint": (2, 0.2, 4),
     "damage checkpoint": (1, 0.2, 4),
+    "damage log": (0.3, 0.2, 1),
 }
 # Damage that a run survives once only: there are two checkpoints, and the older one is needed then.
-ONCE = frozenset({"damage checkpoint"})
+ONCE = frozenset({"damage checkpoint", "damage log"})
 CHAOS_SECONDS = 20.0
 
 
@@ -76,9 +78,14 @@ class Plan:
     checkpoint_every: int = 2
     keep_log: bool = False
     segment_bytes: int = 16 * 1024
+    chunk_bytes: int = 1024 * 1024
 
     def only(self, numbers: Iterable[int]) -> "Plan":
-        """The same world with these of its faults, counted from 0."""
+        """The same world with these of its faults, counted from 0. Raises UserError for a number that it has not."""
+        numbers = list(numbers)
+        for number in numbers:
+            if not 0 <= number < len(self.faults):
+                raise UserError(f"world {self.seed} has faults 0 to {len(self.faults) - 1}, and no fault {number}")
         return replace(self, faults=tuple(self.faults[number] for number in numbers))
 
 
@@ -101,6 +108,7 @@ def draw(seed: int) -> Plan:
         checkpoint_every=random.choice([1, 2, 4, 1000]),
         keep_log=random.random() < 0.3,
         segment_bytes=random.choice([4, 16, 256]) * 1024,
+        chunk_bytes=random.choice([64, 256, 1024 * 1024]),
     )
 
 

@@ -22,7 +22,8 @@ from hetero_async.core.messages import Hello, Message
 from hetero_async.core.server import Server
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
-from hetero_async.errors import ConfigError, DiskFull, HeteroAsyncError
+from hetero_async.errors import ConfigError, DiskFull, HeteroAsyncError, LogCorrupt
+from hetero_async.formats import chunks
 from hetero_async.replay import recover
 from hetero_async.rounds import Rounds
 from hetero_async.serve import Serving
@@ -37,6 +38,7 @@ from hetero_async.sim.process import Killed, Process, Worktime
 from hetero_async.sim.trace import Trace
 from hetero_async.sim.watched import WatchedFollower, WatchedModel, WatchedOutbox, WatchedReplica
 from hetero_async.sim.workload import Student, Workload
+from hetero_async.tensors.replica import Replica
 from hetero_async.train import Training
 
 RESTART_SECONDS = 0.3
@@ -58,6 +60,7 @@ class Outcome:
     virtual_seconds: float = 0.0
     acknowledged: int = 0
     refused: int = 0
+    lost: int = 0  # acknowledged, and not in the log at the end
     faults: Counter[str] = field(default_factory=Counter)
 
 
@@ -67,11 +70,13 @@ def simulate(plan: Plan, directory: Path, workload: Workload, echo: Callable[[st
     # no public name for it (python-trio/trio#2675); a test notices when these two are gone.
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(plan.seed)
+    chunks.CHUNK_BYTES, usual_bytes = plan.chunk_bytes, chunks.CHUNK_BYTES  # a tiny model's objects have several, too
     world = World(plan, directory, workload, Trace(echo))
     try:
         trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:
         world.close()
+        chunks.CHUNK_BYTES = usual_bytes
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[misc]
     return world.outcome()
 
@@ -92,6 +97,7 @@ class World:
         self.held: dict[str, float] = {}  # until when a process is not started again
         self.serving: Serving | None = None
         self.is_healed = False
+        self.must_halt = False  # the log is damaged beyond repair
         self._chaos = Chaos(self)
         self._scope = trio.CancelScope()
         self._directory = directory
@@ -99,6 +105,7 @@ class World:
         self._all_ended = trio.Event()
         self._lives = 0
         self._seconds = 0.0
+        self._lost = 0
 
     def random(self, subject: str) -> Random:
         """Chance for one subject: what happens to one does not change another's."""
@@ -118,6 +125,7 @@ class World:
             virtual_seconds=self._seconds,
             acknowledged=self.judge.acknowledged,
             refused=self.judge.refused,
+            lost=self._lost,
             faults=self._chaos.done,
         )
 
@@ -155,6 +163,7 @@ class World:
         except HeteroAsyncError as error:
             self.judge.violated("3", f"verify: {error}")
             return
+        self._lost = self.judge.lost(verdict.state)
         if not verdict.is_ok:
             self.judge.violated("3", "verify finds the log wanting")
         self.judge.recovered(verdict.state, verdict.model_hash)
@@ -193,11 +202,21 @@ class World:
                     return
             except* Killed:
                 pass
+            except* LogCorrupt as group:
+                self._halted(_first(group))  # which ends the world
             except* Exception as group:
                 if not _is_excused(_first(group)):
                     self.judge.violated("crash", f"{name}: {_first(group)!r}")
             self.trace.note(name, "is gone")
             await trio.sleep(RESTART_SECONDS)
+
+    def _halted(self, error: BaseException) -> None:
+        """The server found its log damaged. Where it is, that is the only right end."""
+        if self.must_halt:
+            self.trace.note(SERVER, "halts: the log is damaged")
+            self._scope.cancel()
+        else:
+            self.judge.violated("crash", f"{SERVER}: {error!r}")
 
     def _end(self, name: str) -> None:
         self.trace.note(name, "has ended")
@@ -216,6 +235,8 @@ class World:
             model, observer = WatchedModel(self.judge), ServerObserver(self)
             state = recover(log, store, model, observer)
             self.judge.recovered(state, model.model_hash())
+            if self.must_halt:
+                self.judge.violated("3", "a server goes on from a damaged log")
             link = self.network.server = ServerEnd(self.network, process, self._sending)
             self.serving = observer.serving = Serving(
                 machine=Server(plan.settings, state),
@@ -275,7 +296,7 @@ class World:
             async with trio.open_nursery() as inner:
                 self.leaving[plan.name] = inner.cancel_scope
                 inner.start_soon(training.run)
-                await self._loop(process, plan, desk, Rounds(desk, replica), student, life)
+                await self._loop(process, plan, desk, replica, student, life)
                 inner.cancel_scope.cancel()
             outer.cancel_scope.cancel()
         if not desk.is_finished:
@@ -283,10 +304,10 @@ class World:
             process.check()
 
     async def _loop(
-        self, process: Process, plan: WorkerPlan, desk: Desk, rounds: Rounds, student: Student, life: Life
+        self, process: Process, plan: WorkerPlan, desk: Desk, replica: Replica, student: Student, life: Life
     ) -> None:
         """What a user's script and the session do, with steps that take virtual time."""
-        random = self.random(f"steps of {plan.name} {self._lives}")
+        random, rounds = self.random(f"steps of {plan.name} {self._lives}"), Rounds(desk, replica)
         while not rounds.begin():  # noqa: ASYNC110, a script's loop has no events either
             await trio.sleep(LOOK_SECONDS)
         while (positions := rounds.draw(plan.batch)) is not None:
@@ -295,8 +316,9 @@ class World:
                 rounds.adopt()
                 continue
             await process.work(plan.step_seconds * random.uniform(0.8, 1.25))
+            before = replica.progress()
             student.step([sample_at(position, desk.samples, desk.seed) for position in positions])
-            life.consumed += positions
+            life.stepped(positions, replica.progress() - before)
             rounds.end_step()
             while desk.is_stretched_out():
                 await trio.sleep(LOOK_SECONDS)
