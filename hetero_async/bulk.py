@@ -10,7 +10,7 @@ from typing import Any
 import trio
 import xxhash
 
-from hetero_async.core.admission import Admitted, Facts, judge
+from hetero_async.core.admission import Duplicate, Facts, NotAdmitted, judge
 from hetero_async.core.events import Provided, Received
 from hetero_async.core.messages import DELTA, INITIAL, Chunk, Gone, Nack, Offer, Push, Want
 from hetero_async.core.state import State
@@ -80,8 +80,8 @@ class Bulk:
     async def _offered(self, incoming: Incoming, offer: Push | Offer) -> None:
         """A worker has a delta, or the initial parameters: pull the bytes unless they are known to be of no use."""
         worker = incoming.peer.worker
-        if isinstance(offer, Push) and not self._is_worth_pulling(worker, offer):
-            await self._decide_on(incoming, offer, b"", Facts())
+        if isinstance(offer, Push) and (refusal := self._refusal(worker, offer)):
+            await self._decide_on(incoming, offer, b"", Facts(refusal=refusal))
             return
         held = self._uploads.get(worker)
         if held is not None and held[1] == offer:
@@ -96,9 +96,18 @@ class Bulk:
         self._uploads[worker] = (incoming, offer, pull)
         await self._ask(incoming, pull.wants())
 
-    def _is_worth_pulling(self, worker: str, push: Push) -> bool:
-        """Whether the delta would be admitted if its payload were all right."""
-        return worker in self._state.members and isinstance(judge(self._state, worker, push, Facts()), Admitted)
+    def _refusal(self, worker: str, push: Push) -> str:
+        """Why the delta would not be admitted even if its payload were all right; "" when it would.
+
+        It goes with the delta as a fact: the machine decides later, when the bound or the leases may be others, and
+        must not admit what nobody has pulled.
+        """
+        if worker not in self._state.members:
+            return "its worker has not joined"
+        verdict = judge(self._state, worker, push, Facts())
+        if isinstance(verdict, Duplicate):
+            return "it is in the log already"
+        return verdict.reason if isinstance(verdict, NotAdmitted) else ""
 
     async def _too_large(self, incoming: Incoming, offer: Push | Offer, limit: int) -> None:
         reason = f"too large: {offer.payload_bytes} bytes, and a delta of this model has {limit} at most"

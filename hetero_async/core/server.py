@@ -246,6 +246,7 @@ class Server:
         self._send_window(event.worker, event.now_ms)
 
     def _admit(self, event: Received, push: Push, verdict: Admitted) -> None:
+        assert len(event.payload) == push.payload_bytes, "what is admitted was pulled"
         presence = self.presences.hear(event.worker, event.now_ms)
         presence.staleness = self.state.staleness(verdict.anchor_version)
         delta = Delta(

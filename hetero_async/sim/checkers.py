@@ -18,6 +18,7 @@ from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, Publi
 from hetero_async.core.state import State
 from hetero_async.sim.disk import SimulatedDisk
 from hetero_async.tensors.codecs import decode_payload
+from hetero_async.tensors.replica import read_object
 
 # Deltas that a worker may have unanswered: one offered, one waiting, and what an earlier life has left.
 OUTBOX_MAX = 8
@@ -101,6 +102,8 @@ class Judge:
         account = self.account(worker)
         if isinstance(message, Nack):
             account.nacked[message.seq] = True
+            if (worker, message.seq) in self.deltas and message.seq in account.unanswered:
+                self.violated("1", f"delta {message.seq} of {worker} is refused, and it is in the log")
         if not isinstance(message, Ack):
             return
         name, lsn = f"delta {message.seq} of {worker}", message.lsn
@@ -111,8 +114,11 @@ class Judge:
         elif lsn > len(self._history) - RECENT_RECORDS and not disk.is_durable(account.saved[message.seq][1], log):
             self.violated("1", f"{name} is acknowledged, and a power cut would lose it")
 
-    def applied(self, entry: Entry, shadow: torch.Tensor) -> None:
-        """A record was applied, for the first time or in a recovery. What was applied once never changes."""
+    def applied(self, entry: Entry, shadow: torch.Tensor, publish: bytes) -> None:
+        """A record was applied, for the first time or in a recovery. What was applied once never changes.
+
+        `shadow` is θ̂ now; `publish` is what workers are to fetch, where the record made one.
+        """
         record_hash = xxhash.xxh3_128_digest(repr((entry.lsn, entry.term, entry.record)).encode() + entry.payload)
         if entry.lsn <= len(self._history):
             if record_hash != self._history[entry.lsn - 1]:
@@ -134,6 +140,10 @@ class Judge:
             case Genesis():
                 self.publishes.append((0, shadow.clone(), {}))
             case Published() as published:
+                note, payload = read_object(publish)
+                moved = decode_payload(note.codec, payload, shadow.numel()).add_(self.publishes[-1][1])
+                if not torch.equal(moved, shadow):
+                    self.violated("6", f"publish {published.number} does not take workers to where the server stands")
                 self.publishes.append((self._version, shadow.clone(), dict(published.merged)))
 
     def _admitted(self, entry: Entry, delta: Delta) -> None:
@@ -166,8 +176,16 @@ class Judge:
         """A server has come back. Records that nobody saw applied may come back with it; those applied must."""
         if state.lsn < len(self._history):
             self.violated("1", f"recovered up to record {state.lsn}, but record {len(self._history)} had been applied")
+        elif any(state.members[worker].last_seq != seq for worker, seq in self._last_seqs().items()):
+            self.violated("1", f"recovered at record {state.lsn}, and which deltas were admitted is not known any more")
         elif self._hashes.get(state.lsn, (state.digest(), model_hash)) != (state.digest(), model_hash):
             self.violated("3", f"recovered at record {state.lsn} with other hashes than the server had there")
+
+    def _last_seqs(self) -> dict[str, int]:
+        last: dict[str, int] = {}
+        for worker, seq in self.deltas:
+            last[worker] = max(seq, last.get(worker, 0))
+        return last
 
     def lost(self, state: State) -> int:
         """Acknowledged deltas of which a recovered state knows nothing. A worker's deltas are admitted in order."""
@@ -190,12 +208,13 @@ class Life:
         self._consumed: list[int] = []  # positions of the steps since the last cut
         self._moved = torch.zeros(1)  # what those steps did to the parameters
         self._cuts: deque[tuple[list[int], torch.Tensor]] = deque()
-        self._cut_count = self._encoded_count = 0
+        self._rounds = 0  # deltas of this life and those that it found in the outbox
         self._order: list[Coded] = []
-        self._aims: deque[tuple[torch.Tensor, int]] = deque(maxlen=4)  # the newest targets, and cuts known to them
+        self._aims: deque[tuple[torch.Tensor, int, list[int]]] = deque(maxlen=4)  # targets: deltas known, and missing
 
     def found(self, outbox: dict[int, tuple[Push, bytes]]) -> None:
         self._order = [Coded(push.codec, payload, (), seq) for seq, (push, payload) in sorted(outbox.items())]
+        self._rounds = len(outbox)
         self._judge.account(self._worker).unanswered = dict.fromkeys(outbox, True)
 
     def stepped(self, positions: Sequence[int], moved: torch.Tensor) -> None:
@@ -210,12 +229,11 @@ class Life:
             self._judge.violated("6", f"a delta of {self._worker} differs by {error:g} from what its steps did")
         self._cuts.append((self._consumed, delta.clone()))
         self._consumed, self._moved = [], torch.zeros(1)
-        self._cut_count += 1
+        self._rounds += 1
 
     def encoded(self, codec: str, payload: bytes) -> None:
         trained, delta = self._cuts.popleft()
         self._order.append(Coded(codec, payload, sorted(trained)))
-        self._encoded_count += 1
         error = (decode_payload(codec, payload, delta.numel()) - delta).abs().max().item()
         if not error <= CODEC_ERROR[codec] * delta.abs().max().item():
             self._judge.violated("6", f"a delta of {self._worker} is coded with an error of {error:g}")
@@ -250,31 +268,31 @@ class Life:
         left = deque(payload for _, payload in reversed(pending))
         known: list[Coded] = []
         missing: list[int] = []
-        uncounted = 0
         for coded in reversed(open_):
             if left and coded.payload == left[0]:
                 left.popleft()
                 known.insert(0, coded)
-            elif coded.seq == 0:
-                uncounted += 1  # encoded, and not yet told as a round: the target is not for adoption then
             elif coded.seq not in nacked:
-                missing.append(coded.seq)
+                missing.append(coded.seq)  # it came while this was computed: the target is not for adoption
         expected = shadow.clone()
         for coded in known:
             expected.sub_(decode_payload(coded.codec, coded.payload, expected.numel()))
-        if left or missing or not torch.equal(expected, target):
+        if left or not torch.equal(expected, target):
             have = [coded.seq for coded in known]
-            what = f"publish {publish} less its deltas {have}, and {missing} are missing there"
-            self._judge.violated("6", f"{self._worker} aims at {what}")
-        self._aims.append((target, self._encoded_count - uncounted))
+            self._judge.violated("6", f"{self._worker} aims elsewhere than at publish {publish} less its deltas {have}")
+        self._aims.append((target, len(self._order) - len(missing), missing))
+
+    def began(self, target: torch.Tensor) -> None:
+        """The parameters stand on a target, with no progress."""
+        _, known, missing = next((aim for aim in self._aims if aim[0] is target), (target, -1, []))
+        if known != self._rounds:
+            self._judge.violated(
+                "6", f"{self._worker} moves to a target that lacks its deltas {missing or 'of this round'}"
+            )
 
     def adopted(self, target: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
         """The parameters moved; `before` and `after` are the round's progress."""
-        known = next((count for aimed, count in self._aims if aimed is target), None)
-        if known != self._cut_count:
-            self._judge.violated(
-                "6", f"{self._worker} moves to a target that knows {known} of {self._cut_count} rounds"
-            )
+        self.began(target)
         bound = ROUNDING_ERROR * max(1.0, target.abs().max().item())
         if not (after - before).abs().max().item() <= bound:
             self._judge.violated("6", f"{self._worker} loses progress when it moves")

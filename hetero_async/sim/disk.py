@@ -78,7 +78,9 @@ class SimulatedDisk(Disk):
     def write(self, descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         whole = b"".join(buffers)
         if self._dies_now():
-            os.pwrite(descriptor, whole[: self._random.randint(0, len(whole))], offset)
+            os.pwrite(
+                descriptor, whole[: self._random.choice([len(whole), self._random.randint(0, len(whole))])], offset
+            )
             self._die()
         if self.troubles.is_full:
             # A disk fills up in the middle of a write, and says so with the next one.

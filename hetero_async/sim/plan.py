@@ -79,6 +79,7 @@ class Plan:
     keep_log: bool = False
     segment_bytes: int = 16 * 1024
     chunk_bytes: int = 1024 * 1024
+    work_seconds: float = 0.003  # what coding, applying or an fsync takes at most
 
     def only(self, numbers: Iterable[int]) -> "Plan":
         """The same world with these of its faults, counted from 0. Raises UserError for a number that it has not."""
@@ -109,6 +110,7 @@ def draw(seed: int) -> Plan:
         keep_log=random.random() < 0.3,
         segment_bytes=random.choice([4, 16, 256]) * 1024,
         chunk_bytes=random.choice([64, 256, 1024 * 1024]),
+        work_seconds=random.choice([0.003, 0.03, 0.3]),
     )
 
 

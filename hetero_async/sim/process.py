@@ -63,7 +63,7 @@ class Process:
 
 
 class Worktime:
-    """Fulfils ports.Blocking: the work is done at once, then it has taken a while."""
+    """Fulfils ports.Blocking: the work takes a while, and is done at its beginning or at its end."""
 
     def __init__(self, process: Process, random: Random, seconds: float, delay: Callable[[], float]) -> None:
         """Up to `seconds` a call, and what `delay` says that the disk has added."""
@@ -74,6 +74,10 @@ class Worktime:
 
     async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
         await self._process.here()
+        seconds = self._random.uniform(0, self._seconds)
+        if self._random.random() < 0.5:
+            await self._process.work(seconds)
+            seconds = 0.0
         result = function(*arguments)
-        await self._process.work(self._random.uniform(0, self._seconds) + self._delay())
+        await self._process.work(seconds + self._delay())
         return result

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from hetero_async.core.messages import Push
-from hetero_async.core.records import Entry
+from hetero_async.core.messages import PUBLISH, Push
+from hetero_async.core.records import Entry, Published
 from hetero_async.shell.disk import Disk
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.sim.checkers import Judge, Life
@@ -22,16 +22,25 @@ class WatchedModel(ServerModel):
 
     def apply(self, entry: Entry) -> None:
         super().apply(entry)
-        self._judge.applied(entry, self.shadow)
+        made = self.fetch(PUBLISH, entry.record.number) if isinstance(entry.record, Published) else None
+        self._judge.applied(entry, self.shadow, made or b"")
 
 
 class WatchedReplica(Replica):
     def __init__(self, model: torch.nn.Module, life: Life) -> None:
+        self._life: Life | None = None  # the model's own parameters are nobody's target
         super().__init__(model)
         self._life = life
 
+    def reset(self, target: object) -> None:
+        super().reset(target)
+        if self._life is not None:
+            assert isinstance(target, torch.Tensor)
+            self._life.began(target)
+
     def cut(self) -> torch.Tensor:
         delta = super().cut()
+        assert self._life is not None
         self._life.cut(delta)
         return delta
 
@@ -39,6 +48,7 @@ class WatchedReplica(Replica):
         before = self.progress()
         super().adopt(target)
         assert isinstance(target, torch.Tensor)
+        assert self._life is not None
         self._life.adopted(target, before, self.progress())
 
 

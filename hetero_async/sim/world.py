@@ -42,12 +42,10 @@ from hetero_async.tensors.replica import Replica
 from hetero_async.train import Training
 
 RESTART_SECONDS = 0.3
-# Encoding, decoding, an fsync: up to so long each.
-WORK_SECONDS = 0.003
 # A training loop that must wait looks so often whether it may go on.
 LOOK_SECONDS = 0.1
-# After the healing everything must come to its end within this time.
-LIVENESS_SECONDS = 600.0
+# After the healing something must be trained in every such time, until all have come to their end.
+LIVENESS_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -144,11 +142,18 @@ class World:
                     self.held[worker.name] = worker.joins_at
                     nursery.start_soon(self._keep, worker.name, worker.site, self._worker_life(worker))
                 await self._chaos.run()
-                with trio.move_on_after(LIVENESS_SECONDS):
-                    await self._all_ended.wait()
+                await self._until_ended()
                 self._judge_end()
                 nursery.cancel_scope.cancel()
         self._seconds = trio.current_time()
+
+    async def _until_ended(self) -> None:
+        """Give up when nothing moves any more."""
+        trained = -1
+        while self.judge.trained > trained and not self._all_ended.is_set():
+            trained = self.judge.trained
+            with trio.move_on_after(LIVENESS_SECONDS):
+                await self._all_ended.wait()
 
     def _judge_end(self) -> None:
         unfinished = [worker.name for worker in self._expected() if worker.name not in self._ended]
@@ -228,7 +233,7 @@ class World:
 
     async def _serve(self, process: Process) -> None:
         disk, plan = self.disks[SERVER], self.plan
-        blocking = Worktime(process, self.random(f"server's work {self._life()}"), WORK_SECONDS, disk.taken)
+        blocking = Worktime(process, self.random(f"server's work {self._life()}"), self.plan.work_seconds, disk.taken)
         log = FileLog.open(disk.root / "log", plan.settings.run, blocking, disk, plan.segment_bytes)
         try:
             store = CheckpointStore(disk.root / "checkpoints", plan.settings.run, blocking, disk)
@@ -268,7 +273,7 @@ class World:
 
     async def _train(self, process: Process, plan: WorkerPlan) -> None:
         disk, number = self.disks[plan.name], self._life()
-        blocking = Worktime(process, self.random(f"work {number}"), WORK_SECONDS, disk.taken)
+        blocking = Worktime(process, self.random(f"work {number}"), self.plan.work_seconds, disk.taken)
         life = Life(self.judge, plan.name)
         student = self.workload.student(plan.dtype, number)
         replica = WatchedReplica(student.model, life)

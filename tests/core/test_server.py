@@ -98,7 +98,7 @@ class Bench:
             worker,
             Push(
                 incarnation=member.incarnation, seq=member.last_seq + 1, anchor=anchor, steps=steps,
-                ranges=self.server.state.ledger.held(worker), codec="int8", payload_bytes=1,
+                ranges=self.server.state.ledger.held(worker), codec="int8", payload_bytes=0,
                 payload_hash=bytes([member.last_seq]),
             ),
         )  # fmt: skip
@@ -165,11 +165,21 @@ def test_a_delta_said_again_is_acknowledged_again_and_logged_once() -> None:
     bench = Bench(merge="per-push").begin("a", "b")
     bench.lease("a", 8)
     push = Push(
-        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=1, payload_hash=b"h"
+        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=0, payload_hash=b"h"
     )
     acks = [told_to("a", Ack, bench.say("a", push)) for _ in range(3)]
     assert acks[0] == acks[1] == acks[2] != []
     assert len(bench.records(Delta)) == len(bench.records(Stepped)) == 1
+
+
+def test_what_was_never_pulled_is_never_admitted() -> None:
+    bench = Bench(merge="per-push").begin("a", "b")
+    bench.lease("a", 8)
+    push = Push(
+        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=9, payload_hash=b"h"
+    )
+    with pytest.raises(AssertionError, match="pulled"):
+        bench.say("a", push)
 
 
 def test_a_window_is_merged_when_all_who_hold_leases_have_pushed() -> None:
@@ -240,7 +250,7 @@ def test_a_silent_worker_leaves_and_its_ranges_return() -> None:
     assert bench.records(Left) == [Left(worker="a", reason="not heard for 5 s")]
     assert bench.server.state.ledger.free == ((0, 64),)
     late = Push(
-        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 8),), codec="int8", payload_bytes=1, payload_hash=b"h"
+        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 8),), codec="int8", payload_bytes=0, payload_hash=b"h"
     )
     assert not told_to("a", Ack, bench.say("a", late))
     beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)

@@ -139,7 +139,7 @@ class ServerMachine(RuleBasedStateMachine):
             steps=count,
             ranges=((0, count),) if stray else consumed,
             codec="int8",
-            payload_bytes=1,
+            payload_bytes=0,
             payload_hash=bytes([len(self.sent) % 256, len(self.sent) // 256]),
         )
         self.sent.append((worker, push))
