@@ -3,7 +3,8 @@
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
-ROUNDS ?= 10
+MINUTES ?= 30
+ROUNDS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run-local test lint bench soak clean
@@ -25,7 +26,8 @@ lint: $(INSTALLED) ## style, format and types
 bench: $(INSTALLED) ## how fast the parts are on this machine
 	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
 
-soak: $(INSTALLED) ## look for rare faults: ROUNDS=10 times all tests, with far more random cases
+soak: $(INSTALLED) ## look for rare faults: MINUTES=30 of simulated worlds, then ROUNDS=1 times all tests with more cases
+	@$(PYTHON) -m hetero_async sim --minutes $(MINUTES)
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "round $$round of $(ROUNDS)"; \
 		$(PYTHON) -m pytest --exitfirst --hypothesis-profile soak --timeout 1800 $(ARGS) || exit 1; \

@@ -83,6 +83,8 @@ class Bulk:
         if isinstance(offer, Push) and (refusal := self._refusal(worker, offer)):
             await self._decide_on(incoming, offer, b"", Facts(refusal=refusal))
             return
+        if isinstance(offer, Offer) and worker not in self.schemas:
+            return  # the run has begun, or this server has not heard the worker's Hello: it will be asked again
         held = self._uploads.get(worker)
         if held is not None and held[1] == offer:
             await self._ask(incoming, held[2].ask_again(_now_ms()))

@@ -39,7 +39,7 @@ ONLY_IN = {
     "msgpack": {"formats"},
     "zstandard": {"formats"},
     "tenacity": {"shell", "actors"},
-    "pydantic": {"config", "shell"},
+    "pydantic": {"config", "shell", "sim"},
     "typer": {"cli"},
     "matplotlib": {"watch"},
     "rich": {"watch", "cli"},

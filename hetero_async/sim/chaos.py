@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 FLAP_SECONDS = 1.0
 THIN_BYTES_PER_SECOND = 2_000.0
 DISK_CALLS_MAX = 40
+# What a fault makes of a link, by its amount.
+WORSE: dict[str, Callable[[float], dict[str, float]]] = {
+    "lose messages": lambda amount: {"loss": 0.5 * amount},
+    "double messages": lambda amount: {"doubled": 0.5 * amount},
+    "reorder messages": lambda amount: {"reordered": 0.5 * amount, "jitter": 0.3},
+    "thin link": lambda amount: {"bytes_per_second": THIN_BYTES_PER_SECOND},
+}
 # A segment's first half is damaged when it holds several records: the last one could pass for unfinished.
 DAMAGED_BYTES_MIN = 2_000
 
@@ -141,16 +148,15 @@ class Chaos:
 
     async def _worsen(self, fault: Fault) -> None:
         """The link to a site is bad in both directions, then as it was at first."""
-        usual = self._world.plan.links[fault.target]
-        worse = {
-            "lose messages": replace(usual, loss=0.5 * fault.amount),
-            "double messages": replace(usual, doubled=0.5 * fault.amount),
-            "reorder messages": replace(usual, reordered=0.5 * fault.amount, jitter=0.3),
-            "thin link": replace(usual, bytes_per_second=THIN_BYTES_PER_SECOND),
-        }
-        self._world.network.join(fault.target, SERVER, worse[fault.kind])
+        usual, changes = self._world.plan.links[fault.target], WORSE[fault.kind](fault.amount)
+        self._change_link(fault.target, changes)
         await trio.sleep(fault.seconds)
-        self._world.network.join(fault.target, SERVER, usual)
+        self._change_link(fault.target, {name: getattr(usual, name) for name in changes})
+
+    def _change_link(self, site: str, changes: dict[str, float]) -> None:
+        """Only in this; what else ails the link stays as it is."""
+        network = self._world.network
+        network.join(site, SERVER, replace(network.condition(site, SERVER), **changes))  # type: ignore[arg-type]
 
     # --- the server's disk ---
 

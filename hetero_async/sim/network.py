@@ -27,7 +27,7 @@ QUEUES = {CONTROL_LANE: CONTROL.queue, BULK_LANE: BULK.queue}
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.2, 2.0
 QUEUE_SECONDS = 5.0
 FRAMING_BYTES = 64  # headers of TCP, IP and ZMTP, roughly
-# Of a message that overtakes others, or comes twice: how much later it may come.
+# Of a message that is overtaken by others, or comes twice: how much later it may come; mostly it is much less.
 DETOUR_SECONDS = 1.0
 
 
@@ -39,6 +39,7 @@ class Condition:
     jitter: float = 0.0
     loss: float = 0.0
     doubled: float = 0.0
+    copies: int = 1  # of a message that is doubled, beside the first
     reordered: float = 0.0
     bytes_per_second: float = math.inf
 
@@ -97,13 +98,14 @@ class Network:
         self._free_at[source, target, lane] = ends
         at = ends + condition.delay + random.random() * condition.jitter
         if random.random() < condition.reordered:
-            at += random.random() * DETOUR_SECONDS
+            at += random.random() ** 4 * DETOUR_SECONDS
         else:
             order = (connection.key, lane, source)
             at = self._arrives[order] = max(at, self._arrives.get(order, 0.0))
         self._push(at, deliver)
         if random.random() < condition.doubled:
-            self._push(at + random.random() * DETOUR_SECONDS, deliver)
+            for _ in range(condition.copies):
+                self._push(at + random.random() ** 4 * DETOUR_SECONDS, deliver)
 
     def _push(self, at: float, deliver: Callable[[], None]) -> None:
         self._sent += 1

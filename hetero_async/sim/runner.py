@@ -82,10 +82,18 @@ class Tally:
         }
 
 
-def run_seed(seed: int, faults: Sequence[int] | None = None, echo: Callable[[str], None] | None = None) -> Outcome:
-    """One world. `faults` keeps only these of its faults, counted from 0; `echo` is given every event's line."""
+def run_seed(
+    seed: int,
+    faults: Sequence[int] | None = None,
+    echo: Callable[[str], None] | None = None,
+    kinds: Sequence[str] = (),
+) -> Outcome:
+    """One world. `faults` keeps only these of its faults, counted from 0; `echo` is given every event's line.
+
+    `kinds`: a world of this seed in which nothing but faults of these kinds is drawn.
+    """
     torch.set_num_threads(1)
-    plan = draw(seed)
+    plan = draw(seed, kinds)
     if faults is not None:
         plan = plan.only(faults)
     memory = MEMORY if os.access(MEMORY, os.W_OK) else None

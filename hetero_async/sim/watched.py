@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from hetero_async.core.messages import PUBLISH, Push
 from hetero_async.core.records import Entry, Published
+from hetero_async.serve import Serving
 from hetero_async.shell.disk import Disk
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.sim.checkers import Judge, Life
+from hetero_async.sim.plan import SERVER
+from hetero_async.sim.trace import Trace
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
+
+if TYPE_CHECKING:
+    from hetero_async.sim.world import World
 
 
 class WatchedModel(ServerModel):
@@ -86,3 +93,35 @@ class WatchedOutbox(FileOutbox):
     def drop(self, seq: int, is_acknowledged: bool) -> None:
         self._life.dropped(seq, is_acknowledged)
         super().drop(seq, is_acknowledged)
+
+
+class ServerObserver:
+    """Fulfils ports.Observer: shows the judge every batch of records, once it is applied."""
+
+    def __init__(self, world: "World") -> None:
+        self.serving: Serving | None = None
+        self._world = world
+
+    def event(self, name: str, **fields: object) -> None:
+        told = " ".join(f"{key}={value}" for key, value in fields.items() if key in ("lsn", "worker"))
+        self._world.trace.note(SERVER, f"{name} {told}")
+        if name == "crash":
+            self._world.judge.violated("crash", str(fields["report"]))
+        if name == "refused message":
+            self._world.judge.violated("protocol", f"{SERVER} refuses a message: {fields['reason']}")
+        if self.serving is not None and "record" in fields:
+            machine = self.serving.machine
+            if fields["lsn"] == machine.state.lsn:
+                self._world.judge.settled(machine.state, self.serving.model.model_hash())
+
+
+class WorkerObserver:
+    def __init__(self, trace: Trace, judge: Judge, worker: str) -> None:
+        self._trace = trace
+        self._judge = judge
+        self._worker = worker
+
+    def event(self, name: str, **fields: object) -> None:
+        self._trace.note(self._worker, name)
+        if name == "refused message":
+            self._judge.violated("protocol", f"{self._worker} refuses a message: {fields['reason']}")

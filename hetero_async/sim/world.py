@@ -36,12 +36,22 @@ from hetero_async.sim.network import Network, ServerEnd, WorkerEnd
 from hetero_async.sim.plan import SERVER, Plan, WorkerPlan
 from hetero_async.sim.process import Killed, Process, Worktime
 from hetero_async.sim.trace import Trace
-from hetero_async.sim.watched import WatchedFollower, WatchedModel, WatchedOutbox, WatchedReplica
+from hetero_async.sim.watched import (
+    ServerObserver,
+    WatchedFollower,
+    WatchedModel,
+    WatchedOutbox,
+    WatchedReplica,
+    WorkerObserver,
+)
 from hetero_async.sim.workload import Student, Workload
+from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
 from hetero_async.train import Training
 
 RESTART_SECONDS = 0.3
+# More steps of tasks than any honest work takes at one moment.
+STEPS_AT_ONCE_MAX = 20_000
 # A training loop that must wait looks so often whether it may go on.
 LOOK_SECONDS = 0.1
 # After the healing something must be trained in every such time, until all have come to their end.
@@ -64,35 +74,44 @@ class Outcome:
 
 def simulate(plan: Plan, directory: Path, workload: Workload, echo: Callable[[str], None] | None = None) -> Outcome:
     """Run one world from its beginning to its end, in `directory`, which must not exist."""
+    world = World(plan, directory, workload, Trace(echo))
+    play(world)
+    return world.outcome()
+
+
+def play(world: "World") -> None:
+    """Run a world that has been built, to its end."""
+    plan = world.plan
     # trio's scheduler shuffles what is runnable; seeded, each seed is one interleaving, the same every time. trio has
     # no public name for it (python-trio/trio#2675); a test notices when these two are gone.
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(plan.seed)
     chunks.CHUNK_BYTES, usual_bytes = plan.chunk_bytes, chunks.CHUNK_BYTES  # a tiny model's objects have several, too
-    world = World(plan, directory, workload, Trace(echo))
     try:
-        trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
+        trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[Stillstand(world.judge)])
     finally:
         world.close()
         chunks.CHUNK_BYTES = usual_bytes
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[misc]
-    return world.outcome()
 
 
 class World:
+    liveness_seconds = LIVENESS_SECONDS
+
     def __init__(self, plan: Plan, directory: Path, workload: Workload, trace: Trace) -> None:
         self.plan = plan
         self.trace = trace
         self.workload = workload
-        self.judge = Judge(plan.settings, self._failed)
+        self.judge = self.make_judge()
         self.network = Network(self.random("network"), trace)
         for site, condition in plan.links.items():
             self.network.join(site, SERVER, condition)
         names = [SERVER, *(worker.name for worker in plan.workers)]
-        self.disks = {name: SimulatedDisk(directory / name, self.random(f"disk of {name}")) for name in names}
+        self.disks = {name: self.make_disk(directory / name, self.random(f"disk of {name}")) for name in names}
         self.processes: dict[str, Process] = {}
         self.leaving: dict[str, trio.CancelScope] = {}  # a worker's, to end it by a signal
         self.held: dict[str, float] = {}  # until when a process is not started again
+        self.ends: list[WorkerEnd] = []  # of all lives
         self.serving: Serving | None = None
         self.is_healed = False
         self.must_halt = False  # the log is damaged beyond repair
@@ -104,6 +123,20 @@ class World:
         self._lives = 0
         self._seconds = 0.0
         self._lost = 0
+
+    # What looks on; a world that is there for something else than being judged has others.
+
+    def make_judge(self) -> Judge:
+        return Judge(self.plan.settings, self._failed)
+
+    def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
+        return SimulatedDisk(directory, random)
+
+    def make_model(self) -> ServerModel:
+        return WatchedModel(self.judge)
+
+    def make_life(self, worker: str) -> Life:
+        return Life(self.judge, worker)
 
     def random(self, subject: str) -> Random:
         """Chance for one subject: what happens to one does not change another's."""
@@ -152,14 +185,17 @@ class World:
         trained = -1
         while self.judge.trained > trained and not self._all_ended.is_set():
             trained = self.judge.trained
-            with trio.move_on_after(LIVENESS_SECONDS):
+            with trio.move_on_after(self.liveness_seconds):
                 await self._all_ended.wait()
 
     def _judge_end(self) -> None:
         unfinished = [worker.name for worker in self._expected() if worker.name not in self._ended]
         if unfinished:
             self.judge.violated("liveness", f"{', '.join(unfinished)} did not come to an end after the healing")
-            return
+        else:
+            self._judge_finished()
+
+    def _judge_finished(self) -> None:
         self.judge.finished(self.plan.settings.samples)
         self.processes[SERVER].kill()
         self.disks[SERVER].cut_power()
@@ -237,7 +273,7 @@ class World:
         log = FileLog.open(disk.root / "log", plan.settings.run, blocking, disk, plan.segment_bytes)
         try:
             store = CheckpointStore(disk.root / "checkpoints", plan.settings.run, blocking, disk)
-            model, observer = WatchedModel(self.judge), ServerObserver(self)
+            model, observer = self.make_model(), ServerObserver(self)
             state = recover(log, store, model, observer)
             self.judge.recovered(state, model.model_hash())
             if self.must_halt:
@@ -274,13 +310,14 @@ class World:
     async def _train(self, process: Process, plan: WorkerPlan) -> None:
         disk, number = self.disks[plan.name], self._life()
         blocking = Worktime(process, self.random(f"work {number}"), self.plan.work_seconds, disk.taken)
-        life = Life(self.judge, plan.name)
+        life = self.make_life(plan.name)
         student = self.workload.student(plan.dtype, number)
         replica = WatchedReplica(student.model, life)
         follower = WatchedFollower(replica, life)
         desk = Desk(trio.current_time)
         desk.batch, desk.dataset_samples = plan.batch, self.workload.samples
         link = WorkerEnd(self.network, process, SERVER)
+        self.ends.append(link)
         hello = Hello(
             run=self.plan.settings.run, software="simulated", schema_hash=follower.schema_hash, last_seq=0, claims=(),
             device="cpu", dtype=plan.dtype, life=number.to_bytes(8),
@@ -293,7 +330,7 @@ class World:
             link=link,
             outbox=WatchedOutbox(disk.root / "outbox", disk, life),
             blocking=blocking,
-            observer=WorkerObserver(self.trace, plan.name),
+            observer=WorkerObserver(self.trace, self.judge, plan.name),
             server=link.server.key,
         )
         async with trio.open_nursery() as outer:
@@ -321,44 +358,36 @@ class World:
                 rounds.adopt()
                 continue
             await process.work(plan.step_seconds * random.uniform(0.8, 1.25))
-            before = replica.progress()
-            student.step([sample_at(position, desk.samples, desk.seed) for position in positions])
-            life.stepped(positions, replica.progress() - before)
+            self._step(desk, replica, student, life, positions)
             rounds.end_step()
             while desk.is_stretched_out():
                 await trio.sleep(LOOK_SECONDS)
                 rounds.adopt()
+
+    def _step(self, desk: Desk, replica: Replica, student: Student, life: Life, positions: list[int]) -> None:
+        before = replica.progress()
+        student.step([sample_at(position, desk.samples, desk.seed) for position in positions])
+        life.stepped(positions, replica.progress() - before)
 
     def _life(self) -> int:
         self._lives += 1
         return self._lives
 
 
-class ServerObserver:
-    """Fulfils ports.Observer: shows the judge every batch of records, once it is applied."""
+class Stillstand(trio.abc.Instrument):
+    """Notices code that is busy without end while no time passes."""
 
-    def __init__(self, world: World) -> None:
-        self.serving: Serving | None = None
-        self._world = world
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._at = -1.0
+        self._steps = 0
 
-    def event(self, name: str, **fields: object) -> None:
-        told = " ".join(f"{key}={value}" for key, value in fields.items() if key in ("lsn", "worker"))
-        self._world.trace.note(SERVER, f"{name} {told}")
-        if name == "crash":
-            self._world.judge.violated("crash", str(fields["report"]))
-        if self.serving is not None and "record" in fields:
-            machine = self.serving.machine
-            if fields["lsn"] == machine.state.lsn:
-                self._world.judge.settled(machine.state, self.serving.model.model_hash())
-
-
-class WorkerObserver:
-    def __init__(self, trace: Trace, worker: str) -> None:
-        self._trace = trace
-        self._worker = worker
-
-    def event(self, name: str, **fields: object) -> None:
-        self._trace.note(self._worker, name)
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        now = trio.current_time()
+        self._steps = self._steps + 1 if now == self._at else 0
+        self._at = now
+        if self._steps > STEPS_AT_ONCE_MAX:
+            self._judge.violated("liveness", f"{task.name} is busy for ever and gets nowhere")
 
 
 def _is_excused(error: BaseException) -> bool:

@@ -1,0 +1,221 @@
+"""Known-bad changes to the real code, and a process in which one of them is in force.
+
+Nothing of the package may be imported here, or the mutant's process would hold the unchanged code.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "hetero_async"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`old` stands once in the file.
+
+    `faults`: kinds to look among, where random worlds would need too long; `first`: the world to begin with, for the
+    rarest.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    faults: tuple[str, ...] = ()
+    first: int = 0
+
+
+MUTANTS = (
+    Mutant(
+        "acknowledged before it is written",
+        "serve.py",
+        """            if ready.records:
+                await self._append(ready.records)""",
+        """            await self._send(ready)
+            if ready.records:
+                await self._append(ready.records)""",
+    ),
+    Mutant("no fdatasync", "shell/log.py", "self._disk.fdatasync(self._segment)", "pass"),
+    Mutant(
+        "a failed fdatasync is ignored",
+        "shell/log.py",
+        "with fatal(self._path, self._disk):\n            self._disk.fdatasync(self._segment)",
+        "with contextlib.suppress(OSError):\n            self._disk.fdatasync(self._segment)",
+        ("failing fsync",),
+    ),
+    Mutant(
+        "no fsync of the directory after a new segment",
+        "shell/log.py",
+        "            self._disk.rename(temporary, path)\n            sync_directory(self.directory, self._disk)",
+        "            self._disk.rename(temporary, path)",
+    ),
+    Mutant(
+        "no fsync of a new segment",
+        "shell/log.py",
+        "            self._disk.fsync(segment)\n            self._disk.rename(temporary, path)",
+        "            self._disk.rename(temporary, path)",
+    ),
+    Mutant(
+        "damage in the middle is taken for a torn tail",
+        "formats/segment.py",
+        "return self._is_last and not self._was_whole(unfinished.resume_at)",
+        "return self._is_last",
+        ("damage log",),
+    ),
+    Mutant(
+        "a torn batch is taken for damage",
+        "formats/segment.py",
+        "header.durable_lsn > self.last_lsn",
+        "header.lsn > self.last_lsn",
+        ("die at disk call", "cut server's power"),
+    ),
+    Mutant(
+        "checkpoint without fsync of its directory",
+        "shell/store.py",
+        "        self._disk.rename(unfinished, path)\n        sync_directory(self.directory, self._disk)",
+        "        self._disk.rename(unfinished, path)",
+    ),
+    Mutant(
+        "a checkpoint is not checked when it is read",
+        "shell/store.py",
+        "if file_hash != manifest.file_hash:",
+        "if False:",
+        ("damage checkpoint", "kill server"),
+    ),
+    Mutant(
+        "the log is dropped too early",
+        "serve.py",
+        "self.log.drop_before, covered + 1",
+        "self.log.drop_before, checkpoint.lsn + 1",
+        ("damage checkpoint", "kill server"),
+    ),
+    Mutant(
+        "the dedupe table is not in the checkpoint",
+        "core/state.py",
+        "        return asdict(self)",
+        "        kept = asdict(self)\n        for member in kept['members'].values():\n"
+        "            member['last_seq'] = 0\n        return kept",
+    ),
+    Mutant(
+        "a delta that is said again is admitted again",
+        "core/admission.py",
+        "    if push.seq == member.last_seq:\n",
+        "    if push.seq < 0:\n",
+    ),
+    Mutant(
+        "a delta that nobody pulled may be admitted after all",
+        "bulk.py",
+        'b"", Facts(refusal=refusal)',
+        'b"", Facts()',
+        ("slow disk", "reorder messages", "die at disk call"),
+    ),
+    Mutant(
+        "staleness is measured from the wrong version",
+        "core/admission.py",
+        "if state.staleness(anchor_version) > bound:",
+        "if state.staleness(state.version) > bound:",
+    ),
+    Mutant(
+        "a lease is granted without a record",
+        "core/server.py",
+        "            self._record(Leased(worker=event.worker, ranges=granted))",
+        "            pass",
+    ),
+    Mutant(
+        "a worker that comes back keeps what others hold",
+        "core/server.py",
+        "kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)",
+        "kept = ranges.normal(hello.claims)",
+    ),
+    Mutant(
+        "chance in apply",
+        "tensors/model.py",
+        "stepped.gain, self._momentum)",
+        "stepped.gain * (1 + 1e-3 * __import__('random').random()), self._momentum)",
+    ),
+    Mutant(
+        "the shadow moves without a record",
+        "tensors/model.py",
+        "            rule.step(",
+        "            self._standing.shadow[start:stop].add_(1e-3)\n            rule.step(",
+    ),
+    Mutant(
+        "a chunk that comes twice counts twice",
+        "formats/chunks.py",
+        "        if self._chunks[index] is None:\n            self._chunks[index]",
+        "        if True:\n            self._chunks[index]",
+        ("double messages", "thin link"),
+    ),
+    Mutant(
+        "a restart forgets the outbox",
+        "train.py",
+        "for seq, (push, payload) in (await self.blocking(self.outbox.load)).items():",
+        "for seq, (push, payload) in (await self.blocking(self.outbox.load) and {}).items():",
+        ("kill worker", "kill server"),
+    ),
+    Mutant(
+        "a delta is offered before it is in the outbox",
+        "train.py",
+        "        for push in owed.saves:\n            await self._save(push.seq)\n",
+        "        for message in owed.bulk:\n            await self.link.bulk.send(self.server, message)\n"
+        "        for push in owed.saves:\n            await self._save(push.seq)\n",
+    ),
+    Mutant(
+        "numbers begin again after a restart",
+        "core/worker.py",
+        "        self.seq = max(self.seq, welcome.last_seq)\n",
+        "",
+        ("kill worker", "kill server"),
+    ),
+    Mutant(
+        "a target that lacks the newest round is taken",
+        "desk.py",
+        "return target if target is not None and target.rounds == self.rounds else None",
+        "return target",
+    ),
+    Mutant(
+        "what was pushed is pushed again",
+        "tensors/replica.py",
+        "            piece.sub_(local)\n            base.copy_(local)",
+        "            piece.sub_(local)",
+    ),
+    Mutant(
+        "a refused delta still counts as own progress",
+        "core/worker.py",
+        "            self.unmerged.remove(nack.seq)",
+        "            pass",
+    ),
+    Mutant(
+        "a silent worker keeps its leases for ever",
+        "core/server.py",
+        "for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):",
+        "for worker in ():",
+        ("kill worker", "lose site"),
+    ),
+    Mutant(
+        "a refusal of an earlier life is heeded",
+        "core/worker.py",
+        "if refused.incarnation in (0, self.incarnation) else self.refusal",
+        "",
+    ),
+)
+
+
+def seeds_until_caught(mutant: Mutant, directory: Path, most: int) -> tuple[int, str]:
+    """Run worlds 0, 1, … with the mutant's code until one fails: how many it took, and what broke ("" for nothing)."""
+    shutil.copytree(PACKAGE, directory / "hetero_async", ignore=shutil.ignore_patterns("__pycache__"))
+    path = directory / "hetero_async" / mutant.file
+    source = path.read_text()
+    assert source.count(mutant.old) == 1, f"{mutant.file} holds {mutant.old!r} {source.count(mutant.old)} times"
+    path.write_text(source.replace(mutant.old, mutant.new))
+    sys.path.insert(0, str(directory))
+    from hetero_async.sim import runner
+
+    assert Path(runner.__file__).is_relative_to(directory), "the mutant is not what runs"
+    for count, seed in enumerate(range(mutant.first, mutant.first + most), 1):
+        outcome = runner.run_seed(seed, kinds=mutant.faults)
+        if outcome.violation is not None:
+            return count, f"{outcome.violation.invariant}: {outcome.violation.what}"
+    return most, ""

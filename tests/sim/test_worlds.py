@@ -1,0 +1,95 @@
+"""Random worlds keep every promise, and a world is its seed: the same always and everywhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hetero_async.sim.plan import FAULTS, draw
+from hetero_async.sim.runner import Tally, run_many, run_seed
+
+WORLDS = 300
+PROCESSES = 2
+CANARIES = (3, 11)
+
+
+@pytest.mark.timeout(900)
+def test_hundreds_of_random_worlds_keep_every_promise() -> None:
+    heard: list[int] = []
+    tally = run_many(range(WORLDS), PROCESSES, seconds=800, told=lambda so_far: heard.append(so_far.seeds))
+    assert not tally.failures, "\n\n".join(
+        "\n".join([str(failure.violation), failure.replay, *failure.recent]) for failure in tally.failures
+    )
+    assert (tally.seeds, tally.lost) == (WORLDS, 0)
+    assert set(tally.faults) == set(FAULTS), "every kind of fault has struck"
+    assert tally.acknowledged > 20 * WORLDS
+    assert heard == sorted(heard)
+    assert heard[-1] == WORLDS
+
+
+def fingerprint_elsewhere(seed: int, hash_seed: str) -> str:
+    code = f"from hetero_async.sim.runner import run_seed; print(run_seed({seed}).fingerprint)"
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+@pytest.mark.parametrize("seed", CANARIES)
+def test_a_world_is_the_same_in_every_process(seed: int) -> None:
+    """Notices when trio's scheduler, or anything of ours, stops being deterministic."""
+    here = run_seed(seed)
+    assert here.events > 500
+    assert {here.fingerprint, fingerprint_elsewhere(seed, "1"), fingerprint_elsewhere(seed, "2")} == {here.fingerprint}
+
+
+def test_other_seeds_are_other_worlds() -> None:
+    assert len({run_seed(seed).fingerprint for seed in CANARIES}) == len(CANARIES)
+
+
+def test_left_out_faults_do_not_strike() -> None:
+    seed = next(seed for seed in range(100) if len(draw(seed).faults) > 4)
+    assert sum(run_seed(seed, faults=[0, 2]).faults.values()) == 2
+
+
+def sim(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hetero_async", "sim", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_shows_one_world_or_counts_many() -> None:
+    one = sim("--seed", "3")
+    assert one.returncode == 0, one.stderr
+    assert "chaos        heals everything" in one.stdout
+    many = sim("--seeds", "3..5", "--json", "--processes", "1")
+    answer = json.loads(many.stdout)
+    assert (answer["seeds"], answer["failures"], answer["lost"]) == (2, [], 0)
+    assert answer["acknowledged"] > 20
+    assert answer["faults"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "say which worlds"),
+        (("--seeds", "9..3"), "--seeds 9..3: must be A..B"),
+        (("--seed", "3", "--faults", "x"), "--faults x: must be numbers"),
+        (("--seed", "3", "--faults", "999"), "and no fault 999"),
+    ],
+)
+def test_what_cannot_be_simulated_is_named(words: tuple[str, ...], said: str) -> None:
+    answer = sim(*words)
+    assert answer.returncode == 2
+    assert said in answer.stderr
+
+
+def test_a_tally_adds_up(tmp_path: Path) -> None:
+    tally = Tally()
+    outcomes = [run_seed(seed) for seed in CANARIES]
+    for outcome in outcomes:
+        tally.add(outcome)
+    assert tally.acknowledged == sum(outcome.acknowledged for outcome in outcomes)
+    assert sum(tally.faults.values()) == sum(len(draw(seed).faults) for seed in CANARIES)
