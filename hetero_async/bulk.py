@@ -5,6 +5,7 @@ delta is worth its bytes is asked of `core.admission`, whether it is admitted is
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -12,7 +13,7 @@ import xxhash
 
 from hetero_async.core.admission import Duplicate, Facts, NotAdmitted, judge
 from hetero_async.core.events import Provided, Received
-from hetero_async.core.messages import DELTA, INITIAL, Chunk, Gone, Nack, Offer, Push, Want
+from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Chunk, Gone, Nack, Offer, Push, Want
 from hetero_async.core.state import State
 from hetero_async.errors import PeerError
 from hetero_async.ports import Blocking, Incoming, Link, Model, Observer
@@ -185,11 +186,19 @@ class Bulk:
 
     async def _wanted(self, incoming: Incoming, want: Want) -> None:
         async with self._model_lock:
-            blob = await self._blocking(self._model.fetch, want.kind, want.number)
+            want, blob = await self._blocking(self._found, want)
         if blob is None:
             await self._link.bulk.send(incoming.peer.key, Gone(kind=want.kind, number=want.number))
         else:
             await send_chunks(self._link.bulk, incoming.peer.key, want, blob, self._hash_of(want, blob))
+
+    def _found(self, want: Want) -> tuple[Want, bytes | None]:
+        """The object. For a snapshot that is outdated by now, which over a slow link it always is, the newest one."""
+        blob = self._model.fetch(want.kind, want.number)
+        if blob is None and want.kind == SNAPSHOT and want.first == 0:
+            want = replace(want, number=self._model.newest_publish())
+            blob = self._model.fetch(want.kind, want.number)
+        return want, blob
 
     def _hash_of(self, want: Want, blob: bytes) -> bytes:
         cached = self._hashes.get((want.kind, want.number))

@@ -155,6 +155,10 @@ class Model(Protocol):
         """A publish or snapshot object as bytes, if it is held."""
         ...
 
+    def newest_publish(self) -> int:
+        """Which one the shadow stands on."""
+        ...
+
     def oldest_publish(self) -> int:
         """The oldest publish still held: from there on, one by one is fewer bytes than a snapshot."""
         ...

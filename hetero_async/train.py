@@ -7,7 +7,7 @@ go through `blocking`, so a heartbeat never waits for any of them.
 import trio
 import xxhash
 
-from hetero_async.core.messages import DELTA, INITIAL, Bye, Chunk, Gone, Hello, Offer, Want
+from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Want
 from hetero_async.core.worker import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick, Worker
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError
@@ -200,9 +200,11 @@ class Training:
         """Keep one download going for as long as the server is ahead of us."""
         wanted = self.machine.wanted
         pull = self._pull
+        # Over a thin link there are newer snapshots before this one is here; publishes lead on from an old one as well.
+        is_outrun = pull is not None and wanted is not None and pull.kind == wanted[0] == SNAPSHOT
         if wanted is None:
             self._pull = None
-        elif pull is None or (pull.kind, pull.number) != wanted:
+        elif pull is None or ((pull.kind, pull.number) != wanted and not is_outrun):
             self._pull = Pull(*wanted, _now_ms(), OBJECT_BYTES_MAX)
             await self._ask(self._pull.wants())
         elif pull.is_stalled(_now_ms()):
@@ -214,7 +216,12 @@ class Training:
 
     async def _chunk(self, chunk: Chunk, payload: bytes) -> None:
         pull = self._pull
-        if pull is None or pull.is_complete or (pull.kind, pull.number) != (chunk.kind, chunk.number):
+        if pull is None or pull.is_complete:
+            return
+        if pull.kind == chunk.kind == SNAPSHOT and pull.number < chunk.number:
+            # What we asked for is outdated already, and the server sends its newest one instead.
+            pull = self._pull = Pull(SNAPSHOT, chunk.number, _now_ms(), OBJECT_BYTES_MAX)
+        if (pull.kind, pull.number) != (chunk.kind, chunk.number):
             return
         pull.add(chunk, payload, _now_ms())
         if not pull.is_complete:
@@ -269,7 +276,9 @@ class Training:
                     case Want():
                         await self._send(incoming.message)
                         await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
-                    case Gone():
+                    case Gone(kind=kind, number=number):
+                        if self._pull is not None and (self._pull.kind, self._pull.number) == (kind, number):
+                            self._pull = None
                         await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
             except PeerError as error:
                 self.observer.event("refused message", reason=str(error))

@@ -325,8 +325,8 @@ class Worker:
 
     def _lease(self, lease: Lease, now_ms: int) -> None:
         if lease.number != self._lease_number:
-            return  # asked before we knew what we know now: it may name positions that are drawn already
-        self._lease_number += 1  # a request that arrived twice is answered twice, and taken once
+            return  # asked before we knew what we know now: it may name positions that are trained already
+        self._lease_number += 1  # a request is made again until it is answered, and its first answer is taken
         self.samples = lease.samples
         self._owed.granted.append(lease.ranges)
 
@@ -346,7 +346,6 @@ class Worker:
             self._owed.control.append(self._heartbeat(vitals))
         if vitals.wanted_samples and self.last_publish is None and now_ms - self._lease_ms >= LEASE_EVERY_MS:
             self._lease_ms = now_ms
-            self._lease_number += 1
             self._owed.control.append(
                 LeaseRequest(
                     incarnation=self.incarnation,

@@ -148,7 +148,7 @@ def _worker(random: Random, number: int, sites: list[str]) -> WorkerPlan:
 
 def _link(random: Random) -> Condition:
     return Condition(
-        delay=random.choice([0.001, 0.02, 0.15]),
+        delay=random.choice([0.001, 0.02, 0.15, 0.3]),
         jitter=random.choice([0.0, 0.01, 0.1]),
         loss=random.choice([0.0, 0.0, 0.01]),
     )

@@ -201,6 +201,9 @@ class ServerModel:
             self._snapshots = dict(sorted(made.items())[-SNAPSHOTS_HELD:])
         return self._snapshots.get(number)
 
+    def newest_publish(self) -> int:
+        return self._standing.note.number
+
     def oldest_publish(self) -> int:
         """The smallest n for which publishes n … the newest are all held; the next number when none is."""
         return min(self._publishes, default=self._standing.note.number + 1)

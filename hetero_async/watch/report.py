@@ -132,18 +132,16 @@ def _aligned(seeds: Sequence[Line]) -> tuple[Vector, Vector]:
 def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
     """At the right edge, each at its line's height, or as near to it as the others leave room."""
     lowest, highest = axes.get_ylim()
-    at = -1.0
-    for loss, label, color in sorted(ends):
-        at = max(at + LABEL_GAP, (loss - lowest) / (highest - lowest))
+    heights: list[float] = []
+    for loss, _, _ in sorted(ends):
+        height = (loss - lowest) / (highest - lowest)
+        heights.append(max(height, heights[-1] + LABEL_GAP) if heights else height)
+    pushed = heights[-1] - height if heights else 0.0  # upwards, the last one most: all of them share it
+    for height, (_, label, color) in zip(heights, sorted(ends), strict=True):
         axes.annotate(
-            label,
-            (1.0, at),
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=color,
-            va="center",
-        )
+            label, (1.0, height - pushed / 2), xycoords="axes fraction", xytext=(6, 0), textcoords="offset points",
+            color=color, va="center",
+        )  # fmt: skip
 
 
 def _draw_fault(axes: "Axes", seconds: float, what: str, *, level: int) -> None:
