@@ -55,3 +55,11 @@ def test_after_a_long_pause_deadlines_do_not_rush_to_catch_up() -> None:
     windows.advance(100_000, 10.0, SETTINGS)
     assert windows.deadline_ms is not None
     assert 100_000 < windows.deadline_ms <= 103_200
+
+
+def test_when_nobody_trains_no_deadline_stays_due() -> None:
+    windows = Windows()
+    assert windows.advance(1000, 10.0, SETTINGS)
+    assert windows.deadline_ms is not None
+    assert not windows.advance(windows.deadline_ms + 1, 0.0, SETTINGS)
+    assert windows.deadline_ms is None

@@ -254,6 +254,23 @@ def test_an_answer_to_the_present_request_is_taken_once() -> None:
     assert grants(bench, older) == []
 
 
+def test_an_answer_that_takes_longer_than_the_next_request_is_taken() -> None:
+    bench = Bench()
+    number = ask(bench)
+    assert [ask(bench) for _ in range(3)] == [number] * 3
+    assert grants(bench, number) == [((0, 4),)]
+    assert ask(bench) != number
+
+
+def test_a_refusal_meant_for_an_earlier_life_is_not_heeded() -> None:
+    bench = Bench(joined=False)
+    bench.hear(replace(WELCOME, incarnation=2))
+    bench.hear(Refused(reason="another process has joined", incarnation=1))
+    assert bench.worker.refusal == ""
+    bench.hear(Refused(reason="another process has joined", incarnation=2))
+    assert bench.worker.refusal == "another process has joined"
+
+
 def test_an_answer_to_another_life_is_not_taken() -> None:
     bench, next_life = Bench(), Bench(joined=False)
     numbers = [ask(bench) for _ in range(3)]

@@ -188,6 +188,19 @@ MUTANTS = (
         "            pass",
     ),
     Mutant(
+        "a late answer to a request for samples is not taken",
+        "core/worker.py",
+        "            self._lease_ms = now_ms\n",
+        "            self._lease_ms = now_ms\n            self._lease_number += 1\n",
+        ("slow disk",),
+    ),
+    Mutant(
+        "a server that nobody trains with never sleeps",
+        "core/pace.py",
+        "            self.deadline_ms = None\n            return False",
+        "            return False",
+    ),
+    Mutant(
         "a silent worker keeps its leases for ever",
         "core/server.py",
         "for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):",
