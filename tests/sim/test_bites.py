@@ -11,7 +11,7 @@ import pytest
 from sim.mutants import MUTANTS, Mutant, seeds_until_caught
 
 # So many worlds may a mutant survive at most.
-SEEDS_MAX = 60
+SEEDS_MAX = 25
 AT_ONCE = 2
 
 

@@ -1,4 +1,4 @@
-"""A site behind a thin or a long link trains with the others, however far ahead these are by the time it hears of it."""
+"""A site behind a thin or a long link trains with the others, however far ahead they are when it hears of it."""
 
 from pathlib import Path
 
