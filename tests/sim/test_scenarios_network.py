@@ -133,7 +133,7 @@ def test_44_messages_that_come_ten_times_count_once(tmp_path: Path) -> None:
     async def script(world: ScriptedWorld) -> None:
         await world.until(lambda: world.state.is_finished if world.serving else False, "the run is trained")
 
-    world = run(make_plan(samples=60, link=Condition(doubled=1.0, copies=9)), tmp_path, script)
+    world = run(make_plan(samples=36, link=Condition(doubled=1.0, copies=9)), tmp_path, script)
     for name in ("w0", "w1"):
         assert len(world.records(Joined, name)) == 1
         admitted_at = {entry.record.seq: (at, entry.lsn) for at, entry in world.records(Delta, name)}

@@ -226,7 +226,7 @@ def test_51_a_payload_that_would_spoil_the_model_is_refused(
             if isinstance(answers[0], Ack):
                 world.stop()
 
-    world = run(make_plan(samples=300, puppet=True), tmp_path, script)
+    world = run(make_plan(samples=240, puppet=True), tmp_path, script)
     assert isinstance(answers[0], Nack)
     assert answers[0].reason.startswith(reason)
     assert counted == [1]
@@ -303,6 +303,6 @@ def test_51_a_worker_whose_parameters_went_bad_does_not_keep_the_run_from_its_en
     async def script(world: ScriptedWorld) -> None:
         await world.until(lambda: any(isinstance(message, Nack) for _, _, message in world.said), "a delta is refused")
 
-    plan = make_plan()
+    plan = make_plan(samples=60)
     world = run(plan, tmp_path, script, build=LenientWorld, workload=Spoiling(plan.dataset_samples, plan.seed))
     assert {message.reason.split(":")[0] for _, _, message in world.said if isinstance(message, Nack)} == {"not finite"}
