@@ -8,7 +8,6 @@ ARCHITECTURE.md.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import xxhash
@@ -16,6 +15,7 @@ import xxhash
 from hetero_async.core.messages import Ack, Message, Nack, Push
 from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, Published, RunSettings, Stepped
 from hetero_async.core.state import State
+from hetero_async.shell.store import KEPT
 from hetero_async.sim.disk import SimulatedDisk
 from hetero_async.tensors.codecs import decode_payload
 from hetero_async.tensors.replica import read_object
@@ -28,8 +28,6 @@ CODEC_ERROR = {"fp32": 0.0, "bf16": 2**-8, "int8": 0.51 / 127, "int4": 0.51 / 7}
 ROUNDING_ERROR = 2**-22
 # A round's progress survives so many moves of the parameters, each of which rounds.
 MOVES_MAX = 64
-# Records after which a repeated acknowledgement may be of one that a checkpoint has replaced in the log.
-RECENT_RECORDS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ class Judge:
 
     # --- the server ---
 
-    def sends(self, worker: str, message: Message, disk: SimulatedDisk, log: Path) -> None:
+    def sends(self, worker: str, message: Message, disk: SimulatedDisk) -> None:
         """A message leaves the server. An acknowledgement must be of something that no power cut takes away."""
         account = self.account(worker)
         if isinstance(message, Nack):
@@ -111,7 +109,7 @@ class Judge:
             self.violated("1", f"{name} is acknowledged as record {lsn} and as {account.acknowledged[message.seq]}")
         elif self.deltas.get((worker, message.seq)) != lsn:
             self.violated("1", f"{name} is acknowledged as record {lsn}, which was not applied")
-        elif lsn > len(self._history) - RECENT_RECORDS and not disk.is_durable(account.saved[message.seq][1], log):
+        elif not (_is_in_checkpoints(lsn, disk) or disk.is_durable(account.saved[message.seq][1], disk.root / "log")):
             self.violated("1", f"{name} is acknowledged, and a power cut would lose it")
 
     def applied(self, entry: Entry, shadow: torch.Tensor, publish: bytes) -> None:
@@ -296,6 +294,12 @@ class Life:
         bound = ROUNDING_ERROR * max(1.0, target.abs().max().item())
         if not (after - before).abs().max().item() <= bound:
             self._judge.violated("6", f"{self._worker} loses progress when it moves")
+
+
+def _is_in_checkpoints(lsn: int, disk: SimulatedDisk) -> bool:
+    """Whether two checkpoints that no power cut takes away, so that one of them may be damaged, replace the record."""
+    names = disk.durable_names(disk.root / "checkpoints")
+    return sum(name.isdigit() and int(name) >= lsn for name in names) >= KEPT
 
 
 def _positions(ranges: Sequence[tuple[int, int]]) -> list[int]:

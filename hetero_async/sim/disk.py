@@ -195,9 +195,14 @@ class SimulatedDisk(Disk):
 
     def is_durable(self, needle: bytes, directory: Path) -> bool:
         """Whether these bytes would be found in one of the directory's files after a power cut, whatever else is."""
-        known = self._directories.get(directory.stat().st_ino)
-        inodes = known.states[0].values() if known else ()
+        inodes = self.durable_names(directory).values()
         return any(needle in self._files[inode].durable for inode in inodes if inode in self._files)
+
+    def durable_names(self, directory: Path) -> dict[str, int]:
+        """The directory's names (→ inode) that are found after a power cut, however much of the rest is lost."""
+        known = self._directories.get(directory.stat().st_ino) if directory.exists() else None
+        first, *later = known.states if known else [{}]
+        return {name: inode for name, inode in first.items() if all(state.get(name) == inode for state in later)}
 
     # --- disasters, while no process runs ---
 

@@ -61,7 +61,7 @@ class Recorder(Judge):
     def trained(self) -> int:
         return self._taken
 
-    def sends(self, worker: str, message: Message, disk: SimulatedDisk, log: Path) -> None:
+    def sends(self, worker: str, message: Message, disk: SimulatedDisk) -> None:
         if isinstance(message, Ack):
             self.account(worker).acknowledged[message.seq] = message.lsn
         elif isinstance(message, Nack):

@@ -296,8 +296,7 @@ class World:
             log.close()
 
     def _sending(self, worker: str, message: Message) -> None:
-        disk = self.disks[SERVER]
-        self.judge.sends(worker, message, disk, disk.root / "log")
+        self.judge.sends(worker, message, self.disks[SERVER])
 
     # --- workers ---
 
