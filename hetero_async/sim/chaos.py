@@ -201,8 +201,8 @@ class Chaos:
     async def _damage_checkpoint(self, fault: Fault) -> None:
         self._kill_now(SERVER, fault.seconds)
         disk = self._world.disks[SERVER]
-        found = sorted((disk.root / "checkpoints").glob("[0-9]*/*"))
-        if found:
+        found = sorted(path for path in (disk.root / "checkpoints").glob("[0-9]*/*") if path.stat().st_size)
+        if found:  # what was being written may be empty still
             disk.flip_bit(found[-1])
 
     async def _damage_log(self, fault: Fault) -> None:
