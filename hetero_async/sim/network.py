@@ -72,6 +72,9 @@ class Network:
     def mend(self, source: str, target: str) -> None:
         self._cuts.pop((source, target), None)
 
+    def mend_all(self) -> None:
+        self._cuts.clear()
+
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cuts
 
