@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import httpx2
+import trio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.types import Base64Bytes
 
@@ -199,13 +200,17 @@ class EtcdMember:
         body = b""
         try:
             async with self._client.stream("POST", f"{self.name}/v3/{path}", json=question) as response:
-                async for piece in response.aiter_raw():
-                    body += piece
-                    if len(body) > ANSWER_BYTES_MAX:
-                        raise self._away(f"its answer is longer than {ANSWER_BYTES_MAX} bytes")
-                return response.status_code, body
+                # Cancelling ends all the generators that httpx2 reads through; leaving the loop would not.
+                with trio.CancelScope() as enough:
+                    async for piece in response.aiter_raw():
+                        body += piece
+                        if len(body) > ANSWER_BYTES_MAX:
+                            enough.cancel()
         except httpx2.HTTPError as error:
             raise self._away(_short(str(error)) or type(error).__name__) from error
+        if len(body) > ANSWER_BYTES_MAX:
+            raise self._away(f"its answer is longer than {ANSWER_BYTES_MAX} bytes")
+        return response.status_code, body
 
     def _understood(self, status: int, body: bytes, kind: type[A]) -> A:
         if status != httpx2.codes.OK:

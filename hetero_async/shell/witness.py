@@ -25,9 +25,9 @@ from hetero_async.shell.etcd import EtcdMember, Member, Put, Value
 
 T = TypeVar("T")
 
-# Of the lease: so long a question may take with all members together. A holder that asks once in such a time may fail
-# once and still be in time.
-DEADLINE_SHARE = 1 / 3
+# Of the lease: so long a question may take with all members together. A renewal that fails leaves time for another;
+# everything else may take longer, but not so long that the lease it has taken is nearly over.
+RENEWAL_SHARE, QUESTION_SHARE = 1 / 3, 2 / 3
 
 REIGN: TypeAdapter[Reign] = TypeAdapter(Reign)
 
@@ -58,7 +58,7 @@ async def open_witness(urls: Sequence[str], run: str, lease_seconds: float) -> A
 
 
 class EtcdWitness:
-    """Fulfils ports.Witness. Each method is answered or raises WitnessAway within `DEADLINE_SHARE` of the lease.
+    """Fulfils ports.Witness. Each method is answered or raises WitnessAway within its share of `lease_seconds`.
 
     Raises ConfigError when something else has been written in the reign's place.
     """
@@ -68,8 +68,7 @@ class EtcdWitness:
         self._members = list(members)  # whichever answered last is asked first
         self._reign_key = f"hetero-async/{run}/reign"
         self._holder_key = f"hetero-async/{run}/holder"
-        self._deadline_seconds = lease_seconds * DEADLINE_SHARE
-        self._lease_seconds = math.ceil(lease_seconds)  # etcd counts whole ones
+        self._lease_seconds = lease_seconds
         self._lease = 0  # the one that we hold; 0: none
         self._unsettled: Unsettled | None = None
         self._turn = trio.Lock()  # of whoever writes
@@ -125,7 +124,7 @@ class EtcdWitness:
                 if kept.term == sight.term:
                     return kept.seconds > 0 and sight.holder.lease == lease
 
-        return lease != 0 and await self._ask(talk)
+        return lease != 0 and await self._ask(talk, RENEWAL_SHARE)
 
     async def resign(self) -> None:
         """Give the lease back."""
@@ -149,7 +148,7 @@ class EtcdWitness:
                 return True
             if self._reign(sight) != before or _name(sight) not in ("", after.server):
                 return False
-            lease = await member.grant(self._lease_seconds)
+            lease = await member.grant(math.ceil(self._lease_seconds))  # etcd counts whole ones
             granted.append(lease)
             expected = {self._reign_key: sight.reign.revision, self._holder_key: sight.holder.revision}
             holder = Put(key=self._holder_key, content=after.server.encode(), lease=lease)
@@ -186,17 +185,18 @@ class EtcdWitness:
         values = reading.values
         return Sight(reign=values[self._reign_key], holder=values[self._holder_key], term=reading.term)
 
-    async def _ask(self, talk: Callable[[Member], Awaitable[T]]) -> T:
-        """Let each member in turn have its share of the time, until one has answered everything."""
-        ends_at = trio.current_time() + self._deadline_seconds
+    async def _ask(self, talk: Callable[[Member], Awaitable[T]], lease_share: float = QUESTION_SHARE) -> T:
+        """Until one member has answered everything: each in turn has half of the time that is left, the last all."""
+        ends_at = trio.current_time() + lease_share * self._lease_seconds
         order, failures = tuple(self._members), list[str]()
-        for number, member in enumerate(order):
-            share = (ends_at - trio.current_time()) / (len(order) - number)
+        for member in order:
+            left = max(ends_at - trio.current_time(), 0.0)
+            seconds = left if member is order[-1] else left / 2
             try:
-                with trio.fail_after(max(share, 0)):
+                with trio.fail_after(seconds):
                     return await talk(member)
             except trio.TooSlowError:
-                failures.append(f"{member.name}: no answer within {share:.2g} s")
+                failures.append(f"{member.name}: no answer within {seconds:.2g} s")
             except WitnessAway as error:
                 failures.append(str(error))
             if self._members[0] is member:

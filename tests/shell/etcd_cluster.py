@@ -1,6 +1,6 @@
 """A real etcd cluster for tests. Where etcd is not installed they are skipped, and say so.
 
-A test file that wants it imports `etcd`; each test takes a run name of its own and leaves all members running.
+A conftest.py imports the fixtures; each test takes a run name of its own and leaves all members running.
 """
 
 import shutil
