@@ -3,7 +3,7 @@
 It is given its parts and opens nothing. Whoever calls it starts it again after a crash; what it knew is on its disk.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hetero_async.core.messages import Position
@@ -15,6 +15,7 @@ from hetero_async.core.standby import Standby
 from hetero_async.core.state import State
 from hetero_async.errors import Deposed
 from hetero_async.ports import (
+    Ask,
     Blocking,
     DialLink,
     KeptLog,
@@ -33,7 +34,7 @@ from hetero_async.standby import Diverged, StandingBy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a node lives on. `ask` tells all other nodes of a term and says where each stands (takeover.Ask)."""
+    """What a node lives on."""
 
     name: str
     software: str
@@ -49,7 +50,7 @@ class Parts:
     blocking: Blocking
     observer: Observer
     witness: Witness | None
-    ask: Callable[[int], Awaitable[Mapping[str, Position | None]]]
+    ask: Ask
     check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
 
     @property
@@ -91,6 +92,7 @@ def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> S
         observer=parts.observer,
         checkpoint_every=parts.checkpoint_every,
         keep_log=parts.keep_log,
+        ask=parts.ask if parts.witness is None else None,
         witness=None if parts.witness is None or reign is None else (parts.witness, reign),
     )
 
@@ -140,7 +142,7 @@ def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> S
         run=parts.settings.run,
         checkpoint_every=parts.checkpoint_every,
         keep_log=parts.keep_log,
-        lease_seconds=parts.lease_seconds,
+        rules=parts.rules,
         witness=parts.witness,
     )
 

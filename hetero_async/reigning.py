@@ -9,15 +9,17 @@ from dataclasses import replace
 
 import trio
 
-from hetero_async.core.events import Witnessed
+from hetero_async.core.events import Followed, Witnessed
+from hetero_async.core.messages import Redirect
 from hetero_async.core.reign import Reign
 from hetero_async.core.replication import Replication
 from hetero_async.core.state import State
 from hetero_async.errors import Deposed, WitnessAway
-from hetero_async.ports import Observer, Witness
+from hetero_async.ports import Ask, Observer, Witness
 
 # So many times within a lease the witness is told that we are alive.
 RENEWALS_PER_LEASE = 4
+LOOKOUT_SECONDS = 5.0
 
 
 async def begin(witness: Witness, name: str, state: State, lease_seconds: float, observer: Observer) -> Reign:
@@ -129,6 +131,23 @@ class Keeper:
         if bool(away) != self._was_away:
             self._observer.event("witness away" if away else "witness reached", **({"reason": away} if away else {}))
         self._was_away = bool(away)
+
+
+class Lookout:
+    """Without a witness: asks the other nodes now and then whether one of them follows, or serves in, a later term."""
+
+    def __init__(self, *, ask: Ask, term: int, tell: Callable[[Followed], Awaitable[None]]) -> None:
+        self._ask = ask
+        self._term = term
+        self._tell = tell
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(LOOKOUT_SECONDS)
+            for node, position in (await self._ask(0)).items():
+                if position is not None and position.term > self._term:
+                    redirect = Redirect(server=node, term=position.term)
+                    await self._tell(Followed(now_ms=_ms(trio.current_time()), standby=node, message=redirect))
 
 
 def _ms(seconds: float) -> int:

@@ -22,8 +22,8 @@ from hetero_async.core.server import Server
 from hetero_async.core.status import summary
 from hetero_async.errors import Deposed, DiskFull
 from hetero_async.feed import Feed
-from hetero_async.ports import Blocking, Incoming, Log, Model, Observer, ServerLink, Store, Witness
-from hetero_async.reigning import Keeper
+from hetero_async.ports import Ask, Blocking, Incoming, Log, Model, Observer, ServerLink, Store, Witness
+from hetero_async.reigning import Keeper, Lookout
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
 INBOX_SIZE = 256
@@ -50,8 +50,9 @@ class Serving:
         checkpoint_every: int,
         keep_log: bool,
         witness: tuple[Witness, Reign] | None = None,
+        ask: Ask | None = None,
     ) -> None:
-        """`witness` comes with the reign that it has on record for this server."""
+        """`witness` comes with the reign that it has on record for this server; without one, others are asked."""
         self.machine = machine
         self.model = model
         self.log = log
@@ -97,6 +98,7 @@ class Serving:
             observer=observer,
             tell=self._inbox_send.send,
         )
+        self._lookout = ask and Lookout(ask=ask, term=machine.state.term, tell=self._inbox_send.send)
         link.term = machine.state.term
 
     async def run(self) -> None:
@@ -108,6 +110,8 @@ class Serving:
         }
         if self._keeper:
             helpers["witness keeper"] = self._keeper.run
+        if self._lookout:
+            helpers["lookout"] = self._lookout.run
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 functools.partial(

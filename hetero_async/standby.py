@@ -25,6 +25,7 @@ from hetero_async.core.messages import (
 )
 from hetero_async.core.records import Entry
 from hetero_async.core.reign import Reign
+from hetero_async.core.replication import Durability
 from hetero_async.core.standby import Event, Heard, Reconnected, Standby, Stored, Tick
 from hetero_async.core.state import State
 from hetero_async.core.status import standby_summary
@@ -68,7 +69,7 @@ class StandingBy:
         run: str,
         checkpoint_every: int,
         keep_log: bool,
-        lease_seconds: float,
+        rules: Durability,
         witness: Witness | None = None,
     ) -> None:
         """`listening` is where workers and others ask whether this is the server; `dialling` leads to the server."""
@@ -80,8 +81,8 @@ class StandingBy:
         self._log, self._store, self._promises = log, store, promises
         self._listening, self._dialling = listening, dialling
         self._blocking = blocking
-        self._silence_ms = int(1000 * lease_seconds)
-        self.takeover = Takeover(machine=machine, witness=witness, lease_seconds=lease_seconds, observer=observer)
+        self._silence_ms = rules.lease_ms
+        self.takeover = Takeover(machine=machine, witness=witness, rules=rules, observer=observer)
         self._storing = trio.Lock()
         self._speaking = trio.Lock()
         self._pull: Pull | None = None

@@ -4,15 +4,16 @@ Used by standby.py. What makes it safe is not here: a standby that is taking ove
 (core/standby.py), and what was never confirmed was never acknowledged (core/replication.py).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 import trio
 
 from hetero_async.core.messages import Position
 from hetero_async.core.reign import Reign
+from hetero_async.core.replication import REPLICATED, Durability
 from hetero_async.core.standby import Standby
 from hetero_async.errors import WitnessAway
-from hetero_async.ports import Observer, Witness
+from hetero_async.ports import Ask, Observer, Witness
 
 # The vacancy of the server's place is looked for so many times within a lease.
 LOOKS_PER_LEASE = 4
@@ -20,20 +21,17 @@ LOOK_SECONDS = 0.1
 # A server that hands over waits for its successor so long, and a little longer is waited for it here.
 HANDOVER_SECONDS = 12.0
 
-# Tells all other nodes of a term (0: only asks), and says where each stands; None: it cannot be reached.
-Ask = Callable[[int], Awaitable[Mapping[str, Position | None]]]
-
 
 class Takeover:
     """`begun` is set when `reign` is ours and the place is to be taken."""
 
-    def __init__(self, *, machine: Standby, witness: Witness | None, lease_seconds: float, observer: Observer) -> None:
+    def __init__(self, *, machine: Standby, witness: Witness | None, rules: Durability, observer: Observer) -> None:
         self.begun = trio.Event()
         self.reign: Reign | None = None
         self._machine = machine
         self._witness = witness
-        self._lease_seconds = lease_seconds
-        self._silence_ms = int(1000 * lease_seconds)
+        self._lease_ms = rules.lease_ms
+        self._is_replicated = rules.durability == REPLICATED
         self._observer = observer
 
     # --- by itself ---
@@ -42,7 +40,7 @@ class Takeover:
         """Look several times in a lease whether the server's place is vacant and ours to take."""
         told = ""
         while self._witness is not None:
-            await trio.sleep(self._lease_seconds / LOOKS_PER_LEASE)
+            await trio.sleep(self._lease_ms / 1000 / LOOKS_PER_LEASE)
             try:
                 why = await self._claim_vacancy(self._witness)
             except WitnessAway as error:
@@ -54,10 +52,10 @@ class Takeover:
     async def _claim_vacancy(self, witness: Witness) -> str:
         """Take over if it is vacant. Says why not, where that is worth telling."""
         machine = self._machine
-        if machine.hears_server(_now_ms(), self._silence_ms) and not machine.is_taking_over:
+        if machine.hears_server(_now_ms(), self._lease_ms) and not machine.is_taking_over:
             return ""
         sighting = await witness.look()
-        claimed = machine.claim(sighting, _now_ms(), self._silence_ms)
+        claimed = machine.claim(sighting, _now_ms(), self._lease_ms)
         if claimed is None:
             machine.is_taking_over = False
             is_theirs = sighting.reign is None or sighting.holder
@@ -100,12 +98,11 @@ class Takeover:
             return ["this standby holds no record yet: there is nothing to take over"]
         lines = []
         for name, position in positions.items():
-            if position is None and name != machine.server:
-                lines.append(f"{name} cannot be asked: what it alone has confirmed would be lost")
-            elif position is None:
-                lines.append(
-                    f"{name} cannot be asked: what it alone has acknowledged would be lost, {self._known_lag()}"
-                )
+            if position is None and name == machine.server and self._is_replicated:
+                continue  # what it alone has was never acknowledged
+            if position is None:
+                known = f", {self._known_lag()}" if name == machine.server else ""
+                lines.append(f"{name} cannot be asked: what it alone has written down would be lost{known}")
             elif (position.last_term, position.lsn) > (machine.last_term, machine.lsn) and name != machine.server:
                 lines.append(f"{name} has {position.lsn - machine.lsn} more records: promote that one instead")
         return lines

@@ -11,6 +11,7 @@ import trio
 from hetero_async.core.messages import Fence, Hello, Message, Position
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
+from hetero_async.errors import WitnessAway
 from hetero_async.node import Parts, begin_serving, stand_by
 from hetero_async.ports import Peer
 from hetero_async.rounds import Rounds
@@ -21,7 +22,7 @@ from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.witness import EtcdWitness
 from hetero_async.sim.network import DialEnd, ServerEnd
 from hetero_async.sim.plan import WITNESS, WorkerPlan
-from hetero_async.sim.process import Process, Worktime
+from hetero_async.sim.process import Killed, Process, Worktime
 from hetero_async.sim.watched import NodeObserver, WatchedFollower, WatchedOutbox, WatchedReplica, WorkerObserver
 from hetero_async.sim.witness import SimulatedMember
 from hetero_async.standby import StandingBy
@@ -77,10 +78,11 @@ class NodeLife:
 
     async def _serve(self, serving: Serving, observer: NodeObserver) -> None:
         world = self._world
-        world.judge.recovered(self._name, serving.machine.state, serving.model.model_hash(), in_term=True)
+        world.judge.recovered(self._name, serving.machine.state, serving.model.model_hash())
         if world.must_halt:
             world.judge.violated("3", "a server goes on from a damaged log")
         world.serving = observer.serving = serving
+        world.reigning = self._name
         await serving.run()
 
     async def _stand_by(self, parts: Parts) -> Serving:
@@ -89,7 +91,7 @@ class NodeLife:
         dialling = DialEnd(world.network, self._process, others, role="standby")
 
         def shown(standing: StandingBy) -> None:
-            world.standing[self._name] = standing
+            world.operators[self._name] = lambda in_spite: self._promote(standing, in_spite)
             world.judge.recovered(self._name, standing.state, standing.model.model_hash())
 
         async with trio.open_nursery() as nursery:
@@ -99,6 +101,18 @@ class NodeLife:
         if not world.plan.rules.has_witness:
             world.serves[self._name] = True  # as the operator who promoted it has it started from now on
         return serving
+
+    async def _promote(self, standing: StandingBy, in_spite: bool) -> None:
+        """At an operator's word, who may be told why not."""
+        if self._process.is_dead or standing.takeover.begun.is_set():
+            return
+        try:
+            against = await standing.takeover.at_word(self._ask, in_spite=in_spite)
+            self._world.trace.note(self._name, f"promoted; against it: {'; '.join(against) or 'nothing'}")
+        except* Killed:
+            pass
+        except* WitnessAway:
+            self._world.trace.note(self._name, "cannot be promoted: the witness is away")
 
     def _sending(self, peer: Peer, term: int, message: Message) -> None:
         self._world.sending(self._name, peer, term, message)
@@ -176,7 +190,9 @@ class WorkerLife:
             async with trio.open_nursery() as inner:
                 world.leaving[plan.name] = inner.cancel_scope
                 inner.start_soon(training.run)
-                await self._loop(desk, Rounds(desk, replica), lambda batch: world.train(desk, replica, student, life, batch))
+                await self._loop(
+                    desk, Rounds(desk, replica), lambda batch: world.train(desk, replica, student, life, batch)
+                )
                 inner.cancel_scope.cancel()
             outer.cancel_scope.cancel()
         if not desk.is_finished:

@@ -19,7 +19,7 @@ from trio._core import _run as trio_run
 from hetero_async.assembly import verify_directory
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Message
-from hetero_async.core.replication import REPLICATED
+from hetero_async.core.replication import REPLICATED, WAIT
 from hetero_async.core.state import State
 from hetero_async.desk import Desk
 from hetero_async.errors import ConfigError, Deposed, DiskFull, HeteroAsyncError, LogCorrupt, UserError
@@ -37,7 +37,6 @@ from hetero_async.sim.trace import Trace
 from hetero_async.sim.watched import WatchedModel
 from hetero_async.sim.witness import Etcd
 from hetero_async.sim.workload import Student, Workload
-from hetero_async.standby import StandingBy
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
 
@@ -103,7 +102,8 @@ class World:
         self.held: dict[str, float] = {}  # until when a process is not started again
         self.ends: list[DialEnd] = []  # of all workers' lives
         self.serving: Serving | None = None  # the newest that has begun to
-        self.standing: dict[str, StandingBy] = {}  # what stands by at present, or did last
+        self.reigning = SERVER  # who that was
+        self.operators: dict[str, Callable[[bool], Awaitable[None]]] = {}  # at a standby: promotes it, in spite or not
         self.serves: dict[str, bool] = {SERVER: True}  # how each node is started: to serve, or to stand by
         self.is_healed = False
         self.must_halt = False  # the log is damaged beyond repair
@@ -119,7 +119,9 @@ class World:
     # What looks on; a world that is there for something else than being judged has others.
 
     def make_judge(self) -> Judge:
-        return Judge(self.plan.settings, self._failed, is_replicated=self.plan.rules.durability == REPLICATED)
+        rules = self.plan.rules
+        copies = 2 if rules.durability == REPLICATED and rules.when_alone == WAIT else 1
+        return Judge(self.plan.settings, self._failed, nodes=self.plan.nodes, copies=copies)
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return SimulatedDisk(directory, random)
