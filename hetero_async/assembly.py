@@ -262,7 +262,7 @@ async def _ask_status(link: DialLink) -> Status:
             status: Status = json.loads(incoming.payload)
             if not status.get("standby", {}).get("hears_server"):
                 return status
-            link.redirect(status["standby"]["server"])
+            link.turn(status["standby"]["server"])
             return await _ask_status(link)
 
 

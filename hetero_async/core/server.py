@@ -131,6 +131,8 @@ class Server:
 
     def timer(self, now_ms: int) -> int:
         """When the next Tick is wanted, in the caller's milliseconds."""
+        if self.succession.is_under_way:
+            return now_ms + TICK_MS
         moments = [
             self.windows.deadline_ms,
             self.windows.merge_ms,

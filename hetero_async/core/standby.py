@@ -22,10 +22,12 @@ from hetero_async.core.messages import (
     Position,
     Redirect,
     Refused,
+    Wait,
 )
 from hetero_async.core.reign import Reign, Sighting
 
 FOLLOW_EVERY_MS = 1_000
+TURN_EVERY_MS = 1_000
 CONFIRM_EVERY_MS = 500
 LONG_AGO_MS = -(10**9)
 
@@ -68,7 +70,7 @@ class Owed:
 
     promise: int = 0  # a term; 0: none
     messages: list[Message] = field(default_factory=list)
-    redirect: str = ""
+    turn: str | None = None  # to the server of that name, or to the next one ("")
     cut: int | None = None  # records after this one are not the run's
 
 
@@ -86,7 +88,7 @@ class Standby:
         self.refusal = ""
         self.heard_ms = LONG_AGO_MS  # from a server that it follows
         self._run, self._software = run, software
-        self._said_ms = LONG_AGO_MS
+        self._said_ms = self._turned_ms = LONG_AGO_MS
         self._owed = Owed()
 
     def step(self, event: Event) -> None:
@@ -137,7 +139,9 @@ class Standby:
             case Cut(lsn=lsn):
                 self._owed.cut = lsn
             case Redirect(server=server, term=term) if term >= self.term:
-                self._owed.redirect = server
+                self._owed.turn = server
+            case Wait() if not self.is_joined and heard.now_ms - self._turned_ms >= TURN_EVERY_MS:
+                self._turned_ms, self._owed.turn = heard.now_ms, ""  # another standby
             case Refused(reason=reason):
                 self.refusal = reason
 
