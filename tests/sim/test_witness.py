@@ -9,7 +9,7 @@ import trio.testing
 
 from hetero_async.core.reign import Reign, Sighting
 from hetero_async.errors import WitnessAway
-from hetero_async.shell.witness import EtcdWitness
+from hetero_async.ports import Witness
 from hetero_async.sim.network import Condition, Network
 from hetero_async.sim.process import Killed, Process
 from hetero_async.sim.trace import Trace
@@ -44,7 +44,7 @@ def play(script: Callable[[Place], Awaitable[None]]) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def renewing(witness: EtcdWitness, seconds: float) -> None:
+async def renewing(witness: Witness, seconds: float) -> None:
     ends_at = trio.current_time() + seconds
     while trio.current_time() < ends_at:
         assert await witness.renew()
@@ -82,7 +82,7 @@ def test_of_two_that_claim_at_once_one_wins() -> None:
     async def script(place: Place) -> None:
         won: list[bool] = []
 
-        async def claim(witness: EtcdWitness, reign: Reign) -> None:
+        async def claim(witness: Witness, reign: Reign) -> None:
             won.append(await witness.claim(None, reign))
 
         async with trio.open_nursery() as nursery:
