@@ -276,7 +276,7 @@ class StandingBy:
                     status = json.dumps(self.status()).encode()
                     await self._listening.control.send(incoming.peer.key, StatusReport(), status)
                 case Fence() as fence if incoming.peer.role == "standby":
-                    position = self.machine.fence(fence)
+                    position = self.machine.fence(fence, incoming.peer.worker)
                     await self._settle()
                     await self._listening.control.send(incoming.peer.key, position)
                 case Follow() | _:
