@@ -124,8 +124,7 @@ def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> S
         name=parts.name,
         run=parts.settings.run,
         software=parts.software,
-        lsn=parts.log.last_lsn,
-        last_term=parts.log.last_term,
+        state=state,
         promised=parts.promises.load(),
     )
     return StandingBy(

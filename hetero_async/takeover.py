@@ -78,7 +78,7 @@ class Takeover:
         machine = self._machine
         positions = await ask(0)
         terms = [position.term for position in positions.values() if position is not None]
-        against = self._against(positions)
+        against = await self._against(positions)
         if machine.lsn == 0 or (against and not in_spite):
             return against
         reign = Reign(term=max([machine.term, *terms]) + 1, server=machine.name)
@@ -99,20 +99,31 @@ class Takeover:
         self._begin(reign)
         return []
 
-    def _against(self, positions: Mapping[str, Position | None]) -> list[str]:
+    async def _against(self, positions: Mapping[str, Position | None]) -> list[str]:
+        """What would be lost, as far as anybody can tell."""
         machine = self._machine
         if machine.lsn == 0:
             return ["this standby holds no record yet: there is nothing to take over"]
-        lines = []
-        for name, position in positions.items():
-            if position is None and name == machine.server and self._is_replicated:
-                continue  # what it alone has was never acknowledged
-            if position is None:
-                known = f", {self._known_lag()}" if name == machine.server else ""
-                lines.append(f"{name} cannot be asked: what it alone has written down would be lost{known}")
-            elif (position.last_term, position.lsn) > (machine.last_term, machine.lsn) and name != machine.server:
-                lines.append(f"{name} has {position.lsn - machine.lsn} more records: promote that one instead")
-        return lines
+        if self._witness is not None:
+            reign = (await self._witness.look()).reign
+            has_all = reign is None or machine.name in (reign.server, reign.partner)
+            partner = "" if reign is None else reign.partner
+            return [] if has_all else [f"the witness knows {partner or 'no standby'} to have all that was acknowledged"]
+        return [line for name, position in positions.items() if (line := self._against_one(name, position))]
+
+    def _against_one(self, name: str, position: Position | None) -> str:
+        machine = self._machine
+        if position is None and name == machine.server:
+            # With `replicated`, what the server alone has was never acknowledged.
+            lost = f"{name} cannot be asked: what it alone has written down would be lost, {self._known_lag()}"
+            return "" if self._is_replicated else lost
+        if position is None:
+            return f"{name} cannot be asked: what it alone has confirmed would be lost"
+        if position.last_term > machine.last_term:
+            return f"{name} has records of term {position.last_term}: promote that one instead"
+        if position.lsn > machine.lsn and name != machine.server:
+            return f"{name} has {position.lsn - machine.lsn} more records: promote that one instead"
+        return ""
 
     def _known_lag(self) -> str:
         machine = self._machine

@@ -206,12 +206,16 @@ class StatusReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Follow:
-    """Ask for the records after `lsn`, the asker's last one, of term `last_term`. Answered by Following or Cut."""
+    """Ask for the records after `lsn`, the asker's last one. Answered by Following or Cut.
+
+    `terms`, each of which a takeover began, with the record that it `began` with, are those of the asker's log.
+    """
 
     run: str
     software: str
     lsn: int
-    last_term: int
+    terms: tuple[int, ...]
+    began: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from hetero_async.core.messages import (
     Wait,
 )
 from hetero_async.core.reign import Reign, Sighting
+from hetero_async.core.state import State
 
 FOLLOW_EVERY_MS = 1_000
 TURN_EVERY_MS = 1_000
@@ -75,11 +76,13 @@ class Owed:
 
 
 class Standby:
-    def __init__(self, *, name: str, run: str, software: str, lsn: int, last_term: int, promised: int) -> None:
+    def __init__(self, *, name: str, run: str, software: str, state: State, promised: int) -> None:
+        """`state`: what its log came to; it belongs to whoever applies records, and is looked at here."""
         self.name = name
-        self.lsn = lsn
-        self.last_term = last_term
-        self.term = max(promised, last_term)
+        self.lsn = state.lsn
+        self.last_term = state.term
+        self.term = max(promised, state.term)
+        self._state = state
         self.server = ""  # whom it follows
         self.server_lsn = 0
         self.partner = ""
@@ -154,9 +157,9 @@ class Standby:
             self._confirm(now_ms)
         elif not self.is_joined and now_ms - self._said_ms >= FOLLOW_EVERY_MS:
             self._said_ms = now_ms
-            self._owed.messages.append(
-                Follow(run=self._run, software=self._software, lsn=self.lsn, last_term=self.last_term)
-            )
+            terms, began = zip(*self._state.promotions, strict=True) if self._state.promotions else ((), ())
+            follow = Follow(run=self._run, software=self._software, lsn=self.lsn, terms=terms, began=began)
+            self._owed.messages.append(follow)
 
     def _confirm(self, now_ms: int) -> None:
         if self.is_joined and not self.is_taking_over:

@@ -111,9 +111,15 @@ class State:
         """Everything is trained, merged and published."""
         return self.is_trained and not self.pending and self.publish_versions[self.publish] == self.version
 
-    def last_lsn_of(self, term: int) -> int:
-        """The last record that terms up to this one have in this history."""
-        return next((first - 1 for later, first in self.promotions if later > term), self.lsn)
+    def common_lsn(self, promotions: list[tuple[int, int]]) -> int:
+        """The last record that this history shares with another one of the run, given that one's takeovers.
+
+        A term has one server: where two histories have the same terms they are the same, and they part where the first
+        of them goes over to a term that the other does not go over to just there.
+        """
+        shared = sum(ours == theirs for ours, theirs in zip(self.promotions, promotions, strict=False))
+        parting = [*self.promotions[shared : shared + 1], *promotions[shared : shared + 1]]
+        return min((first - 1 for _, first in parting), default=self.lsn)
 
     def staleness(self, anchor_version: int) -> int:
         """Of a delta that would be merged by the next outer step."""

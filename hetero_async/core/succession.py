@@ -1,7 +1,7 @@
 """What the server hears of who reigns, and who comes after it: from standbys, from the witness, from its successor.
 
-Part of the server's machine. A standby's records are told from ours by their terms: a term has one server, so two logs
-agree up to the end of the last term that both have. A server that hears of a higher term has been deposed, and stops.
+Part of the server's machine. A standby's records are told from ours by the terms that its log went through: a term has
+one server, so two logs agree for as long as their terms do. A server that hears of a higher term stops.
 """
 
 from hetero_async.core.events import Followed, Witnessed
@@ -64,12 +64,13 @@ class Succession:
                 self.deposed = f"{server} has taken over, in term {higher}"
 
     def _follow(self, standby: str, follow: Follow) -> None:
-        common = self._state.last_lsn_of(follow.last_term)
+        promotions = list(zip(follow.terms, follow.began, strict=False))
+        common, last_term = self._state.common_lsn(promotions), max(follow.terms, default=0)
         if follow.run != self._run:
             reason = f'this server trains the run "{self._run}", not "{follow.run}"'
             self._post.send(standby, Refused(reason=reason))
-        elif follow.last_term > self._state.term:
-            self.deposed = f"{standby} has records of term {follow.last_term}, and this is term {self._state.term}"
+        elif last_term > self._state.term:
+            self.deposed = f"{standby} has records of term {last_term}, and this is term {self._state.term}"
         elif follow.lsn > common:
             self._post.send(standby, Cut(lsn=common))
         else:
