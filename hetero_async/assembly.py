@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from hetero_async.actors.supervisor import RestartWindow, supervise
+from hetero_async.archiving import Archiving
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core.messages import StatusReport, StatusRequest
 from hetero_async.core.records import Entry
@@ -22,11 +23,13 @@ from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
 from hetero_async.ports import Checkpoint, Link, Observer
 from hetero_async.replay import recover, replay
 from hetero_async.serve import Serving
+from hetero_async.shell.archive import open_archive
+from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log, run_of
 from hetero_async.shell.store import CheckpointStore
-from hetero_async.shell.threads import in_thread
+from hetero_async.shell.threads import abandonable, in_thread
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict, verify
 
@@ -53,6 +56,7 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
         model = ServerModel()
         state = recover(log, store, model, observer)
         _check_settings(config, state)
+        archiving = _archiving(config, log.directory, store.directory, observer)
         machine = Server(config.settings(), state)
         async with open_server_link(
             control=config.server.address,
@@ -72,8 +76,10 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
                 observer=observer,
                 checkpoint_every=config.server.checkpoint_every,
                 keep_log=config.server.keep_log,
+                archiving=archiving,
             )
             await _until_stopped(serving, exit_when_finished)
+        await _archive_rest(archiving, observer)
     finally:
         log.close()
 
@@ -89,6 +95,30 @@ def _check_settings(config: RunConfig, state: State) -> None:
             f"{config.directory} holds a run with {name} = {logged!r}, and run.toml says {wanted!r}: "
             "this cannot change any more; put it back, or choose another run.directory"
         )
+
+
+def _archiving(config: RunConfig, log: Path, checkpoints: Path, observer: Observer) -> Archiving | None:
+    if not config.server.archive:
+        return None
+    return Archiving(
+        run=config.run.name,
+        archive=open_archive(config.server.archive, config.path.parent),
+        holdings=DirectoryHoldings(log, checkpoints),
+        blocking=in_thread,
+        network=abandonable,
+        observer=observer,
+    )
+
+
+async def _archive_rest(archiving: Archiving | None, observer: Observer) -> None:
+    """Nobody waits for the server any more, so it may wait a while for the archive."""
+    if archiving is None:
+        return
+    observer.event("archiving the rest", seconds_at_most=FAREWELL_SECONDS)
+    with trio.move_on_after(FAREWELL_SECONDS) as waiting:
+        await archiving.finish()
+    told = "archive incomplete" if waiting.cancelled_caught or archiving.alarm else "archive complete"
+    observer.event(told, lsn=archiving.lsn, checkpoint=archiving.checkpoint_lsn)
 
 
 async def _until_stopped(serving: Serving, exit_when_finished: bool) -> None:
@@ -196,11 +226,14 @@ def _oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
     """Genesis where the log still has it, else the oldest checkpoint, and the entries from there on."""
     entries = read_log(log, None)
     first = next(entries, None)
-    if first is None:
-        raise UserError(f"{log}: holds no record yet")
-    if first.lsn == 1:
+    if first is not None and first.lsn == 1:
         return None, itertools.chain([first], entries)
     store = CheckpointStore(log.parent / "checkpoints", run_of(log), in_thread)
+    if first is None:
+        checkpoint = store.load_newest()
+        if checkpoint is None:
+            raise UserError(f"{log}: holds no record yet")
+        return checkpoint, read_log(log, None, checkpoint.lsn)
     # A power cut may have brought back one that was dropped; the log does not reach back to it any more.
     reached = [lsn for lsn in store.lsns() if lsn + 1 >= first.lsn]
     if not reached:

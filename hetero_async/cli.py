@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from hetero_async import assembly
 from hetero_async.config import RunConfig
 from hetero_async.errors import EXIT_CORRUPT, HeteroAsyncError, LogCorrupt, UserError, first_error
+from hetero_async.restoring import restore
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -159,6 +160,9 @@ def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run:
     """
     state = assembly.export(RunConfig.load(run), out)
     print(f"wrote {out}: version {state.version}")
+
+
+app.command()(restore)
 
 
 @app.command()

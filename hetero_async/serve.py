@@ -14,6 +14,7 @@ import trio
 
 from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
+from hetero_async.archiving import Archiving
 from hetero_async.bulk import Bulk
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
 from hetero_async.core.messages import Hello, StatusReport, StatusRequest
@@ -47,6 +48,7 @@ class Serving:
         observer: Observer,
         checkpoint_every: int,
         keep_log: bool,
+        archiving: Archiving | None = None,
     ) -> None:
         self.machine = machine
         self.model = model
@@ -57,6 +59,7 @@ class Serving:
         self.observer = observer
         self.checkpoint_every = checkpoint_every
         self.keep_log = keep_log
+        self.archiving = archiving
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
@@ -84,6 +87,8 @@ class Serving:
             "bulk lane": self._bulk.run,
             "checkpointer": functools.partial(self._checkpoints.serve, self._save),
         }
+        if self.archiving is not None:
+            helpers["archiver"] = self.archiving.run
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 functools.partial(
@@ -197,6 +202,8 @@ class Serving:
     async def _save(self, checkpoint: Checkpoint) -> None:
         try:
             covered = await self.store.save(checkpoint)
+            if self.archiving is not None:
+                covered = self.archiving.not_needed(covered)
             if not self.keep_log:
                 await self.blocking(self.log.drop_before, covered + 1)
             self.observer.event("checkpoint", lsn=checkpoint.lsn)
@@ -251,6 +258,8 @@ class Serving:
             status["state"] = self.paused
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
         status["log"] = {"lsn": self.machine.state.lsn}
+        if self.archiving is not None:
+            status["archive"] = self.archiving.status()
         status["state_hash"] = self.machine.state.digest().hex()
         return status
 

@@ -23,12 +23,12 @@ LAYERS = [
     {"errors"},
     {"core"},
     {"ports", "formats", "actors"},
-    {"desk", "rounds", "transfers", "replay", "bulk", "serve", "train"},
+    {"archiving", "desk", "rounds", "transfers", "replay", "bulk", "serve", "train"},
     {"tensors", "shell"},
     {"tables", "complaints", "config", "watch"},
     {"session", "integrations", "assembly"},
     {"sim"},
-    {"", "__main__", "cli"},
+    {"", "__main__", "cli", "restoring"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -38,11 +38,12 @@ ONLY_IN = {
     "zmq": {"shell"},
     "msgpack": {"formats"},
     "zstandard": {"formats"},
-    "tenacity": {"shell", "actors"},
+    "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
-    "typer": {"cli"},
+    "obstore": {"shell"},
+    "typer": {"cli", "restoring"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli"},
+    "rich": {"watch", "cli", "restoring"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

@@ -22,6 +22,7 @@ from hetero_async.formats.segment import (
     Scanner,
     SegmentHeader,
     pack,
+    segment_file,
 )
 from hetero_async.ports import Blocking
 from hetero_async.shell.disk import DISK, Disk, fatal, fatal_unless_full, sync_directory, write_all, write_durably
@@ -194,7 +195,7 @@ class FileLog:
     def _start_segment(self, total_bytes: int = 0) -> None:
         first_lsn = self.last_lsn + 1
         header = SegmentHeader(run=self.run, first_lsn=first_lsn, chain=self._chain).pack()
-        self._install(self.directory / f"{first_lsn:020d}.log", [header], SEGMENT_HEADER_BYTES + total_bytes)
+        self._install(self.directory / segment_file(first_lsn), [header], SEGMENT_HEADER_BYTES + total_bytes)
         self._segment_first_lsn = first_lsn
 
     def _install(self, path: Path, blocks: Iterable[bytes], size: int) -> None:
