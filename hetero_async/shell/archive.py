@@ -9,20 +9,24 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import ClientConfig, ObjectStore, from_url
+from obstore.store import ObjectStore, from_url
 
 from hetero_async.errors import ArchiveAway, ArchiveConflict, ConfigError
 from hetero_async.ports import Archive, Archived
 from hetero_async.shell.disk import sync_directory
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig  # it is there for type checkers only
+
 SCHEMES = ("s3", "gs", "az")
 # Of one request. A piece is 8 MiB, so a link of 1 Mbit/s is still fast enough.
 REQUEST_SECONDS = 90.0
 CONNECT_SECONDS = 10.0
-MESSAGE_CHARACTERS_MAX = 300
+MESSAGE_CHARACTERS_MAX = 400
 # Beginning of the name of a file being written.
 UNFINISHED = ".unfinished-"
 
@@ -40,15 +44,15 @@ def open_archive(url: str, beside: Path, request_seconds: float = REQUEST_SECOND
     if scheme not in SCHEMES or not rest.strip("/"):
         raise ConfigError(f'archive "{url}": must be s3://BUCKET/PREFIX, gs://…, az://…, file:///… or a directory')
     # What is given here replaces what obstore would take from the environment.
-    client = ClientConfig(
-        allow_http=os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
-        timeout=f"{request_seconds * 1000:.0f}ms",
-        connect_timeout=f"{min(request_seconds, CONNECT_SECONDS) * 1000:.0f}ms",
-    )
+    client: ClientConfig = {
+        "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
+        "timeout": f"{request_seconds * 1000:.0f}ms",
+        "connect_timeout": f"{min(request_seconds, CONNECT_SECONDS) * 1000:.0f}ms",
+    }
     try:
         store = from_url(url, client_options=client, retry_config={"max_retries": 0})
     except (BaseError, ValueError) as error:
-        raise ConfigError(f'archive "{url}": cannot be used: {_first_line(error)}') from None
+        raise ConfigError(f'archive "{url}": cannot be used: {_one_line(error)}') from None
     return ObjectArchive(store)
 
 
@@ -60,7 +64,7 @@ class ObjectArchive:
 
     def put_new(self, name: str, content: bytes) -> None:
         try:
-            with _away_is_told(name, passed=AlreadyExistsError):
+            with _away_is_told(name, AlreadyExistsError):
                 obstore.put(self._store, name, content, mode="create")
         except AlreadyExistsError:
             # Ours, from an attempt whose answer was lost, or from a server with the same records. A store that is just
@@ -77,7 +81,7 @@ class ObjectArchive:
         }
 
     def get(self, name: str) -> bytes:
-        with _away_is_told(name, passed=FileNotFoundError):
+        with _away_is_told(name, FileNotFoundError):
             return bytes(obstore.get(self._store, name).bytes())
 
 
@@ -114,7 +118,7 @@ class DirectoryArchive:
             }
 
     def get(self, name: str) -> bytes:
-        with _away_is_told(name, passed=FileNotFoundError):
+        with _away_is_told(name, FileNotFoundError):
             return (self.directory / name).read_bytes()
 
 
@@ -127,16 +131,17 @@ def _compare(name: str, found: bytes, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _away_is_told(name: str, passed: type[Exception] = ArchiveConflict) -> Iterator[None]:
+def _away_is_told(name: str, *passed: type[Exception]) -> Iterator[None]:
     """Whatever the store, the network or the disk failed of is ArchiveAway, but for what the caller wants to see."""
     try:
         yield
     except (BaseError, OSError) as error:
         if isinstance(error, passed):
             raise
-        raise ArchiveAway(f"{name}: {_first_line(error)}") from None
+        raise ArchiveAway(f"{name}: {_one_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    """An error of obstore goes on with the internals of it."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:MESSAGE_CHARACTERS_MAX]
+def _one_line(error: Exception) -> str:
+    """What obstore says over several lines, without the internals that follow."""
+    words = str(error).partition("\n\nDebug source")[0].split()
+    return " ".join(words)[:MESSAGE_CHARACTERS_MAX] or type(error).__name__
