@@ -102,9 +102,15 @@ def restore_directory(
 
 def _refuse_used(directory: Path) -> None:
     """What an interrupted restore left may go; nothing else."""
+    staging = directory / RESTORING
+    if (directory / "log").exists() and staging.exists() and not (staging / "log").exists():
+        shutil.rmtree(staging)
+        raise UserError(
+            f"{directory}: an earlier restore was done with it; look with: hetero-async verify {directory}/log"
+        )
     for name in ("log", "checkpoints"):
         path = directory / name
-        is_ours = name == "checkpoints" and (directory / RESTORING).exists()
+        is_ours = name == "checkpoints" and staging.exists()
         if path.exists() and not is_ours and any(path.iterdir()):
             raise ConfigError(f"{path}: there is something already; move it away, or choose another directory")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from shell.small_log import inline
+from shell.small_log import SilentDisk, inline
 from small_run import SmallRun
 
 from hetero_async.archiving import Archiving
@@ -69,13 +69,13 @@ class Node:
         self.told = Told()
 
     def append(self, entries: Sequence[Entry]) -> None:
-        log = FileLog.open(self.directory / "log", RUN, inline, segment_bytes=self.segment_bytes)
+        log = FileLog.open(self.directory / "log", RUN, inline, SilentDisk(), self.segment_bytes)
         for entry in entries:
             trio.run(log.append, [entry])
         log.close()
 
     def save(self, entries: Sequence[Entry]) -> None:
-        store = CheckpointStore(self.directory / "checkpoints", RUN, inline)
+        store = CheckpointStore(self.directory / "checkpoints", RUN, inline, SilentDisk())
         trio.run(store.save, checkpoint_of(entries))
 
     def segments(self) -> list[int]:

@@ -31,7 +31,7 @@ MESSAGE_CHARACTERS_MAX = 400
 UNFINISHED = ".unfinished-"
 
 
-def open_archive(url: str, beside: Path, request_seconds: float = REQUEST_SECONDS) -> Archive:
+def open_archive(url: str, beside: Path, request_seconds: float = 0.0) -> Archive:
     """The archive at a URL or in a directory, relative to `beside`; asks nobody yet. Raises ConfigError.
 
     Endpoint, region and credentials of an object store come from the environment, as obstore documents them.
@@ -43,11 +43,12 @@ def open_archive(url: str, beside: Path, request_seconds: float = REQUEST_SECOND
         return DirectoryArchive(Path(rest))
     if scheme not in SCHEMES or not rest.strip("/"):
         raise ConfigError(f'archive "{url}": must be s3://BUCKET/PREFIX, gs://…, az://…, file:///… or a directory')
+    seconds = request_seconds or REQUEST_SECONDS
     # What is given here replaces what obstore would take from the environment.
     client: ClientConfig = {
         "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
-        "timeout": f"{request_seconds * 1000:.0f}ms",
-        "connect_timeout": f"{min(request_seconds, CONNECT_SECONDS) * 1000:.0f}ms",
+        "timeout": f"{seconds * 1000:.0f}ms",
+        "connect_timeout": f"{min(seconds, CONNECT_SECONDS) * 1000:.0f}ms",
     }
     try:
         store = from_url(url, client_options=client, retry_config={"max_retries": 0})

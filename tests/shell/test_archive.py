@@ -107,11 +107,12 @@ def test_what_was_not_given_whole_is_not_given(bucket: tuple[Proxy, Archive], fa
     proxy, archive = bucket
     archive.put_new("run/x", b"content")
     proxy.method = "GET"
-    proxy.faults.extend([fault, fault])
+    proxy.faults.append(fault)
     with pytest.raises(ArchiveAway, match="run/x: "):
         archive.get("run/x")
-    with pytest.raises(ArchiveAway):
-        archive.list()
+    proxy.faults.append("torn within")
+    with pytest.raises(ArchiveAway, match="run: "):
+        archive.list("run")
     assert archive.get("run/x") == b"content"
 
 
