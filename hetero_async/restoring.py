@@ -19,8 +19,8 @@ from hetero_async.errors import ConfigError, LogCorrupt, UserError
 from hetero_async.ports import Archive
 from hetero_async.shell.archive import open_archive
 from hetero_async.shell.disk import sync_directory
-from hetero_async.shell.log import read_log
 from hetero_async.shell.retrieval import History, Retrieval, lay_out, listed, written
+from hetero_async.shell.segments import read_log
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel

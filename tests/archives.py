@@ -11,6 +11,7 @@ from small_run import SmallRun
 from hetero_async.archiving import Archiving
 from hetero_async.core.records import Entry
 from hetero_async.core.state import State
+from hetero_async.formats.segment import FIRST_CHAIN, pack
 from hetero_async.ports import Archive, Checkpoint
 from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.log import FileLog
@@ -33,8 +34,17 @@ def small_run(pushes: int = 8) -> SmallRun:
 def checkpoint_of(entries: Sequence[Entry]) -> Checkpoint:
     """What a server with exactly these records would save."""
     state, model = replayed(entries)
+    chain = FIRST_CHAIN
+    for entry in entries:
+        _, chain = pack(entry, chain)
     return Checkpoint(
-        run=RUN, lsn=state.lsn, term=state.term, state=state.dump(), state_hash=state.digest(), model=model.snapshot()
+        run=RUN,
+        lsn=state.lsn,
+        term=state.term,
+        chain=chain,
+        state=state.dump(),
+        state_hash=state.digest(),
+        model=model.snapshot(),
     )
 
 

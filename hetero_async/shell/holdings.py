@@ -11,11 +11,11 @@ from pathlib import Path
 
 import xxhash
 
-from hetero_async.errors import LogCorrupt
-from hetero_async.formats.archived import CheckpointName, SegmentName
+from hetero_async.formats.archived import CheckpointName, SegmentName, hash_of
 from hetero_async.formats.segment import Scanner
 from hetero_async.formats.snapshot import decode_manifest
 from hetero_async.ports import Held
+from hetero_async.shell.segments import first_lsn_of, segment_paths
 from hetero_async.shell.store import LSN_DIGITS, MANIFEST, MODEL
 
 
@@ -25,15 +25,15 @@ class DirectoryHoldings:
         self.checkpoints = checkpoints
 
     def genesis(self) -> bytes | None:
-        paths = _numbered(self.log, "*.log")
-        if not paths or int(paths[0].stem) != 1:
+        paths = segment_paths(self.log)
+        if not paths or first_lsn_of(paths[0]) != 1:
             return None
         with paths[0].open("rb", buffering=0) as file:
             scanner = Scanner(file, name=str(paths[0]), is_last=len(paths) == 1)
             return scanner.chain if next(iter(scanner), None) else None
 
     def segment_after(self, lsn: int, with_open: bool) -> Held | None:
-        paths = _numbered(self.log, "*.log")
+        paths = segment_paths(self.log)
         newer = [path for path, last in zip(paths, _last_lsns(paths), strict=True) if last is None or last > lsn]
         if not newer or (newer[0] is paths[-1] and not with_open):
             return None
@@ -52,11 +52,12 @@ class DirectoryHoldings:
             lsn=scanner.last_lsn,
             term=scanner.term,
             chain=scanner.chain,
+            file_hash=hash_of(file, scanner.offset),
         )
         return Held(name=str(name), file=file, size_bytes=scanner.offset, lsn=scanner.last_lsn)
 
     def checkpoint_after(self, lsn: int) -> Sequence[Held]:
-        paths = _numbered(self.checkpoints, "[0-9]" * LSN_DIGITS)
+        paths = sorted(self.checkpoints.glob("[0-9]" * LSN_DIGITS))
         if not paths or int(paths[-1].name) <= lsn:
             return ()
         packed = (paths[-1] / MANIFEST).read_bytes()
@@ -65,7 +66,7 @@ class DirectoryHoldings:
             run=known.run,
             lsn=known.lsn,
             term=known.term,
-            chain=self._chain_after(known.lsn),
+            chain=known.chain,
             manifest_hash=xxhash.xxh3_128_digest(packed),
         )
         model = (paths[-1] / MODEL).open("rb")
@@ -75,26 +76,8 @@ class DirectoryHoldings:
             for name, file in ((MODEL, model), (MANIFEST, io.BytesIO(packed)))
         ]
 
-    def _chain_after(self, lsn: int) -> bytes:
-        """The log holds every record from the older of two checkpoints on, or begins right after a restored one."""
-        paths = [path for path in _numbered(self.log, "*.log") if int(path.stem) <= lsn + 1]
-        if not paths:
-            raise LogCorrupt(f"{self.log}: holds no record {lsn}, of which there is a checkpoint")
-        with paths[-1].open("rb", buffering=0) as file:
-            scanner = Scanner(file, name=str(paths[-1]), is_last=True)
-            for entry in scanner if scanner.last_lsn < lsn else ():
-                if entry.lsn == lsn:
-                    break
-        if scanner.last_lsn != lsn:
-            raise LogCorrupt(f"{paths[-1]}: holds no record {lsn}, of which there is a checkpoint")
-        return scanner.chain
-
-
-def _numbered(directory: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in directory.glob(pattern) if path.stem.isdigit())
-
 
 def _last_lsns(paths: Sequence[Path]) -> list[int | None]:
     """The last record of each segment, as the name of the next one tells it; None for the open one."""
-    following = [int(path.stem) - 1 for path in paths[1:]]
+    following = [first_lsn_of(path) - 1 for path in paths[1:]]
     return [*following, *([None] if paths else [])]

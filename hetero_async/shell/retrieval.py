@@ -12,14 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import tenacity
-import xxhash
 
 from hetero_async.errors import ArchiveAway, ConfigError, LogCorrupt, UserError
-from hetero_async.formats.archived import CheckpointName, SegmentName, checkpoint_name, segment_name, whole_files
-from hetero_async.formats.segment import BLOCK_BYTES, FIRST_CHAIN, Scanner, SegmentHeader, segment_file
+from hetero_async.formats.archived import (
+    CheckpointName,
+    SegmentName,
+    checkpoint_name,
+    hash_of,
+    segment_name,
+    whole_files,
+)
+from hetero_async.formats.segment import FIRST_CHAIN, Scanner, SegmentHeader, segment_file
 from hetero_async.formats.snapshot import decode_manifest
 from hetero_async.ports import Archive, Archived
 from hetero_async.shell.disk import full_is_told, sync_directory, write_durably
@@ -168,10 +174,11 @@ class Retrieval:
         try:
             packed = self._fetch(f"{checkpoint}{MANIFEST}").read_bytes()
             manifest = decode_manifest(packed, f"{checkpoint}{MANIFEST}")
-            if (manifest.run, manifest.lsn) != (self.run, checkpoint.lsn):
+            if (manifest.run, manifest.lsn, manifest.chain) != (self.run, checkpoint.lsn, checkpoint.chain):
                 raise LogCorrupt(f"{checkpoint}: holds another checkpoint than its name says")
-            with self._fetch(f"{checkpoint}{MODEL}").open("rb") as file:
-                if _hash(file) != manifest.file_hash:
+            model = self._fetch(f"{checkpoint}{MODEL}")
+            with model.open("rb") as file:
+                if hash_of(file, model.stat().st_size) != manifest.file_hash:
                     raise LogCorrupt(f"{checkpoint}{MODEL}: fails its checksum")
         except LogCorrupt as error:
             self._set_aside(str(checkpoint), error)
@@ -263,10 +270,3 @@ def _insist(call: Callable[..., T], *arguments: object) -> T:
         return patiently(call, *arguments)
     except FileNotFoundError as error:
         raise ArchiveAway(f"{arguments[0]}: was listed, and is gone: {error}".splitlines()[0]) from None
-
-
-def _hash(file: BinaryIO) -> bytes:
-    found = xxhash.xxh3_128()
-    while block := file.read(BLOCK_BYTES):
-        found.update(block)
-    return found.digest()

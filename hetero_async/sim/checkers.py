@@ -6,17 +6,17 @@ ARCHITECTURE.md.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import xxhash
 
 from hetero_async.core.messages import Ack, Message, Nack, Push
-from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, Published, RunSettings, Stepped
+from hetero_async.core.records import Delta, Entry, Published, RunSettings
 from hetero_async.core.state import State
 from hetero_async.shell.store import KEPT
 from hetero_async.sim.disk import SimulatedDisk
+from hetero_async.sim.story import Chapter, Key, Publish, Story
 from hetero_async.tensors.codecs import decode_payload
 from hetero_async.tensors.replica import read_object
 
@@ -59,23 +59,26 @@ class Account:
 
 
 class Judge:
-    def __init__(self, settings: RunSettings, fail: Callable[[Violation], None]) -> None:
-        """`fail` is told of the first violation."""
+    def __init__(
+        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1
+    ) -> None:
+        """`fail` is told of the first violation. `copies`: on so many of the nodes' disks is what is acknowledged."""
         self.settings = settings
         self.violation: Violation | None = None
         self.accounts: dict[str, Account] = {}
+        self.story = Story()
+        self.forgiven: dict[Key, bool] = {}  # acknowledged by a server that was lost with its site; `local` allows it
         self._fail = fail
-        self._history: list[bytes] = []  # by lsn − 1: hash of the record
+        self._nodes = nodes
+        self._copies = copies
         self._hashes: dict[int, tuple[bytes, bytes]] = {}  # lsn → hashes of state and model
-        self.deltas: dict[tuple[str, int], int] = {}  # (worker, seq) → lsn
-        self._takers: dict[int, tuple[str, int]] = {}  # position → the delta that counted it
-        self._active: dict[str, bool] = {}
-        self._version = 0
-        self.publishes: list[tuple[int, torch.Tensor, dict[str, int]]] = []  # version, θ̂, merged seq by worker
+        self._reached: dict[str, int] = {}  # node → up to which record it has applied the story
+        self._astray: dict[str, int] = {}  # node → after which record it is on a branch of its own
+        self._servers: dict[int, str] = {}  # term → who acknowledges in it
 
     @property
     def trained(self) -> int:
-        return len(self._takers)
+        return len(self.story.takers)
 
     @property
     def acknowledged(self) -> int:
@@ -93,62 +96,87 @@ class Judge:
             self.violation = Violation(invariant, what)
             self._fail(self.violation)
 
-    # --- the server ---
+    # --- what a node says ---
 
-    def sends(self, worker: str, message: Message, disk: SimulatedDisk) -> None:
-        """A message leaves the server. An acknowledgement must be of something that no power cut takes away."""
+    def sends(self, node: str, term: int, worker: str, message: Message, disks: Mapping[str, SimulatedDisk]) -> None:
+        """A message leaves. An acknowledgement must be of something that no disaster takes away."""
         account = self.account(worker)
         if isinstance(message, Nack):
             account.nacked[message.seq] = True
-            if (worker, message.seq) in self.deltas and message.seq in account.unanswered:
+            if (worker, message.seq) in self.story.deltas and message.seq in account.unanswered:
                 self.violated("1", f"delta {message.seq} of {worker} is refused, and it is in the log")
         if not isinstance(message, Ack):
             return
         name, lsn = f"delta {message.seq} of {worker}", message.lsn
-        if account.acknowledged.setdefault(message.seq, lsn) != lsn:
+        if self._servers.setdefault(term, node) != node:
+            self.violated("5", f"{node} and {self._servers[term]} both acknowledge in term {term}")
+        elif lsn > self._astray.get(node, lsn):
+            self._lose({(worker, message.seq): lsn}, f"{node}, deposed, acknowledges")
+        elif account.acknowledged.setdefault(message.seq, lsn) != lsn:
             self.violated("1", f"{name} is acknowledged as record {lsn} and as {account.acknowledged[message.seq]}")
-        elif self.deltas.get((worker, message.seq)) != lsn:
+        elif self.story.deltas.get((worker, message.seq)) != lsn:
             self.violated("1", f"{name} is acknowledged as record {lsn}, which was not applied")
-        elif not (_is_in_checkpoints(lsn, disk) or disk.is_durable(account.saved[message.seq][1], disk.root / "log")):
-            self.violated("1", f"{name} is acknowledged, and a power cut would lose it")
+        elif not self._is_safe(node, lsn, account.saved[message.seq][1], disks):
+            self.violated("1", f"{name} is acknowledged, and a power cut or the loss of a site would lose it")
 
-    def applied(self, entry: Entry, shadow: torch.Tensor, publish: bytes) -> None:
-        """A record was applied, for the first time or in a recovery. What was applied once never changes.
+    def _is_safe(self, node: str, lsn: int, payload: bytes, disks: Mapping[str, SimulatedDisk]) -> bool:
+        holders = [name for name in self._nodes if _holds(disks[name], lsn, payload, 1 if name != node else KEPT)]
+        return node in holders and len(holders) >= self._copies
+
+    def _lose(self, deltas: Mapping[Key, int], how: str) -> None:
+        """Acknowledged, and no part of the run's history."""
+        for worker, seq in deltas:
+            if self.account(worker).acknowledged.pop(seq, None) is not None or "acknowledges" in how:
+                self.forgiven[worker, seq] = True
+                if self._copies > 1:
+                    self.violated("1", f"{how} delta {seq} of {worker}, which is not in the run's history")
+
+    # --- what a node does ---
+
+    def applied(self, node: str, entry: Entry, shadow: torch.Tensor, publish: bytes) -> None:
+        """A node has applied a record, for the first time or in a recovery. What was applied once never changes.
 
         `shadow` is θ̂ now; `publish` is what workers are to fetch, where the record made one.
         """
-        record_hash = xxhash.xxh3_128_digest(repr((entry.lsn, entry.term, entry.record)).encode() + entry.payload)
-        if entry.lsn <= len(self._history):
-            if record_hash != self._history[entry.lsn - 1]:
-                self.violated("3", f"record {entry.lsn} is not the one that was applied before")
-            return
-        if entry.lsn != len(self._history) + 1:
-            self.violated("3", f"record {entry.lsn} is applied, record {len(self._history) + 1} never was")
-            return
-        self._history.append(record_hash)
-        match entry.record:
-            case Joined() as joined:
-                self._active[joined.worker] = True
-            case Left() as left:
-                self._active.pop(left.worker, None)
-            case Delta() as delta:
-                self._admitted(entry, delta)
-            case Stepped():
-                self._version += 1
-            case Genesis():
-                self.publishes.append((0, shadow.clone(), {}))
-            case Published() as published:
-                note, payload = read_object(publish)
-                moved = decode_payload(note.codec, payload, shadow.numel()).add_(self.publishes[-1][1])
-                if not torch.equal(moved, shadow):
-                    self.violated("6", f"publish {published.number} does not take workers to where the server stands")
-                self.publishes.append((self._version, shadow.clone(), dict(published.merged)))
+        chapter, known = Chapter.of(entry, shadow), self.story.at(entry.lsn)
+        if known is not None and known.digest == chapter.digest:
+            self._reached[node] = max(self._reached.get(node, 0), entry.lsn)
+        elif entry.term < (self.story.term if known is None else known.term):
+            self._astray[node] = min(self._astray.get(node, entry.lsn), entry.lsn - 1)
+        elif known is not None and entry.term == known.term:
+            self.violated("3", f"record {entry.lsn} is not the one that was applied before")
+        elif known is None and entry.lsn != self.story.lsn + 1:
+            self.violated("3", f"record {entry.lsn} is applied, record {self.story.lsn + 1} never was")
+        else:
+            self._end_at(entry.lsn - 1)
+            self._begins(node, entry, chapter, publish)
+
+    def _end_at(self, lsn: int) -> None:
+        """A takeover: what an older term had after this record is not the run's."""
+        if lsn < self.story.lsn:
+            lost = self.story.cut(lsn)
+            for node, reached in self._reached.items():
+                if reached > lsn:
+                    self._astray[node], self._reached[node] = lsn, lsn
+            self._hashes = {at: hashes for at, hashes in self._hashes.items() if at <= lsn}
+            self._lose(lost, "a takeover loses")
+
+    def _begins(self, node: str, entry: Entry, chapter: Chapter, publish: bytes) -> None:
+        if isinstance(entry.record, Delta):
+            self._admitted(entry, entry.record)
+        if isinstance(entry.record, Published):
+            note, payload = read_object(publish)
+            assert chapter.shadow is not None
+            moved = decode_payload(note.codec, payload, chapter.shadow.numel()).add_(self.story.publishes[-1].shadow)
+            if not torch.equal(moved, chapter.shadow):
+                self.violated("6", f"publish {note.number} does not take workers to where the server stands")
+        self.story.append(chapter)
+        self._reached[node] = entry.lsn
 
     def _admitted(self, entry: Entry, delta: Delta) -> None:
-        key, name = (delta.worker, delta.seq), f"delta {delta.seq} of {delta.worker}"
-        if key in self.deltas:
-            self.violated("1", f"{name} is in the log twice: records {self.deltas[key]} and {entry.lsn}")
-        self.deltas[key] = entry.lsn
+        key, name, story = (delta.worker, delta.seq), f"delta {delta.seq} of {delta.worker}", self.story
+        if key in story.deltas:
+            self.violated("1", f"{name} is in the log twice: records {story.deltas[key]} and {entry.lsn}")
         if delta.seq not in self.account(delta.worker).saved:
             self.violated("1", f"{name} is in the log, and its worker never saved it")
             return
@@ -156,33 +184,38 @@ class Judge:
         if (payload, push.ranges) != (entry.payload, delta.ranges):
             self.violated("1", f"{name} is in the log, and not as its worker saved it")
         for position in _positions(delta.ranges):
-            taker = self._takers.setdefault(position, key)
-            if taker != key:
+            if (taker := story.takers.get(position)) is not None:
                 self.violated("2", f"position {position} is counted in {name}, and in delta {taker[1]} of {taker[0]}")
-        versions_per_round = len(self._active) if self.settings.merge == "per-push" else 1
-        staleness = self._version - self.publishes[push.anchor][0]
+        versions_per_round = len(story.active) if self.settings.merge == "per-push" else 1
+        staleness = story.version - story.publishes[push.anchor].version
         if staleness > self.settings.max_staleness * versions_per_round:
             self.violated("4", f"{name} is admitted {staleness} versions behind")
 
-    def settled(self, state: State, model_hash: bytes) -> None:
+    def settled(self, node: str, state: State, model_hash: bytes) -> None:
         """A batch of records is durable and applied."""
-        self._hashes[state.lsn] = (state.digest(), model_hash)
+        if self.story.has(state.lsn, state.term):
+            self._hashes[state.lsn] = (state.digest(), model_hash)
         if not state.ledger.is_exact():
             self.violated("2", f"after record {state.lsn}: leased, free and trained positions do not add up")
 
-    def recovered(self, state: State, model_hash: bytes) -> None:
-        """A server has come back. Records that nobody saw applied may come back with it; those applied must."""
-        if state.lsn < len(self._history):
-            self.violated("1", f"recovered up to record {state.lsn}, but record {len(self._history)} had been applied")
-        elif any(state.members[worker].last_seq != seq for worker, seq in self._last_seqs().items()):
-            self.violated("1", f"recovered at record {state.lsn}, and which deltas were admitted is not known any more")
-        elif self._hashes.get(state.lsn, (state.digest(), model_hash)) != (state.digest(), model_hash):
-            self.violated("3", f"recovered at record {state.lsn} with other hashes than the server had there")
+    def recovered(self, node: str, state: State, model_hash: bytes) -> None:
+        """A node has come back. Records that nobody saw applied may come back with it; those that it applied must."""
+        if not self.story.has(state.lsn, state.term):
+            return  # on a branch that a takeover has ended
+        self._astray.pop(node, None)
+        reached, hashes = self._reached.get(node, 0), (state.digest(), model_hash)
+        if state.lsn < reached:
+            self.violated("1", f"{node} is back up to record {state.lsn}, but it had applied record {reached}")
+        elif any(state.members[worker].last_seq != seq for worker, seq in self._last_seqs(state.lsn).items()):
+            self.violated("1", f"{node} is back at record {state.lsn}, and does not know which deltas were admitted")
+        elif self._hashes.get(state.lsn, hashes) != hashes:
+            self.violated("3", f"{node} is back at record {state.lsn} with other hashes than were seen there")
 
-    def _last_seqs(self) -> dict[str, int]:
+    def _last_seqs(self, lsn: int) -> dict[str, int]:
         last: dict[str, int] = {}
-        for worker, seq in self.deltas:
-            last[worker] = max(seq, last.get(worker, 0))
+        for (worker, seq), at in self.story.deltas.items():
+            if at <= lsn:
+                last[worker] = max(seq, last.get(worker, 0))
         return last
 
     def lost(self, state: State) -> int:
@@ -255,14 +288,25 @@ class Life:
     def dropped(self, seq: int, is_acknowledged: bool) -> None:
         account = self._judge.account(self._worker)
         account.unanswered.pop(seq, None)
-        if is_acknowledged and (self._worker, seq) not in self._judge.deltas:
+        key = (self._worker, seq)
+        if is_acknowledged and key not in self._judge.story.deltas and key not in self._judge.forgiven:
             self._judge.violated("1", f"delta {seq} of {self._worker} is dropped as acknowledged, and was not admitted")
 
     def aimed(self, publish: int, pending: Sequence[tuple[str, bytes]], target: torch.Tensor) -> None:
         """Where the parameters shall stand: θ̂ − Σ own deltas that are neither in it nor refused, to the bit."""
-        _, shadow, merged = self._judge.publishes[publish]
+        aims = [self._aim(seen, pending) for seen in self._judge.story.seen_as(publish)]
+        known, missing = next(
+            ((known, missing) for expected, known, missing in aims if torch.equal(expected, target)), (-1, [])
+        )
+        if known < 0:
+            self._judge.violated("6", f"{self._worker} aims elsewhere than at publish {publish} less its open deltas")
+        self._aims.append((target, known, missing))
+
+    def _aim(self, seen: Publish, pending: Sequence[tuple[str, bytes]]) -> tuple[torch.Tensor, int, list[int]]:
+        """The right target, how many deltas of this life it takes account of, and which it cannot know of yet."""
         nacked = self._judge.account(self._worker).nacked
-        open_ = [coded for coded in self._order if coded.seq == 0 or coded.seq > merged.get(self._worker, 0)]
+        merged = seen.merged.get(self._worker, 0)
+        open_ = [coded for coded in self._order if coded.seq == 0 or coded.seq > merged]
         left = deque(payload for _, payload in reversed(pending))
         known: list[Coded] = []
         missing: list[int] = []
@@ -272,13 +316,10 @@ class Life:
                 known.insert(0, coded)
             elif coded.seq not in nacked:
                 missing.append(coded.seq)  # it came while this was computed: the target is not for adoption
-        expected = shadow.clone()
+        expected = seen.shadow.clone()
         for coded in known:
             expected.sub_(decode_payload(coded.codec, coded.payload, expected.numel()))
-        if left or not torch.equal(expected, target):
-            have = [coded.seq for coded in known]
-            self._judge.violated("6", f"{self._worker} aims elsewhere than at publish {publish} less its deltas {have}")
-        self._aims.append((target, len(self._order) - len(missing), missing))
+        return expected, -1 if left else len(self._order) - len(missing), missing
 
     def began(self, target: torch.Tensor) -> None:
         """The parameters stand on a target, with no progress."""
@@ -296,10 +337,12 @@ class Life:
             self._judge.violated("6", f"{self._worker} loses progress when it moves")
 
 
-def _is_in_checkpoints(lsn: int, disk: SimulatedDisk) -> bool:
-    """Whether two checkpoints that no power cut takes away, so that one of them may be damaged, replace the record."""
+def _holds(disk: SimulatedDisk, lsn: int, payload: bytes, checkpoints: int) -> bool:
+    """Whether a record outlives any power cut there: in the log, or in so many checkpoints."""
     names = disk.durable_names(disk.root / "checkpoints")
-    return sum(name.isdigit() and int(name) >= lsn for name in names) >= KEPT
+    is_covered = sum(name.isdigit() and int(name) >= lsn for name in names) >= checkpoints
+    log = disk.root / "log"
+    return is_covered or (log.exists() and disk.is_durable(payload, log))
 
 
 def _positions(ranges: Sequence[tuple[int, int]]) -> list[int]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from hetero_async.core.records import RunSettings
+from hetero_async.core.replication import Durability
 from hetero_async.errors import UserError
 from hetero_async.sim.network import Condition
 
-SERVER = "server"
+SERVER, WITNESS = "server", "etcd"  # names, and sites of their own
 # What can go wrong, with how often it is drawn, and how long it lasts, from … to, in seconds.
 FAULTS: dict[str, tuple[float, float, float]] = {
     "kill worker": (3, 0.2, 12),  # seconds: until it is started again
@@ -36,7 +37,23 @@ FAULTS: dict[str, tuple[float, float, float]] = {
     "damage checkpoint": (1, 0.2, 4),
     "damage log": (0.3, 0.2, 1),
 }
+# What else can go wrong where there are standbys.
+CLUSTER_FAULTS: dict[str, tuple[float, float, float]] = {
+    "kill standby": (3, 0.2, 8),
+    "cut standby's power": (2, 0.2, 8),
+    "freeze standby": (2, 0.5, 12),
+    "cut servers apart": (3, 0.5, 12),
+    "cut servers apart one way": (2, 0.5, 12),
+    "cut a server from the witness": (2, 0.5, 12),
+    "lose the witness": (1, 0.5, 8),
+    "lose the server's site": (3, 4, 14),
+    "lose all servers": (1, 0.5, 6),
+    "promote": (2, 0, 0),
+}
+ALL_FAULTS = FAULTS | CLUSTER_FAULTS
 # Damage that a run survives once only: there are two checkpoints, and the older one is needed then.
+# With other nodes about, one that must halt need not end the run; what comes of it then is a scenario's subject.
+NOT_IN_CLUSTERS = frozenset({"damage log", "damage checkpoint"})
 ONCE = frozenset({"damage checkpoint", "damage log"})
 CHAOS_SECONDS = 14.0
 
@@ -80,6 +97,14 @@ class Plan:
     segment_bytes: int = 16 * 1024
     chunk_bytes: int = 1024 * 1024
     work_seconds: float = 0.003  # what coding, applying or an fsync takes at most
+    standbys: tuple[str, ...] = ()
+    rules: Durability = Durability()  # noqa: RUF009, it is frozen
+    backbone: Condition = Condition()  # noqa: RUF009, frozen too; between the sites of servers and of the witness
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The server that the run begins with, and its standbys."""
+        return (SERVER, *self.standbys)
 
     def only(self, numbers: Iterable[int]) -> "Plan":
         """The same world with these of its faults, counted from 0. Raises UserError for a number that it has not."""
@@ -95,10 +120,15 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
     random = Random(f"plan {seed}")
     sites = [f"site{number}" for number in range(random.randint(1, 3))]
     workers = tuple(_worker(random, number, sites) for number in range(random.randint(2, 7)))
+    cluster = _cluster(Random(f"cluster {seed}"), only)
     # A swarm of few kinds digs deeper than a mix of all.
     kinds = list(only) or random.sample(list(FAULTS), random.randint(2, 8))
+    if cluster and not only:
+        kinds = [kind for kind in kinds if kind not in NOT_IN_CLUSTERS][:4]
+        kinds += random.sample(list(CLUSTER_FAULTS), random.randint(2, 5))
     faults = sorted(
-        (_fault(random, kinds, workers, sites) for _ in range(random.randint(3, 14))), key=lambda fault: fault.at
+        (_fault(random, kinds, workers, sites, cluster) for _ in range(random.randint(3, 14))),
+        key=lambda fault: fault.at,
     )
     return Plan(
         seed=seed,
@@ -113,6 +143,27 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
         segment_bytes=random.choice([4, 16, 256]) * 1024,
         chunk_bytes=random.choice([64, 1024 * 1024, 1024 * 1024]),
         work_seconds=random.choice([0.003, 0.03, 0.3]),
+        standbys=cluster,
+        rules=_rules(Random(f"rules {seed}")) if cluster else Durability(),
+        backbone=_link(Random(f"backbone {seed}")),
+    )
+
+
+def _cluster(random: Random, only: Sequence[str]) -> tuple[str, ...]:
+    """The standbys: in half of the worlds one or two; where only some kinds are wanted, as these need them."""
+    names = ("b", "c")[: random.choice([1, 1, 2])]
+    if only:
+        return names if any(kind in CLUSTER_FAULTS for kind in only) else ()
+    return names if random.random() < 0.5 else ()
+
+
+def _rules(random: Random) -> Durability:
+    has_witness = random.random() < 0.7
+    return Durability(
+        durability=random.choice(["local", "replicated", "replicated"]),
+        when_alone="continue" if has_witness and random.random() < 0.3 else "wait",
+        has_witness=has_witness,
+        lease_ms=random.choice([1000, 2000, 4000]),
     )
 
 
@@ -154,9 +205,19 @@ def _link(random: Random) -> Condition:
     )
 
 
-def _fault(random: Random, kinds: list[str], workers: tuple[WorkerPlan, ...], sites: list[str]) -> Fault:
-    kind = random.choices(kinds, [FAULTS[kind][0] for kind in kinds])[0]
-    _, shortest, longest = FAULTS[kind]
+def _fault(
+    random: Random, kinds: list[str], workers: tuple[WorkerPlan, ...], sites: list[str], standbys: tuple[str, ...]
+) -> Fault:
+    kind = random.choices(kinds, [ALL_FAULTS[kind][0] for kind in kinds])[0]
+    _, shortest, longest = ALL_FAULTS[kind]
+    if kind in CLUSTER_FAULTS:
+        return Fault(
+            at=round(random.uniform(1.5, CHAOS_SECONDS), 3),
+            kind=kind,
+            target=random.choice(sites) if kind == "lose the server's site" else random.choice(standbys),
+            seconds=round(random.uniform(shortest, longest), 3),
+            amount=random.random(),
+        )
     is_of_site = "link" in kind or "way" in kind or "site" in kind or kind.endswith(("messages", "connections"))
     return Fault(
         at=round(random.uniform(0.5, CHAOS_SECONDS), 3),

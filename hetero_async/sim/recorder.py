@@ -4,7 +4,7 @@ The judge's account costs more than the training, and random worlds are where it
 world is collected here; learning.py runs them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -61,7 +61,7 @@ class Recorder(Judge):
     def trained(self) -> int:
         return self._taken
 
-    def sends(self, worker: str, message: Message, disk: SimulatedDisk) -> None:
+    def sends(self, node: str, term: int, worker: str, message: Message, disks: Mapping[str, SimulatedDisk]) -> None:
         if isinstance(message, Ack):
             self.account(worker).acknowledged[message.seq] = message.lsn
         elif isinstance(message, Nack):
@@ -98,10 +98,10 @@ class Recorder(Judge):
         loss = self._reading.evaluate(parameters)
         self.curve.append(Point(trio.current_time(), tokens, self._steps, self._stepped, loss))
 
-    def settled(self, state: State, model_hash: bytes) -> None:
+    def settled(self, node: str, state: State, model_hash: bytes) -> None:
         pass
 
-    def recovered(self, state: State, model_hash: bytes) -> None:
+    def recovered(self, node: str, state: State, model_hash: bytes) -> None:
         pass
 
 
@@ -183,7 +183,7 @@ class LearningWorld(World):
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return LastingDisk(directory, random) if self._is_disk_safe else SimulatedDisk(directory, random)
 
-    def make_model(self) -> ServerModel:
+    def make_model(self, node: str) -> ServerModel:
         return RecordedModel(self.recorder)
 
     def make_life(self, worker: str) -> Life:
@@ -192,7 +192,7 @@ class LearningWorld(World):
     def _judge_finished(self) -> None:
         """A finished run has been recorded; its log is not kept, so nobody verifies it."""
 
-    def _step(self, desk: Desk, replica: Replica, student: Student, life: Life, positions: list[int]) -> None:
+    def train(self, desk: Desk, replica: Replica, student: Student, life: Life, positions: list[int]) -> None:
         assert isinstance(student, Reader)
         student.progress = desk.progress
         student.step([sample_at(position, desk.samples, desk.seed) for position in positions])

@@ -20,7 +20,7 @@ TERMS = st.integers(min_value=1, max_value=10**9)
 RUNS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
 
 
-@given(st.builds(SegmentName, run=RUNS, first_lsn=LSNS, lsn=LSNS, term=TERMS, chain=HASHES))
+@given(st.builds(SegmentName, run=RUNS, first_lsn=LSNS, lsn=LSNS, term=TERMS, chain=HASHES, file_hash=HASHES))
 def test_a_segment_s_name_says_what_it_holds(name: SegmentName) -> None:
     assert segment_name(str(name)) == name
     assert checkpoint_name(str(name)) is None
