@@ -53,8 +53,8 @@ class ServerTable(Table):
     )
     archive: str = Field(
         default="",
-        description="checkpoints and log go here too: s3://BUCKET/PREFIX, gs://…, az://… or a directory beside this file;"
-        " endpoint and credentials: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, … in the environment",
+        description="checkpoints and log go here too: s3://BUCKET/PREFIX, gs://…, az://… or a directory;"
+        " endpoint and credentials come from the environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …",
     )
 
 

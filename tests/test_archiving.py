@@ -132,7 +132,7 @@ class Killed(Exception):
 def test_an_uploader_killed_at_any_step_leaves_nothing_half_and_the_next_one_completes_it(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_after: bool
 ) -> None:
-    monkeypatch.setattr(archived, "PIECE_BYTES", 1500)
+    monkeypatch.setattr(archived, "PIECE_BYTES", 1200)
     whole = open_archive("whole", tmp_path)
     node.archive_all(whole)
     steps = len(whole.list())

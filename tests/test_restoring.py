@@ -193,12 +193,18 @@ def test_what_was_archived_wrongly_is_not_put_in_place(node: Node, tmp_path: Pat
 
 def test_a_run_whose_server_is_killed_goes_on_from_the_archive_alone(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
-    with Run(tmp_path / "run", server={"archive": str(archive), "keep_log": False}) as lost:
+    with Run(tmp_path / "run", samples=100_000, server={"archive": str(archive), "keep_log": False}) as lost:
+        archive.write_text("not a directory")
         server = lost.start_server(segment_bytes=3000)
         lost.start_workers(step_seconds=0.01)
+        lost.wait(lambda: server.said.count(" checkpoint lsn=") >= 3, "checkpoints that cover a part of the log")
+        assert "Not a directory" in lost.status()["archive"]["failing"]
+        assert next(lost.entries()).lsn == 1, "the log keeps what is not archived"
+        archive.unlink()
         lost.wait(
             lambda: "archived file=tiny/checkpoints" in server.said and "/log/" in server.said, "both are archived"
         )
+        lost.wait(lambda: next(lost.entries()).lsn > 1, "the log drops what is archived")
         status = lost.status()["archive"]
         assert (status["failing"], status["alarm"]) == ("", "")
         for life in lost.lives:

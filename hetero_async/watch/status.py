@@ -52,10 +52,9 @@ COLUMNS = (
 
 def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
-    lines = [_headline(status), _progress(status), _counts(status)]
-    if archive := status.get("archive"):
-        lines.append(_archive(archive))
-    return Group(*lines, "", Workers(workers=status["workers"]))
+    archive = [_archive(status["archive"])] if "archive" in status else []
+    counts = _counts(status)
+    return Group(_headline(status), _progress(status), counts, *archive, "", Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
