@@ -50,11 +50,10 @@ class LocalCluster:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "LocalCluster":
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.stop)
             self.restore()
-        except BaseException:
-            self.stop()
-            raise
+            stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

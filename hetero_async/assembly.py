@@ -158,11 +158,11 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
 async def _asked(link: DialLink, fence: Fence) -> Position:
     while True:
         with trio.move_on_after(ASK_AGAIN_SECONDS):
-            if await link.control.send(link.server.key, fence):
-                while not isinstance(message := (await link.control.receive()).message, Position):
-                    pass
-                return message
-            await trio.sleep(ASK_AGAIN_SECONDS)
+            while not await link.control.send(link.server.key, fence):  # noqa: ASYNC110, the deadline ends it
+                await trio.sleep(STATUS_RETRY_SECONDS)
+            while not isinstance(message := (await link.control.receive()).message, Position):
+                pass
+            return message
 
 
 def _check_settings(config: RunConfig, state: State) -> None:
@@ -291,7 +291,7 @@ async def _ask_status(link: DialLink) -> Status:
             status: Status = json.loads(incoming.payload)
             if not status.get("standby", {}).get("hears_server"):
                 return status
-            link.redirect(status["standby"]["server"])
+            link.turn(status["standby"]["server"])
             return await _ask_status(link)
 
 

@@ -83,8 +83,8 @@ class DialLink(Link, Protocol):
         """Whom it is connected to, or dials at present."""
         ...
 
-    def redirect(self, server: str) -> None:
-        """Turn to the server of that name; one that is not known is ignored."""
+    def turn(self, server: str = "") -> None:
+        """Turn to the server of that name, or to the next one; a name that is not known is ignored."""
         ...
 
 

@@ -31,6 +31,8 @@ INBOX_SIZE = 256
 # Records of one group commit: enough to share an fsync, few enough to keep answers prompt.
 BATCH_EVENTS_MAX = 64
 DISK_FULL_RETRY_SECONDS = 1.0
+# The deciding task may be at work on a batch; longer than this it is waiting for its disk.
+HANDING_OVER_SECONDS = 2.0
 # The lanes and the checkpointer may crash and come back; the deciding task may not: its state is the log's.
 RESTARTS = 3
 RESTART_PERIOD_SECONDS = 60.0
@@ -67,6 +69,7 @@ class Serving:
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
+        self._handing_over = trio.Event()
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
@@ -159,6 +162,8 @@ class Serving:
                 await self._apply(ready.records)
             await self._send(ready)
             ready = self.machine.ready()
+        if self.machine.succession.is_under_way:
+            self._handing_over.set()
         if reason := self.machine.succession.deposed:
             raise Deposed(f"{reason}: this server stops; start it again as a standby")
         await self._checkpointer.consider(self.machine.state)
@@ -226,11 +231,20 @@ class Serving:
             elif incoming.peer.role == "worker":
                 await self._pass_on(self._heard(incoming))
             elif incoming.peer.role == "standby":
-                self._keys[incoming.peer.worker] = incoming.peer.key
-                if isinstance(incoming.message, Fence):
-                    # At once: it may come over another connection than the one by which the standby follows.
-                    await self.link.control.send(incoming.peer.key, self.machine.succession.position)
-                await self._pass_on(Followed(now_ms=_now_ms(), standby=incoming.peer.worker, message=incoming.message))
+                await self._hear_standby(incoming)
+
+    async def _hear_standby(self, incoming: Incoming) -> None:
+        standby, message = incoming.peer.worker, incoming.message
+        await self._pass_on(Followed(now_ms=_now_ms(), standby=standby, message=message))
+        if not isinstance(message, Fence):
+            self._keys[standby] = incoming.peer.key
+            return
+        # Answered from here: it comes over another connection than the one by which the standby follows. One that takes
+        # over must hear where we end, so we end first.
+        if message.term > self.machine.state.term:
+            with trio.move_on_after(HANDING_OVER_SECONDS):
+                await self._handing_over.wait()
+        await self.link.control.send(incoming.peer.key, self.machine.succession.position)
 
     async def _pass_on(self, received: Event) -> None:
         """To the deciding task. While that waits for disk space, what does not fit is dropped: peers ask again."""

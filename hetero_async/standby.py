@@ -132,8 +132,8 @@ class StandingBy:
                 await self._blocking(self._promises.save, owed.promise)
             for message in owed.messages:
                 await self._dialling.control.send(self._dialling.server.key, message)
-            if owed.redirect:
-                self._dialling.redirect(owed.redirect)
+            if owed.turn is not None:
+                self._dialling.turn(owed.turn)
         if owed.cut is not None:
             raise Diverged(owed.cut)
         if self.machine.refusal:
@@ -276,7 +276,7 @@ class StandingBy:
                     status = json.dumps(self.status()).encode()
                     await self._listening.control.send(incoming.peer.key, StatusReport(), status)
                 case Fence() as fence if incoming.peer.role == "standby":
-                    position = self.machine.fence(fence)
+                    position = self.machine.fence(fence, incoming.peer.worker)
                     await self._settle()
                     await self._listening.control.send(incoming.peer.key, position)
                 case Follow() | _:

@@ -76,11 +76,18 @@ class Takeover:
     async def at_word(self, ask: Ask, *, in_spite: bool) -> list[str]:
         """Take over now. What stands against it, in lines, unless `in_spite` of that; none: it has begun."""
         machine = self._machine
-        against = self._against(await ask(0))
+        positions = await ask(0)
+        terms = [position.term for position in positions.values() if position is not None]
+        against = self._against(positions)
         if machine.lsn == 0 or (against and not in_spite):
             return against
-        reign = Reign(term=machine.term + 1, server=machine.name)
-        await self._catch_up(ask, reign.term)
+        reign = Reign(term=max([machine.term, *terms]) + 1, server=machine.name)
+        machine.vow(reign.term)
+        positions = await ask(reign.term)
+        refused = [name for name, position in positions.items() if position is not None and not position.is_granted]
+        if refused:
+            return [f"{name} has granted term {reign.term} to another: try again" for name in refused]
+        await self._catch_up(positions)
         machine.is_taking_over = True
         if self._witness is not None:
             sighting = await self._witness.look()
@@ -112,17 +119,12 @@ class Takeover:
         seconds = (_now_ms() - machine.heard_ms) / 1000
         return f"{machine.lag} records when it was last heard, {seconds:.0f} s ago"
 
-    async def _catch_up(self, ask: Ask, term: int) -> None:
-        """Fence the others. A server that is in reach hands over: it stops, and its last records come here."""
-        goal = -1
+    async def _catch_up(self, positions: Mapping[str, Position | None]) -> None:
+        """A server that is in reach hands over: it has stopped, and its last records come here."""
+        goal = max((position.lsn for position in positions.values() if position is not None), default=0)
         with trio.move_on_after(HANDOVER_SECONDS):
-            while True:
-                reached = [position.lsn for position in (await ask(term)).values() if position is not None]
-                if max(reached, default=0) == goal:
-                    return
-                goal = max(reached, default=0)
-                while self._machine.lsn < goal:  # noqa: ASYNC110, the log grows by another task
-                    await trio.sleep(LOOK_SECONDS)
+            while self._machine.lsn < goal:  # noqa: ASYNC110, the log grows by another task
+                await trio.sleep(LOOK_SECONDS)
 
 
 def _now_ms() -> int:

@@ -113,8 +113,8 @@ class Training:
                 self._payloads.pop(dropped.seq, None)
                 self.observer.event("delta refused", seq=dropped.seq, reason=dropped.refusal)
                 self._is_target_old.set()
-        if owed.redirect:
-            self.link.redirect(owed.redirect)
+        if owed.turn is not None:
+            self.link.turn(owed.turn)
         if owed.provide:
             await self._provide()
         for message in owed.control:

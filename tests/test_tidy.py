@@ -51,6 +51,7 @@ LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 ONLY_IN = {
     "torch": {"tensors", "session", "integrations", "sim"},
     "zmq": {"shell"},
+    "httpx2": {"shell"},
     "msgpack": {"formats"},
     "zstandard": {"formats"},
     "tenacity": {"shell", "actors", "archiving"},

@@ -257,11 +257,16 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where a standby stands: its last record, that record's term, and the lowest term that it follows."""
+    """Where a node stands: its last record, that record's term, and the lowest term that it follows, or serves in.
+
+    `is_granted`: the asker may reign in the term that it asked for, as far as this one is concerned. A term is granted
+    once.
+    """
 
     lsn: int
     last_term: int
     term: int
+    is_granted: bool
 
 
 # --- bulk, either way ---

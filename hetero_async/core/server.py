@@ -69,8 +69,9 @@ STRETCH = 4
 TICK_MS, ABSENCE_MS = 1_000, 3_000
 # The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
 LEASE_POSITIONS_MAX = 1 << 20
-# Messages that no record must bear out: whoever gets one while a standby is awaited is not misled.
-UNBOUND = (Beat, Provide, Refused, Rejoin, Wait, Window)
+# Messages that no record must bear out: whoever gets one while a standby is awaited is not misled. A refusal that
+# waited could come after the same delta has been admitted.
+UNBOUND = (Beat, Nack, Provide, Refused, Rejoin, Wait, Window)
 
 
 class Server:
@@ -131,6 +132,8 @@ class Server:
 
     def timer(self, now_ms: int) -> int:
         """When the next Tick is wanted, in the caller's milliseconds."""
+        if self.succession.is_under_way:
+            return now_ms + TICK_MS
         moments = [
             self.windows.deadline_ms,
             self.windows.merge_ms,

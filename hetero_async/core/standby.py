@@ -22,10 +22,12 @@ from hetero_async.core.messages import (
     Position,
     Redirect,
     Refused,
+    Wait,
 )
 from hetero_async.core.reign import Reign, Sighting
 
 FOLLOW_EVERY_MS = 1_000
+TURN_EVERY_MS = 1_000
 CONFIRM_EVERY_MS = 500
 LONG_AGO_MS = -(10**9)
 
@@ -68,7 +70,7 @@ class Owed:
 
     promise: int = 0  # a term; 0: none
     messages: list[Message] = field(default_factory=list)
-    redirect: str = ""
+    turn: str | None = None  # to the server of that name, or to the next one ("")
     cut: int | None = None  # records after this one are not the run's
 
 
@@ -85,8 +87,10 @@ class Standby:
         self.is_taking_over = False
         self.refusal = ""
         self.heard_ms = LONG_AGO_MS  # from a server that it follows
+        self._candidate = ""  # to whom the present term was granted
+        self._vowed = 0
         self._run, self._software = run, software
-        self._said_ms = LONG_AGO_MS
+        self._said_ms = self._turned_ms = LONG_AGO_MS
         self._owed = Owed()
 
     def step(self, event: Event) -> None:
@@ -137,7 +141,9 @@ class Standby:
             case Cut(lsn=lsn):
                 self._owed.cut = lsn
             case Redirect(server=server, term=term) if term >= self.term:
-                self._owed.redirect = server
+                self._owed.turn = server
+            case Wait() if not self.is_joined and heard.now_ms - self._turned_ms >= TURN_EVERY_MS:
+                self._turned_ms, self._owed.turn = heard.now_ms, ""  # another standby
             case Refused(reason=reason):
                 self.refusal = reason
 
@@ -159,15 +165,22 @@ class Standby:
 
     def _promise(self, term: int) -> None:
         self.term = self._owed.promise = term
+        self._candidate = ""
 
     # --- taking over ---
 
-    def fence(self, fence: Fence) -> Position:
+    def vow(self, term: int) -> None:
+        """Grant a term to ourselves: nobody else gets it from here."""
+        self._vowed = term
+
+    def fence(self, fence: Fence, candidate: str) -> Position:
         """Another takes over, or asks where we stand."""
-        if fence.term > self.term:
+        if fence.term > max(self.term, self._vowed):
             self._promise(fence.term)
+            self._candidate = candidate
             self.is_joined, self.server = False, ""
-        return Position(lsn=self.lsn, last_term=self.last_term, term=self.term)
+        is_granted = fence.term == 0 or (fence.term == self.term and self._candidate == candidate)
+        return Position(lsn=self.lsn, last_term=self.last_term, term=self.term, is_granted=is_granted)
 
     def claim(self, sighting: Sighting, now_ms: int, silence_ms: int) -> Reign | None:
         """The reign to claim at the witness, if it is for us to do so now: nobody holds the lease, and the witness

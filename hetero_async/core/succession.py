@@ -30,10 +30,11 @@ class Succession:
         """Handing over: nothing is decided any more."""
         return bool(self._successor or self.deposed)
 
-    @property
-    def position(self) -> Position:
-        """The answer to a Fence."""
-        return Position(lsn=self._state.lsn, last_term=self._state.term, term=self._state.term)
+    def position(self, standby: str, fence: Fence) -> Position:
+        """The answer to a Fence, after it has been stepped."""
+        term = self._state.term
+        is_granted = fence.term == 0 or (fence.term > term and self._successor == standby)
+        return Position(lsn=self._state.lsn, last_term=term, term=term, is_granted=is_granted)
 
     def step(self, event: Followed | Witnessed) -> None:
         if isinstance(event, Witnessed):

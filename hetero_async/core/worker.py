@@ -46,6 +46,7 @@ HELLO_EVERY_MS = 1_000
 # Heartbeats are small; one a second makes a dead worker known well within any lease's time to live.
 HEARTBEAT_EVERY_MS = 1_000
 LEASE_EVERY_MS = 500
+TURN_EVERY_MS = 1_000
 # An offer without any sign of the receiver for so long was lost on the way.
 OFFER_AGAIN_MS = 3_000
 
@@ -138,7 +139,7 @@ class Owed:
     granted: list[Ranges] = field(default_factory=list)
     regranted: Ranges | None = None  # after a new join: what is still held, in place of what was
     provide: bool = False
-    redirect: str = ""  # the server to turn to
+    turn: str | None = None  # to the server of that name, or to the next one ("")
 
 
 class Worker:
@@ -160,7 +161,7 @@ class Worker:
         self.refusal = ""
         self.waiting = ""
         self._owed = Owed()
-        self._hello_ms = self._beat_ms = self._lease_ms = self._offer_ms = -(10**9)
+        self._hello_ms = self._beat_ms = self._lease_ms = self._offer_ms = self._turned_ms = -(10**9)
         self._must_snapshot = False
         self._lease_number = 0
 
@@ -176,6 +177,8 @@ class Worker:
                 self._notice_term(event.term)
                 if event.term not in (0, self.term):
                     return
+                if event.term == 0 and isinstance(event.message, Wait):
+                    self._turn_away(event.now_ms)
                 if answer := _ANSWERS.get(type(event.message)):
                     answer(self, event.message, event.now_ms)
             case Measured():
@@ -226,9 +229,15 @@ class Worker:
                 self.waiting = "joining a new server"
                 self._hello_ms = -(10**9)
 
+    def _turn_away(self, now_ms: int) -> None:
+        """From a standby that knows of no server either; not faster than a server is found."""
+        if now_ms - self._turned_ms >= TURN_EVERY_MS:
+            self._turned_ms = now_ms
+            self._owed.turn = ""
+
     def _redirect(self, redirect: Redirect, now_ms: int) -> None:
         if redirect.term >= self.term:
-            self._owed.redirect = redirect.server
+            self._owed.turn = redirect.server
 
     def _welcome(self, welcome: Welcome, now_ms: int) -> None:
         if welcome.life != self._hello.life or (self.joined and welcome.incarnation <= self.incarnation):

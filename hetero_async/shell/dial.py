@@ -77,7 +77,7 @@ class DialLink:
         self.connected = False  # the server was heard on the present connection
         self._servers = list(servers)
         self._turn = 0
-        self._is_turned = False  # to another server, by a redirect
+        self._is_turned = False  # to another server, on purpose
         self._connection = trio.CancelScope()
         self._secret = secret
         self._observer = observer
@@ -93,10 +93,11 @@ class DialLink:
     def _endpoint(self) -> Endpoint:
         return self._servers[self._turn]
 
-    def redirect(self, server: str) -> None:
+    def turn(self, server: str = "") -> None:
         names = [endpoint.name for endpoint in self._servers]
-        if server in names and server != self._endpoint.name:
-            self._turn = names.index(server)
+        turn = names.index(server) if server in names else self._turn + (server == "")
+        if turn % len(names) != self._turn:
+            self._turn = turn % len(names)
             self._is_turned = True
             self._connection.cancel()
 

@@ -206,7 +206,7 @@ class EtcdMember:
                         body += piece
                         if len(body) > ANSWER_BYTES_MAX:
                             enough.cancel()
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # the last: of a host's name
             raise self._away(_short(str(error)) or type(error).__name__) from error
         if len(body) > ANSWER_BYTES_MAX:
             raise self._away(f"its answer is longer than {ANSWER_BYTES_MAX} bytes")

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hetero_async.core.reign import Reign, Sighting
 from hetero_async.errors import ConfigError, WitnessAway
+from hetero_async.ports import Witness
 from hetero_async.shell.etcd import EtcdMember, Member, Put, Value
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Unsettled:
 
 
 @asynccontextmanager
-async def open_witness(urls: Sequence[str], run: str, lease_seconds: float) -> AsyncIterator["EtcdWitness"]:
+async def open_witness(urls: Sequence[str], run: str, lease_seconds: float) -> AsyncIterator[Witness]:
     """The witness of a run, over these members of one cluster. Leaving does not resign."""
     headers = {"accept-encoding": "identity"}  # bounds hold for what is read, with nothing to unpack
     # Each question is bounded as a whole. Proxies that a shell was told of are for other traffic.

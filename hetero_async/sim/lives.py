@@ -91,6 +91,7 @@ class NodeLife:
         dialling = DialEnd(world.network, self._process, others, role="standby")
 
         def shown(standing: StandingBy) -> None:
+            world.positions[self._name] = (standing.machine.last_term, standing.machine.lsn)
             world.operators[self._name] = lambda in_spite: self._promote(standing, in_spite)
             world.judge.recovered(self._name, standing.state, standing.model.model_hash())
 
@@ -144,12 +145,12 @@ class NodeLife:
             nursery.start_soon(end.run)
             while True:
                 with trio.move_on_after(ASK_AGAIN_SECONDS):
-                    if await end.control.send(end.server.key, fence):
-                        while not isinstance(message := (await end.control.receive()).message, Position):
-                            pass
-                        nursery.cancel_scope.cancel()
-                        return message
-                    await trio.sleep(ASK_AGAIN_SECONDS)
+                    while not await end.control.send(end.server.key, fence):  # noqa: ASYNC110, the deadline ends it
+                        await trio.sleep(LOOK_SECONDS)
+                    while not isinstance(message := (await end.control.receive()).message, Position):
+                        pass
+                    nursery.cancel_scope.cancel()
+                    return message
 
 
 class WorkerLife:

@@ -248,9 +248,11 @@ class DialEnd:
         name = self._servers[self._turn]
         return Peer(key=name.encode(), role="server", site=name, worker=name)
 
-    def redirect(self, server: str) -> None:
-        if server in self._servers and server != self._servers[self._turn]:
-            self._turn, self._is_turned = self._servers.index(server), True
+    def turn(self, server: str = "") -> None:
+        names = self._servers
+        turn = names.index(server) if server in names else self._turn + (server == "")
+        if turn % len(names) != self._turn:
+            self._turn, self._is_turned = turn % len(names), True
             self._broken.set()
 
     async def run(self) -> None:

@@ -145,7 +145,7 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
         work_seconds=random.choice([0.003, 0.03, 0.3]),
         standbys=cluster,
         rules=_rules(Random(f"rules {seed}")) if cluster else Durability(),
-        backbone=_link(Random(f"backbone {seed}")),
+        backbone=_backbone(Random(f"backbone {seed}")),
     )
 
 
@@ -163,7 +163,7 @@ def _rules(random: Random) -> Durability:
         durability=random.choice(["local", "replicated", "replicated"]),
         when_alone="continue" if has_witness and random.random() < 0.3 else "wait",
         has_witness=has_witness,
-        lease_ms=random.choice([1000, 2000, 4000]),
+        lease_ms=random.choice([2000, 4000]),
     )
 
 
@@ -201,6 +201,15 @@ def _link(random: Random) -> Condition:
     return Condition(
         delay=random.choice([0.001, 0.02, 0.15, 0.3]),
         jitter=random.choice([0.0, 0.01, 0.1]),
+        loss=random.choice([0.0, 0.0, 0.01]),
+    )
+
+
+def _backbone(random: Random) -> Condition:
+    """A lease must last several times as long as a question to the witness takes."""
+    return Condition(
+        delay=random.choice([0.001, 0.02, 0.05]),
+        jitter=random.choice([0.0, 0.01, 0.05]),
         loss=random.choice([0.0, 0.0, 0.01]),
     )
 

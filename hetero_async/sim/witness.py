@@ -12,6 +12,7 @@ from typing import TypeVar
 import trio
 
 from hetero_async.errors import WitnessAway
+from hetero_async.ports import Witness
 from hetero_async.shell.etcd import Kept, Put, Reading, Value
 from hetero_async.shell.witness import EtcdWitness
 from hetero_async.sim.network import Network
@@ -135,7 +136,7 @@ class SimulatedWitness:
         self._site = site
         self._lease_seconds = lease_seconds
 
-    def seen_from(self, process: Process) -> EtcdWitness:
-        """For one life of a server; fulfils ports.Witness."""
+    def seen_from(self, process: Process) -> Witness:
+        """For one life of a server."""
         member = SimulatedMember(self.etcd, self._network, self._site, process)
         return EtcdWitness([member], RUN, self._lease_seconds)

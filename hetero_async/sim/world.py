@@ -45,6 +45,7 @@ RESTART_SECONDS = 0.3
 STEPS_AT_ONCE_MAX = 20_000
 # After the healing something must be trained in every such time, until all have come to their end.
 LIVENESS_SECONDS = 60.0
+OPERATOR_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class World:
         self.ends: list[DialEnd] = []  # of all workers' lives
         self.serving: Serving | None = None  # the newest that has begun to
         self.reigning = SERVER  # who that was
+        self.positions: dict[str, tuple[int, int]] = {}  # of each node's log: last term, last record
         self.operators: dict[str, Callable[[bool], Awaitable[None]]] = {}  # at a standby: promotes it, in spite or not
         self.serves: dict[str, bool] = {SERVER: True}  # how each node is started: to serve, or to stand by
         self.is_healed = False
@@ -170,10 +172,19 @@ class World:
                     self.held[worker.name] = worker.joins_at
                     nursery.start_soon(self._keep, worker.name, worker.site, self._worker_life(worker))
                 await self._chaos.run()
+                nursery.start_soon(self._operate)
                 await self._until_ended()
                 self._judge_end()
                 nursery.cancel_scope.cancel()
         self._seconds = trio.current_time()
+
+    async def _operate(self) -> None:
+        """Without a witness somebody must say who serves, when nobody does: the one with the longest log."""
+        while self.plan.standbys and not self.plan.rules.has_witness:
+            await trio.sleep(OPERATOR_SECONDS)
+            if not any(self.serves.get(node) for node in self.plan.nodes):
+                longest = max(self.plan.nodes, key=lambda node: self.positions.get(node, (0, 0)))
+                await self.operators[longest](False)
 
     async def _until_ended(self) -> None:
         """Give up when nothing moves any more."""

@@ -316,8 +316,8 @@ def test_nothing_of_a_lower_term_is_heeded_and_a_higher_one_is_joined_anew() -> 
 def test_a_redirect_is_followed_unless_it_comes_from_the_past() -> None:
     bench = Bench(joined=False)
     bench.hear(WELCOME, term=2)
-    assert bench.hear(Redirect(server="a", term=1)).redirect == ""
-    assert bench.hear(Redirect(server="b", term=2)).redirect == "b"
+    assert bench.hear(Redirect(server="a", term=1)).turn is None
+    assert bench.hear(Redirect(server="b", term=2)).turn == "b"
 
 
 def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:

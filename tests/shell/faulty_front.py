@@ -65,6 +65,16 @@ async def torn(exchange: Exchange) -> None:
     await exchange.answer(status, body[:-5], promised_bytes=len(body))
 
 
+async def not_http(exchange: Exchange) -> None:
+    await exchange.stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+async def endless_head(exchange: Exchange) -> None:
+    await exchange.stream.send_all(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await exchange.stream.send_all(b"x: " + b"y" * PIECE_BYTES + b"\r\n")
+
+
 async def reset(exchange: Exchange) -> None:
     """It happens, and nothing is said."""
     await exchange.forward()
