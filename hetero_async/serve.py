@@ -244,7 +244,7 @@ class Serving:
         if message.term > self.machine.state.term:
             with trio.move_on_after(HANDING_OVER_SECONDS):
                 await self._handing_over.wait()
-        await self.link.control.send(incoming.peer.key, self.machine.succession.position)
+        await self.link.control.send(incoming.peer.key, self.machine.succession.position(standby, message))
 
     async def _pass_on(self, received: Event) -> None:
         """To the deciding task. While that waits for disk space, what does not fit is dropped: peers ask again."""
