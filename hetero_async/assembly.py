@@ -14,7 +14,8 @@ from typing import Any
 import trio
 
 from hetero_async.actors.supervisor import RestartWindow, supervise
-from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
+from hetero_async.archiving import Archiving
+from hetero_async.config import ENV_RUN, ENV_WORKER, Node, RunConfig
 from hetero_async.core.messages import Fence, Position, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, changed_for_good
 from hetero_async.core.state import State
@@ -23,7 +24,9 @@ from hetero_async.node import Parts, begin_serving, stand_by
 from hetero_async.ports import Checkpoint, Observer, Witness
 from hetero_async.replay import replay
 from hetero_async.serve import Serving
+from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
+from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link
 from hetero_async.shell.log import FileLog
@@ -31,7 +34,7 @@ from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.segments import read_log, run_of
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.telemetry import NullObserver
-from hetero_async.shell.threads import in_thread
+from hetero_async.shell.threads import abandonable, in_thread
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict, verify
 
@@ -115,6 +118,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 witness=witness,
                 ask=functools.partial(ask_nodes, config, name),
                 check=functools.partial(_check_settings, config),
+                archiving=_archiving(config, node, observer),
             )
     finally:
         log.close()
@@ -174,6 +178,30 @@ def _check_settings(config: RunConfig, state: State) -> None:
         )
 
 
+def _archiving(config: RunConfig, node: Node, observer: Observer) -> Archiving | None:
+    if not config.server.archive:
+        return None
+    return Archiving(
+        run=config.run.name,
+        archive=open_archive(config.server.archive, config.path.parent),
+        holdings=DirectoryHoldings(node.log, node.checkpoints),
+        blocking=in_thread,
+        network=abandonable,
+        observer=observer,
+    )
+
+
+async def _archive_rest(serving: Serving) -> None:
+    """Nobody waits for the server any more, so it may wait a while for the archive."""
+    if (archiving := serving.archiving) is None:
+        return
+    serving.observer.event("archiving the rest", seconds_at_most=FAREWELL_SECONDS)
+    with trio.move_on_after(FAREWELL_SECONDS) as waiting:
+        await archiving.finish()
+    told = "archive incomplete" if waiting.cancelled_caught or archiving.alarm else "archive complete"
+    serving.observer.event(told, lsn=archiving.lsn, checkpoint=archiving.checkpoint_lsn)
+
+
 async def _until_stopped(serving: Serving, exit_when_finished: bool) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
@@ -183,6 +211,7 @@ async def _until_stopped(serving: Serving, exit_when_finished: bool) -> None:
             with trio.move_on_after(FAREWELL_SECONDS):
                 await serving.deserted.wait()
             nursery.cancel_scope.cancel()
+    await _archive_rest(serving)
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
@@ -277,11 +306,14 @@ def _oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
     """Genesis where the log still has it, else the oldest checkpoint, and the entries from there on."""
     entries = read_log(log, None)
     first = next(entries, None)
-    if first is None:
-        raise UserError(f"{log}: holds no record yet")
-    if first.lsn == 1:
+    if first is not None and first.lsn == 1:
         return None, itertools.chain([first], entries)
     store = CheckpointStore(log.parent / "checkpoints", run_of(log), in_thread)
+    if first is None:
+        checkpoint = store.load_newest()
+        if checkpoint is None:
+            raise UserError(f"{log}: holds no record yet")
+        return checkpoint, read_log(log, None, checkpoint.lsn)
     # A power cut may have brought back one that was dropped; the log does not reach back to it any more.
     reached = [lsn for lsn in store.lsns() if lsn + 1 >= first.lsn]
     if not reached:

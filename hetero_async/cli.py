@@ -31,6 +31,7 @@ from hetero_async.errors import (
     UserError,
     first_error,
 )
+from hetero_async.restoring import restore
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -181,6 +182,9 @@ def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run:
     """
     state = assembly.export(RunConfig.load(run), out)
     print(f"wrote {out}: version {state.version}")
+
+
+app.command()(restore)
 
 
 @app.command()

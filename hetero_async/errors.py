@@ -9,6 +9,8 @@ HeteroAsyncError
 ├── RefusedError         the server turned us away for good, with its reason
 ├── WorkerDied           a worker process ended badly; its agent starts it again
 ├── WitnessAway          the witness has not answered, or not for sure: look again before doing anything
+├── ArchiveAway          the archive has not taken or given an object: try again
+├── ArchiveConflict      the archive holds other bytes under a name that is ours: a person must look
 ├── Deposed              another server reigns in a higher term: this one stops serving (exit code 69)
 ├── DiskFull             no space: the caller pauses and tries again, nothing was half kept
 └── LogCorrupt           stored bytes are not what was written: halt (exit code 65), never guess
@@ -55,6 +57,14 @@ class WorkerDied(HeteroAsyncError):
 
 class WitnessAway(HeteroAsyncError):
     """The witness has not answered in time, or what became of a transaction is not known."""
+
+
+class ArchiveAway(HeteroAsyncError):
+    """The archive cannot be reached, or refused; what it was asked for may or may not have been done."""
+
+
+class ArchiveConflict(HeteroAsyncError):
+    """An object of this name is in the archive with other content; nothing was overwritten."""
 
 
 class Deposed(HeteroAsyncError):

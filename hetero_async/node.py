@@ -6,6 +6,7 @@ It is given its parts and opens nothing. Whoever calls it starts it again after 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hetero_async.archiving import Archiving
 from hetero_async.core.messages import Position
 from hetero_async.core.records import RunSettings
 from hetero_async.core.reign import Reign
@@ -52,6 +53,7 @@ class Parts:
     witness: Witness | None
     ask: Ask
     check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
+    archiving: Archiving | None = None
 
     @property
     def lease_seconds(self) -> float:
@@ -94,6 +96,7 @@ def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> S
         keep_log=parts.keep_log,
         ask=parts.ask if parts.witness is None else None,
         witness=None if parts.witness is None or reign is None else (parts.witness, reign),
+        archiving=parts.archiving,
     )
 
 

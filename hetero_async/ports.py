@@ -6,7 +6,7 @@ Nothing here does anything.
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy
 
@@ -317,6 +317,57 @@ class Follower(Protocol):
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
         """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archived:
+    size_bytes: int
+    stored_at: float  # seconds since the epoch, by the archive's clock
+
+
+class Archive(Protocol):
+    """Small objects far away, put once and never changed. Blocks: call it in a thread.
+
+    Every method raises ArchiveAway when the object was not surely taken or given.
+    """
+
+    def put_new(self, name: str, content: bytes) -> None:
+        """Durable there on return; the same content again is no error. Raises ArchiveConflict for another."""
+        ...
+
+    def list(self, run: str = "") -> Mapping[str, Archived]:
+        """Every object of a run, or of all runs, by its name."""
+        ...
+
+    def get(self, name: str) -> bytes:
+        """Raises FileNotFoundError when there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A file of the server's directory that belongs into the archive, open: it can be read when it is deleted."""
+
+    name: str
+    file: BinaryIO
+    size_bytes: int
+    lsn: int  # of its last record
+
+
+class Holdings(Protocol):
+    """What the server's directory has for the archive. Blocks: call it in a thread."""
+
+    def genesis(self) -> bytes | None:
+        """The chain after the first record, which tells runs of one name apart; None when it is not held any more."""
+        ...
+
+    def segment_after(self, lsn: int, with_open: bool) -> Held | None:
+        """The oldest closed segment with records after that one, or the one still written to. Raises LogCorrupt."""
+        ...
+
+    def checkpoint_after(self, lsn: int) -> Sequence[Held]:
+        """The newest checkpoint's files in the order to be put, unless it is not newer. Raises LogCorrupt."""
         ...
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
+from hetero_async.archiving import Archiving
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
@@ -53,6 +54,7 @@ class Serving:
         keep_log: bool,
         witness: tuple[Witness, Reign] | None = None,
         ask: Ask | None = None,
+        archiving: Archiving | None = None,
     ) -> None:
         """`witness` comes with the reign that it has on record for this server; without one, others are asked."""
         self.machine = machine
@@ -63,6 +65,7 @@ class Serving:
         self.blocking = blocking
         self.observer = observer
         self.keep_log = keep_log
+        self.archiving = archiving
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
@@ -115,6 +118,8 @@ class Serving:
             helpers["witness keeper"] = self._keeper.run
         if self._lookout:
             helpers["lookout"] = self._lookout.run
+        if self.archiving is not None:
+            helpers["archiver"] = self.archiving.run
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 functools.partial(
@@ -208,9 +213,11 @@ class Serving:
                 await self.link.control.send(key, outgoing.message)
 
     def _needed_log(self, covered: int) -> int | None:
-        """From which record on the log is needed: by a recovery, and by standbys that are on their way."""
+        """From which record on the log is needed: by a recovery, the archive, and standbys on their way."""
         if self.keep_log:
             return None
+        if self.archiving is not None:
+            covered = self.archiving.not_needed(covered)
         return min(covered, self.machine.replication.keeps_from(covered, _now_ms())) + 1
 
     # --- control lane ---
@@ -273,6 +280,8 @@ class Serving:
             status["state"] = why
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
         status["log"] = {"lsn": self.machine.state.lsn, "released": self.machine.replication.released}
+        if self.archiving is not None:
+            status["archive"] = self.archiving.status()
         status["state_hash"] = self.machine.state.digest().hex()
         return status
 

@@ -52,7 +52,9 @@ class ServerTable(Table):
         default="wait", description="replicated, and no standby in reach: wait for one, or go on (needs a witness)"
     )
     archive: str = Field(
-        default="", description="checkpoints and log go here too: s3://BUCKET/PREFIX, gs://…, az://… or a directory"
+        default="",
+        description="checkpoints and log go here too: s3://BUCKET/PREFIX, gs://…, az://… or a directory;"
+        " endpoint and credentials come from the environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …",
     )
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     {"core"},
     {"ports", "formats", "actors"},
     {
+        "archiving",
         "desk",
         "rounds",
         "transfers",
@@ -42,7 +43,7 @@ LAYERS = [
     {"tables", "complaints", "config", "watch"},
     {"session", "integrations", "assembly"},
     {"sim"},
-    {"", "__main__", "cli"},
+    {"", "__main__", "cli", "restoring"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -53,11 +54,12 @@ ONLY_IN = {
     "httpx2": {"shell"},
     "msgpack": {"formats"},
     "zstandard": {"formats"},
-    "tenacity": {"shell", "actors"},
+    "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
-    "typer": {"cli"},
+    "obstore": {"shell"},
+    "typer": {"cli", "restoring"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli"},
+    "rich": {"watch", "cli", "restoring"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

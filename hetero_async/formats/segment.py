@@ -38,6 +38,11 @@ LINK = struct.Struct("<QQI16s")
 assert SEGMENT_HEADER_BYTES % ALIGNMENT == RECORD_HEADER_BYTES % ALIGNMENT == 0
 
 
+def segment_file(first_lsn: int) -> str:
+    """The name of the segment's file in a log's directory."""
+    return f"{first_lsn:020d}.log"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentHeader:
     run: str

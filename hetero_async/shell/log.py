@@ -23,6 +23,7 @@ from hetero_async.formats.segment import (
     Scanner,
     SegmentHeader,
     pack,
+    segment_file,
 )
 from hetero_async.formats.shipment import ENTRIES_MAX
 from hetero_async.ports import Blocking
@@ -263,7 +264,7 @@ class FileLog:
     def _start_segment(self, total_bytes: int = 0) -> None:
         first_lsn = self.last_lsn + 1
         header = SegmentHeader(run=self.run, first_lsn=first_lsn, chain=self.chain).pack()
-        self._install(self.directory / f"{first_lsn:020d}.log", [header], SEGMENT_HEADER_BYTES + total_bytes)
+        self._install(self.directory / segment_file(first_lsn), [header], SEGMENT_HEADER_BYTES + total_bytes)
         self._segment_first_lsn = first_lsn
 
     def _install(self, path: Path, blocks: Iterable[bytes], size: int) -> None:

@@ -52,7 +52,9 @@ COLUMNS = (
 
 def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
-    return Group(_headline(status), _progress(status), _counts(status), "", Workers(workers=status["workers"]))
+    archive = [_archive(status["archive"])] if "archive" in status else []
+    counts = _counts(status)
+    return Group(_headline(status), _progress(status), counts, *archive, "", Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,14 @@ def _counts(status: Status) -> Text:
     line.append(f"{deltas['refused']} refused", "yellow" if deltas["refused"] else "")
     if status["refusals"]:
         line.append(f" ({', '.join(f'{_plain(why)} {count}' for why, count in status['refusals'].items())})", "yellow")
+    return line
+
+
+def _archive(archive: Status) -> Text:
+    line = Text(f"archive: records up to {archive['lsn']}, checkpoint of record {archive['checkpoint']}, ")
+    line.append(f"all that was due {_duration(archive['seconds_behind'])} ago")
+    if why := archive["alarm"] or archive["failing"]:
+        line.append(f"  {_plain(why)}; until it is well, the log only grows", "bold red")
     return line
 
 

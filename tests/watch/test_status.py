@@ -127,6 +127,17 @@ def test_a_paused_run_is_red() -> None:
     assert "\x1b[1;31mpaused: disk full" in drawn(status(state="paused: disk full"), color=True)
 
 
+def test_how_far_the_archive_is_and_what_is_wrong_with_it() -> None:
+    archive = {"lsn": 120, "checkpoint": 130, "seconds_behind": 75.0, "failing": "", "alarm": ""}
+    text = drawn(status(archive=archive), 160)
+    assert "archive: records up to 120, checkpoint of record 130, all that was due 1 m 15 s ago" in text
+    assert "the log only grows" not in text
+    for what in ("failing", "alarm"):
+        text = drawn(status(archive={**archive, what: "no such bucket\x1b[2J"}), 200)
+        assert "no such bucket?[2J; until it is well, the log only grows" in text
+    assert "archive" not in drawn(status())
+
+
 def test_speed_is_measured_between_looks() -> None:
     rate = Rate()
     first = rate.added_to({"trained": 100, "positions": 1000}, 10.0)
