@@ -20,15 +20,19 @@ from hetero_async.core.server import Server, changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
 from hetero_async.ports import Checkpoint, Link, Observer
-from hetero_async.replay import recover, replay
+from hetero_async.replay import fold, recover, replay, start_of
 from hetero_async.serve import Serving
+from hetero_async.shell import refusals
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log, run_of
+from hetero_async.shell.refusals import RefusalNotes, load_refusals
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
+from hetero_async.watch.audit import Audit, audit
 from hetero_async.watch.verify import Verdict, verify
+from hetero_async.watch.without import Rebuilt, left_out, rebuild
 
 Status = dict[str, Any]
 
@@ -48,6 +52,7 @@ WORKER_BACKOFF_SECONDS = 1.0
 async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its directory and serve it until told to stop."""
     log = FileLog.open(config.log, config.run.name, in_thread)
+    observer = notes = RefusalNotes(config.directory / refusals.NAME, observer)
     try:
         store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
         model = ServerModel()
@@ -75,6 +80,7 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
             )
             await _until_stopped(serving, exit_when_finished)
     finally:
+        notes.write()
         log.close()
 
 
@@ -190,6 +196,26 @@ def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
     checkpoint, entries = _oldest_start(log)
     outboxes = sorted(log.parent.glob("workers/*/acknowledged.jsonl"))
     return verify(checkpoint, entries, ServerModel(), outboxes, progress)
+
+
+def audit_directory(log: Path) -> Audit:
+    """Who contributed what to the run whose log lies in `log`, and what the server beside it refused."""
+    return audit(*_oldest_start(log), load_refusals(log.parent / refusals.NAME))
+
+
+def replay_without(log: Path, names: Sequence[str], out: Path | None, progress: Callable[[int], None]) -> Rebuilt:
+    """The run's parameters without those named, written to `out` as safetensors. Raises UserError, LogCorrupt."""
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no directory {out.parent}; make it first")
+    checkpoint, entries = _oldest_start(log)
+    state = start_of(checkpoint)
+    for entry in entries:
+        fold(entry, state)
+    chosen = left_out(names, state)
+    rebuilt = rebuild(*_oldest_start(log), chosen, progress)
+    if out is not None:
+        rebuilt.model.export(out)
+    return rebuilt
 
 
 def _oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:

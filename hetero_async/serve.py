@@ -16,7 +16,7 @@ from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.bulk import Bulk
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
-from hetero_async.core.messages import Hello, StatusReport, StatusRequest
+from hetero_async.core.messages import Hello, Nack, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
@@ -168,6 +168,10 @@ class Serving:
 
     async def _send(self, ready: Ready) -> None:
         for outgoing in ready.messages:
+            if isinstance(outgoing.message, Nack):
+                member = self.machine.state.members[outgoing.worker]
+                reason = outgoing.message.reason
+                self.observer.event("refused", worker=outgoing.worker, key=member.key, reason=reason)
             if key := self._keys.get(outgoing.worker):
                 await self.link.control.send(key, outgoing.message)
 
@@ -236,6 +240,7 @@ class Serving:
         return Received(
             now_ms=_now_ms(),
             worker=worker,
+            key=incoming.peer.key.decode(),
             site=incoming.peer.site,
             message=incoming.message,
             mismatch=mismatch,

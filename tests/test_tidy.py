@@ -28,7 +28,7 @@ LAYERS = [
     {"config", "watch"},
     {"session", "integrations", "assembly"},
     {"sim"},
-    {"", "__main__", "cli"},
+    {"", "__main__", "cli", "cli_log"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -40,9 +40,9 @@ ONLY_IN = {
     "zstandard": {"formats"},
     "tenacity": {"shell", "actors"},
     "pydantic": {"config", "shell", "sim"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_log"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli"},
+    "rich": {"watch", "cli", "cli_log"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hetero_async.core import pace, ranges
+from hetero_async.core import merging, pace, ranges
 from hetero_async.core.admission import Admitted, Duplicate, judge
 from hetero_async.core.events import Applied, Event, Outgoing, Provided, Ready, Received, Tick
 from hetero_async.core.members import Presences
@@ -55,7 +55,6 @@ from hetero_async.core.records import (
     Record,
     RunSettings,
     Settings,
-    Stepped,
 )
 from hetero_async.core.state import State
 
@@ -138,7 +137,12 @@ class Server:
     def _begin(self, event: Provided) -> None:
         if self.state.settings is not None:
             return
-        genesis = Genesis(settings=self.settings, schema_hash=event.schema_hash, parameters_hash=event.parameters_hash)
+        genesis = Genesis(
+            key=event.key,
+            settings=self.settings,
+            schema_hash=event.schema_hash,
+            parameters_hash=event.parameters_hash,
+        )
         self._record(genesis, event.payload)
 
     def _join(self, event: Received, hello: Hello) -> None:
@@ -146,9 +150,10 @@ class Server:
         mine_or_free = ranges.union(state.ledger.held(worker), state.ledger.free)
         kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)
         presence = self.presences.hear(worker, event.now_ms)
-        if worker not in state.active or not hello.life or presence.life != hello.life:
+        is_known = worker in state.active and state.members[worker].key == event.key
+        if not is_known or not hello.life or presence.life != hello.life:
             incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
-            self._record(Joined(worker=worker, site=event.site, incarnation=incarnation, kept=kept))
+            self._record(Joined(worker=worker, key=event.key, site=event.site, incarnation=incarnation, kept=kept))
         presence.life = hello.life
         presence.device, presence.dtype, presence.doing = hello.device, hello.dtype, "joined"
         presence.steps_per_second = 0.0
@@ -170,7 +175,7 @@ class Server:
     def _is_present(self, event: Received, incarnation: int) -> bool:
         """Whether the message comes from the worker's present life; if not, the sender is told what to do."""
         member = self.state.members.get(event.worker)
-        if member is not None and member.active and member.incarnation == incarnation:
+        if self._is_life(event, incarnation):
             return True
         if member is not None and member.active and incarnation < member.incarnation:
             reason = f"another process with the key of {event.worker} has joined since; this one must stop"
@@ -179,8 +184,13 @@ class Server:
             self._send(event.worker, Rejoin(incarnation=incarnation, reason="the server had given you up"))
         return False
 
+    def _is_life(self, event: Received, incarnation: int) -> bool:
+        """A life has one key: what another one says, of the same worker, belongs to a life still to begin."""
+        member = self.state.members.get(event.worker)
+        return member is not None and member.active and (member.incarnation, member.key) == (incarnation, event.key)
+
     def _bye(self, event: Received, bye: Bye) -> None:
-        if event.worker in self.state.active and self.state.members[event.worker].incarnation == bye.incarnation:
+        if self._is_life(event, bye.incarnation):
             self._record(Left(worker=event.worker, reason="said bye"))
 
     # --- a worker's life ---
@@ -230,8 +240,7 @@ class Server:
         return max(1, min(request.samples, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
 
     def _push(self, event: Received, push: Push) -> None:
-        member = self.state.members.get(event.worker)
-        if member is None or not member.active or member.incarnation != push.incarnation:
+        if not self._is_life(event, push.incarnation):
             # The worker's next heartbeat is told to join again; after that it offers the delta in its new life.
             return
         verdict = judge(self.state, event.worker, push, event.facts)
@@ -263,7 +272,7 @@ class Server:
         entry = self._record(delta, event.payload)
         self._send(event.worker, Ack(seq=push.seq, lsn=entry.lsn))
         if self.settings.merge == "per-push":
-            self._merge(gain_share=1.0 / len(self.state.active))
+            self._merge()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
         if self._is_present(event, report.incarnation):
@@ -285,7 +294,7 @@ class Server:
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
         if self._is_merge_due(now_ms):
-            self._merge(gain_share=1.0)
+            self._merge()
         self._publish_when_due()
         self._tell_finished()
 
@@ -309,20 +318,8 @@ class Server:
         """Whether all having pushed is reason enough to merge: always in `all`, at the run's end in `window`."""
         return self.settings.merge == "all" or not self.state.ledger.free
 
-    def _merge(self, gain_share: float) -> None:
-        """One outer step over all pending deltas: the mean over workers of the sum of each worker's deltas.
-
-        A worker's several deltas are one stretch of progress cut in pieces, so they add up; workers are averaged.
-        """
-        pending = self.state.pending
-        workers = max(1, len({delta.worker for delta in pending.values() if delta.steps}))
-        stepped = Stepped(
-            version=self.state.version + 1,
-            deltas=tuple(pending),
-            weights=(gain_share / workers,) * len(pending),
-            gain=self.settings.outer_learning_rate,
-        )
-        self._record(stepped)
+    def _merge(self) -> None:
+        self._record(merging.next_step(self.state))
         self._publish_when_due()
 
     def _publish_when_due(self) -> None:

@@ -54,7 +54,9 @@ class Bench:
         return told
 
     def say(self, worker: str, message: Message, **more: object) -> list[tuple[str, Message]]:
-        event = Received(now_ms=self.now_ms, worker=worker, site="s", message=message, facts=Facts(norm=1.0))
+        event = Received(
+            now_ms=self.now_ms, worker=worker, key=worker, site="s", message=message, facts=Facts(norm=1.0)
+        )
         return self.step(replace(event, **more))  # type: ignore[arg-type]
 
     def wait(self, milliseconds: int) -> list[tuple[str, Message]]:
@@ -65,7 +67,7 @@ class Bench:
         return told
 
     def begin(self, *workers: str) -> "Bench":
-        self.step(Provided(now_ms=0, worker="a", schema_hash=b"s", parameters_hash=b"p", payload=b""))
+        self.step(Provided(now_ms=0, worker="a", key="a", schema_hash=b"s", parameters_hash=b"p", payload=b""))
         for worker in workers:
             self.say(worker, HELLO)
             self.beat(worker)
@@ -268,7 +270,7 @@ def test_a_worker_that_joins_again_keeps_what_it_claims_and_the_older_life_is_re
     bench = Bench().begin("a", "b")
     bench.lease("a", 16)
     bench.say("a", replace(HELLO, claims=((0, 4), (60, 64)), life=b"new"))
-    assert bench.records(Joined)[-1] == Joined(worker="a", site="s", incarnation=2, kept=((0, 4), (60, 64)))
+    assert bench.records(Joined)[-1] == Joined(worker="a", key="a", site="s", incarnation=2, kept=((0, 4), (60, 64)))
     assert bench.server.state.ledger.held("a") == ((0, 4), (60, 64))
     beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
     assert told_to("a", Refused, bench.say("a", beat))

@@ -32,10 +32,10 @@ DELTA = Delta(
 STEPPED = Stepped(version=2, deltas=(10,), weights=(1.0,), gain=0.7)
 PUBLISHED = Published(number=2, version=1, codec="int8", merged=(("a", 1),))
 STORY: tuple[Record, ...] = (
-    Genesis(settings=SETTINGS, schema_hash=b"s", parameters_hash=b"p"),
+    Genesis(key="A", settings=SETTINGS, schema_hash=b"s", parameters_hash=b"p"),
     Dataset(samples=64, positions=64),
-    Joined(worker="a", site="here", incarnation=1, kept=()),
-    Joined(worker="b", site="there", incarnation=1, kept=()),
+    Joined(worker="a", key="A", site="here", incarnation=1, kept=()),
+    Joined(worker="b", key="B", site="there", incarnation=1, kept=()),
     Leased(worker="a", ranges=((0, 24),)),
     Leased(worker="b", ranges=((24, 32), (40, 48))),
     replace(DELTA, seq=1, anchor_version=0, ranges=((0, 8),), payload_hash=b"1"),
@@ -89,8 +89,8 @@ def test_what_the_story_comes_to() -> None:
     [
         (STORY[0], "genesis is the first record"),
         (Dataset(samples=64, positions=64), "opened once"),
-        (Joined(worker="a", site="here", incarnation=3, kept=()), "grow by one"),
-        (Joined(worker="a", site="here", incarnation=2, kept=((0, 4),)), "only free positions"),
+        (Joined(worker="a", key="A", site="here", incarnation=3, kept=()), "grow by one"),
+        (Joined(worker="a", key="A", site="here", incarnation=2, kept=((0, 4),)), "only free positions"),
         (Left(worker="b", reason="again"), "only an active worker leaves"),
         (Leased(worker="b", ranges=((50, 51),)), "only an active worker leases"),
         (Leased(worker="a", ranges=((20, 40),)), "only free positions"),

@@ -24,7 +24,7 @@ from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.log import read_log
 
-VERBS = ("init", "serve", "work", "status", "verify", "export", "sim")
+VERBS = ("init", "serve", "work", "status", "verify", "export", "audit", "replay", "sim")
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")
 SECONDS_MAX = 90.0
