@@ -27,7 +27,7 @@ def tiny_model() -> torch.nn.Module:
 
 @dataclass
 class SmallRun:
-    """`entries` is the log, `acks` what workers were told: worker, seq, payload hash.
+    """`entries` is the log, `acks` what workers were told: worker, seq, payload hash; `pushed` are the deltas.
 
     `keys` names the keys of workers that do not have the usual one.
     """
@@ -37,6 +37,7 @@ class SmallRun:
     entries: list[Entry] = field(default_factory=list)
     acks: list[tuple[str, int, str]] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
+    pushed: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model = ServerModel()
@@ -118,6 +119,7 @@ class SmallRun:
         member = self.server.state.members[worker]
         lease = self.lease(worker)
         delta = torch.randn(self.replica.schema.numel, generator=torch.Generator().manual_seed(len(self.entries)))
+        self.pushed.append(delta * scale)
         payload = encode_payload(codec, delta * scale)
         push = Push(
             incarnation=member.incarnation,

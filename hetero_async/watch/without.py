@@ -111,11 +111,14 @@ def rebuild(
     if checkpoint is not None:
         rebuilt.model.load(checkpoint.model)
 
+    initial = ""
+
     def seen(entry: Entry, state: State) -> None:
+        nonlocal initial
         progress(entry.lsn)
         match entry.record:
             case Genesis() as genesis:
-                rebuilt.is_initial = genesis.key in out.keys
+                initial = genesis.key
                 rebuilt.model.apply(entry)
             case Settings():
                 rebuilt.model.apply(entry)
@@ -131,6 +134,8 @@ def rebuild(
     rebuilt.state = replay(checkpoint, entries, rebuilt.original, seen)
     if rebuilt.state.settings is None:
         raise UserError("the log holds no parameters yet: no worker has joined the run")
+    given = rebuilt.state.contributions.get(initial)
+    rebuilt.is_initial = initial in out.keys or (given is not None and given.worker in out.workers)
     return rebuilt
 
 

@@ -22,7 +22,7 @@ from hetero_async.core.records import (
     Settings,
     Stepped,
 )
-from hetero_async.core.state import NORMS_KEPT, PUBLISHES_KEPT, State
+from hetero_async.core.state import NORMS_KEPT, PUBLISHES_KEPT, Contribution, State
 
 SETTINGS = RunSettings(run="r", samples=64, max_staleness=2)
 DELTA = Delta(
@@ -118,6 +118,16 @@ def test_a_record_that_contradicts_the_log_is_not_believed(record: Record, reaso
 def test_a_gap_a_repetition_or_a_fallen_term_is_not_believed(lsn: int, term: int) -> None:
     with pytest.raises(AssertionError):
         told(*STORY).fold(Entry(lsn=lsn, term=term, record=DELTA))
+
+
+def test_what_came_in_is_kept_by_key_whoever_holds_it() -> None:
+    renewed = Joined(worker="a", key="B", site="moved", incarnation=2, kept=((8, 24),))
+    state = told(*STORY, renewed, replace(DELTA, incarnation=2))
+    assert state.members["a"].key == "B"
+    assert state.contributions == {
+        "A": Contribution(worker="a", site="here", lives=1, deltas=1, steps=4, samples=8),
+        "B": Contribution(worker="a", site="moved", lives=2, deltas=2, steps=8, samples=16),
+    }
 
 
 def test_a_log_begins_with_its_genesis() -> None:
