@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import byte_gpt
 
 from hetero_async import assembly
-from hetero_async.config import RunConfig, template
+from hetero_async.config import RunConfig
 from hetero_async.shell.telemetry import LineObserver
+from hetero_async.tables import template
 from hetero_async.watch.report import draw_loss
 from hetero_async.watch.status import Rate, render
 from hetero_async.watch.verify import Verdict

@@ -61,7 +61,7 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
         machine = Server(config.settings(), state)
         async with open_server_link(
             control=config.server.address,
-            bulk=config.server.bulk,
+            bulk=config.node("server").bulk,
             secret_path=config.keys / "server.secret",
             allowed=AllowList(config.keys / "allowed.json"),
             observer=observer,
@@ -167,7 +167,7 @@ async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Ca
     server = load_public(config.keys / "server.public")
     async with open_worker_link(
         control=config.server.address,
-        bulk=config.server.bulk,
+        bulk=config.node("server").bulk,
         server_key=server,
         secret_path=config.keys / "operator.secret",
         observer=observer,

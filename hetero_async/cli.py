@@ -20,10 +20,11 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hetero_async import assembly, cli_log
-from hetero_async.config import RunConfig, template
+from hetero_async.config import RunConfig
 from hetero_async.errors import EXIT_CORRUPT, HeteroAsyncError, LogCorrupt, UserError, first_error
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
+from hetero_async.tables import template
 from hetero_async.watch.status import Rate, render
 from hetero_async.watch.tally import render_failure, render_tally
 

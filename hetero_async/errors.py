@@ -8,6 +8,8 @@ HeteroAsyncError
 ├── PeerError            the other side broke the protocol; it is refused, we live on
 ├── RefusedError         the server turned us away for good, with its reason
 ├── WorkerDied           a worker process ended badly; its agent starts it again
+├── WitnessAway          the witness has not answered, or not for sure: look again before doing anything
+├── Deposed              another server reigns in a higher term: this one stops serving (exit code 69)
 ├── DiskFull             no space: the caller pauses and tries again, nothing was half kept
 └── LogCorrupt           stored bytes are not what was written: halt (exit code 65), never guess
 """
@@ -15,6 +17,8 @@ HeteroAsyncError
 # sysexits.h: EX_DATAERR and EX_IOERR, so that a supervisor can tell corruption from a failing disk.
 EXIT_CORRUPT = 65
 EXIT_DISK_FAILED = 74
+# EX_UNAVAILABLE: starting it again as a server will not help, as a standby it will.
+EXIT_DEPOSED = 69
 
 
 class HeteroAsyncError(Exception):
@@ -47,6 +51,14 @@ class RefusedError(HeteroAsyncError):
 
 class WorkerDied(HeteroAsyncError):
     """A worker's process ended with an exit code or a signal."""
+
+
+class WitnessAway(HeteroAsyncError):
+    """The witness has not answered in time, or what became of a transaction is not known."""
+
+
+class Deposed(HeteroAsyncError):
+    """Another server reigns in a higher term."""
 
 
 class DiskFull(HeteroAsyncError):

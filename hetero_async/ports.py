@@ -1,4 +1,4 @@
-"""The six walls between deciding and doing: what the loops (serve.py, train.py) ask of the world.
+"""The walls between deciding and doing: what the loops (serve.py, train.py) ask of the world.
 
 `shell/` and `tensors/` fulfil them for real; a simulator may fulfil them with a virtual clock, network and disk.
 Nothing here does anything.
@@ -13,6 +13,7 @@ import numpy
 from hetero_async.core.admission import Facts
 from hetero_async.core.messages import Message, Push
 from hetero_async.core.records import Entry
+from hetero_async.core.reign import Reign, Sighting
 
 T = TypeVar("T")
 
@@ -236,4 +237,33 @@ class Follower(Protocol):
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
         """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""
+        ...
+
+
+class Witness(Protocol):
+    """A third party that lets one server reign at a time. Every method raises WitnessAway when it has not answered in
+    time or not for sure: then nothing is known, and whoever asked looks again before it does anything."""
+
+    async def look(self) -> Sighting:
+        """What is in force now; read from a majority, never from a lagging member."""
+        ...
+
+    async def claim(self, before: Reign | None, after: Reign) -> bool:
+        """Put `after` in the place of `before` and take the lease for `after.server`, all of it or nothing.
+
+        False when the reign is not `before` any more, or when another server holds the lease. `before` equal to
+        `after` takes the lease again, after a restart or a pause.
+        """
+        ...
+
+    async def amend(self, before: Reign, after: Reign) -> bool:
+        """Put `after` in the place of `before`, the lease as it is. False when the reign is not `before` any more."""
+        ...
+
+    async def renew(self) -> bool:
+        """Hold the lease for another `lease_seconds`. False when it has run out, or another holds it."""
+        ...
+
+    async def resign(self) -> None:
+        """Give the lease back at once, so that nobody has to wait for its end."""
         ...

@@ -189,7 +189,7 @@ class Session:
         )
         async with open_worker_link(
             control=config.server.address,
-            bulk=config.server.bulk,
+            bulk=config.node("server").bulk,
             server_key=server,
             secret_path=config.keys / f"{worker}.secret",
             observer=observer,

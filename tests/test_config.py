@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hetero_async.config import (
-    ENV_RUN,
-    ENV_WORKER,
-    RunConfig,
-    TrainingTable,
-    from_environment,
-    template,
-)
+from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig, from_environment
 from hetero_async.core.records import RunSettings
 from hetero_async.errors import ConfigError
+from hetero_async.tables import TrainingTable, template
 
 SMALLEST = """
 [run]
@@ -42,7 +36,7 @@ def test_a_short_file_takes_every_default_from_the_settings(tmp_path: Path) -> N
 
     assert config.settings() == RunSettings(run="byte-gpt", samples=1000)
     assert config.workers() == [("amsterdam", "amsterdam-0"), ("amsterdam", "amsterdam-1"), ("office", "office-0")]
-    assert (config.server.address, config.server.bulk) == ("tcp://127.0.0.1:7710", "tcp://127.0.0.1:7711")
+    assert (config.server.address, config.node("server").bulk) == ("tcp://127.0.0.1:7710", "tcp://127.0.0.1:7711")
 
 
 def test_every_training_key_is_a_setting_of_the_run() -> None:
@@ -61,7 +55,7 @@ def test_paths_are_relative_to_the_file_not_to_the_working_directory(tmp_path: P
 
 def test_a_bulk_address_is_used_when_given(tmp_path: Path) -> None:
     text = SMALLEST.replace("[server]", '[server]\nbulk_address = "tcp://[::1]:9000"')
-    assert RunConfig.load(written(tmp_path, text)).server.bulk == "tcp://[::1]:9000"
+    assert RunConfig.load(written(tmp_path, text)).node("server").bulk == "tcp://[::1]:9000"
 
 
 def test_values_are_frozen(tmp_path: Path) -> None:
@@ -106,7 +100,7 @@ BAD = [
     (
         "[run]",
         "[rum]\n[run]",
-        "rum = a table: unknown key (did you mean run?); known keys: run, server, training, sites",
+        "rum = a table: unknown key (did you mean run?); known keys: run, server, training, sites, standbys, witness",
     ),
     (
         "[sites.office]\nworkers = 1",

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hetero_async.config import NAME, NAME_ALLOWED, Table, TrainingTable
+from hetero_async.complaints import NAME, NAME_ALLOWED
 from hetero_async.core.records import RunSettings
 from hetero_async.errors import ConfigError
 from hetero_async.sim.network import Condition
 from hetero_async.sim.plan import FAULTS, Fault, Plan, WorkerPlan
 from hetero_async.sim.text import Shape
+from hetero_async.tables import Table, TrainingTable
 
 # What a variant may have of its own; the rest is what makes a comparison one.
 VARIED = ("run", "model", "sites")
