@@ -52,7 +52,7 @@ WORKER_BACKOFF_SECONDS = 1.0
 async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its directory and serve it until told to stop."""
     log = FileLog.open(config.log, config.run.name, in_thread)
-    observer = notes = RefusalNotes(config.directory / refusals.NAME, observer)
+    observer = notes = RefusalNotes(config.log.parent / refusals.NAME, observer)
     try:
         store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
         model = ServerModel()

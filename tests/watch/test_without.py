@@ -1,13 +1,15 @@
 """A run rebuilt without somebody: what an arithmetic of our own on the pushed deltas says, to the bit, every time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 from small_run import SmallRun
 
-from hetero_async.core.records import Delta, Entry, RunSettings, Stepped
+from hetero_async.core.records import Delta, Entry, RunSettings, Settings, Stepped
+from hetero_async.core.server import Server
 from hetero_async.core.state import State
 from hetero_async.errors import UserError
 from hetero_async.ports import Checkpoint
@@ -157,6 +159,15 @@ def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     run.model.export(tmp_path / "run")
     assert (tmp_path / "one").read_bytes() != (tmp_path / "run").read_bytes()
+
+
+def test_settings_that_changed_on_the_way_change_here_too() -> None:
+    run = ran("all", "nesterov", rounds=1)
+    run.server = Server(replace(run.settings, momentum=0.5, outer_learning_rate=0.1), run.server.state)
+    push_round(run)
+    rebuilt = without(run.entries)
+    assert hash_of(rebuilt.model.theta) == hash_of(run.model.theta)
+    assert any(isinstance(entry.record, Settings) for entry in run.entries)
 
 
 def test_it_can_begin_at_a_checkpoint_that_holds_nothing_of_it() -> None:
