@@ -5,11 +5,11 @@ and the hashes of the state are checked on the way.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +23,8 @@ from hetero_async.watch.status import plain
 # As many characters of a key tell it from all others of a run, unless somebody made keys for years to prevent it.
 SHORT = 8
 UNKNOWN = "–"
+# Below this width only the columns that matter most are drawn.
+WIDE_COLUMNS = 110
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +43,14 @@ class Row:
     norms_of: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # reason without its figures → how often
     last_refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    title: str
+    shown: Callable[[Row], str]
+    is_number: bool = True
+    only_wide: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,25 +115,47 @@ def short(key: str) -> str:
 
 def render(audit: Audit) -> RenderableType:
     """The table, and below it what was refused and why. What peers wrote is shown as plain text."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("key", "worker", "site"):
-        table.add_column(title, no_wrap=True)
-    for title in ("lives", "deltas", "steps", "samples", "share", "norm min", "median", "max", "refused"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in audit.rows:
-        table.add_row(*(Text(plain(cell)) for cell in _cells(row)))
     start = f"the checkpoint at record {audit.from_lsn}" if audit.from_lsn else "genesis"
     head = Text(plain(f"{audit.run}: records from {start} to {audit.lsn}"))
     if audit.initial:
         head.append(plain(f"; the initial parameters came from {short(audit.initial)}"))
-    return Group(head, table, *(Text(plain(line)) for line in _refusals(audit.rows)))
+    return Group(head, Rows(audit.rows), *(Text(plain(line)) for line in _refusals(audit.rows)))
 
 
-def _cells(row: Row) -> list[str]:
-    norms = [f"{row.norms[name]:.3g}" for name in ("min", "median", "max")] if row.norms else [UNKNOWN] * 3
-    counts = [f"{count:,}" for count in (row.lives, row.deltas, row.steps, row.samples)]
-    refused = f"{sum(row.refused.values()):,}"
-    return [short(row.key), row.worker, row.site, *counts, f"{row.share:.1%}", *norms, refused]
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One line a key, with as many columns as the terminal has room for."""
+
+    rows: Sequence[Row]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = [column for column in COLUMNS if options.max_width >= WIDE_COLUMNS or not column.only_wide]
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in columns:
+            table.add_column(column.title, justify="right" if column.is_number else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(Text(plain(column.shown(row))) for column in columns))
+        yield table
+
+
+def _norm(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row.norms[name]:.3g}" if row.norms else UNKNOWN
+
+
+COLUMNS = (
+    Column(title="key", shown=lambda row: short(row.key), is_number=False),
+    Column(title="worker", shown=lambda row: row.worker, is_number=False),
+    Column(title="site", shown=lambda row: row.site, is_number=False, only_wide=True),
+    Column(title="lives", shown=lambda row: f"{row.lives:,}", only_wide=True),
+    Column(title="deltas", shown=lambda row: f"{row.deltas:,}"),
+    Column(title="steps", shown=lambda row: f"{row.steps:,}", only_wide=True),
+    Column(title="samples", shown=lambda row: f"{row.samples:,}"),
+    Column(title="share", shown=lambda row: f"{row.share:.1%}"),
+    Column(title="norm min", shown=_norm("min"), only_wide=True),
+    Column(title="norm", shown=_norm("median")),
+    Column(title="norm max", shown=_norm("max")),
+    Column(title="refused", shown=lambda row: f"{sum(row.refused.values()):,}"),
+)
 
 
 def _refusals(rows: Iterable[Row]) -> Iterable[str]:

@@ -45,9 +45,9 @@ def rows_of(audited: Audit) -> dict[str, Row]:
     return {row.key: row for row in audited.rows}
 
 
-def drawn(audited: Audit) -> str:
+def drawn(audited: Audit, width: int = 140) -> str:
     file = io.StringIO()
-    Console(file=file, width=140).print(render(audited))
+    Console(file=file, width=width).print(render(audited))
     return file.getvalue()
 
 
@@ -96,6 +96,14 @@ def test_the_table_says_it_all_in_a_line_a_key(run: SmallRun) -> None:
     assert line.split()[:7] == ["key-of-a…", "a-0", "a", "1", "4", "4", "32"]
     assert line.split()[7] == "66.7%" and line.split()[-1] == "1,234"
     assert f"small: records from genesis to {run.entries[-1].lsn}; the initial parameters came from key-of-a…" in text
+
+
+def test_a_narrow_terminal_gets_the_figures_that_matter_and_none_cut_off(run: SmallRun) -> None:
+    text = drawn(audit(None, run.entries, {"key-of-a-0": noted("a-0", late=1234)}), width=80)
+    (line,) = [line for line in text.splitlines() if line.startswith("key-of-a…")]
+    words = line.split()
+    assert [*words[:5], words[-1]] == ["key-of-a…", "a-0", "4", "32", "66.7%", "1,234"]
+    assert "refused" in text.splitlines()[1] and len(words) == 8
 
 
 def test_json_has_whole_keys_and_every_figure(run: SmallRun) -> None:
