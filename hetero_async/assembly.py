@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import itertools
 import json
 import os
@@ -14,20 +15,24 @@ import trio
 
 from hetero_async.actors.supervisor import RestartWindow, supervise
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
-from hetero_async.core.messages import StatusReport, StatusRequest
-from hetero_async.core.records import Entry
-from hetero_async.core.server import Server, changed_for_good
+from hetero_async.core.messages import Fence, Position, StatusReport, StatusRequest
+from hetero_async.core.records import Entry, changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
-from hetero_async.ports import Checkpoint, Link, Observer
-from hetero_async.replay import fold, recover, replay, start_of
+from hetero_async.node import Parts, begin_serving, stand_by
+from hetero_async.ports import Checkpoint, Observer, Witness
+from hetero_async.replay import fold, replay, start_of
 from hetero_async.serve import Serving
 from hetero_async.shell import refusals
+from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
-from hetero_async.shell.link import open_server_link, open_worker_link
-from hetero_async.shell.log import FileLog, read_log, run_of
+from hetero_async.shell.link import open_server_link
+from hetero_async.shell.log import FileLog
+from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.refusals import RefusalNotes, load_refusals
+from hetero_async.shell.segments import read_log, run_of
 from hetero_async.shell.store import CheckpointStore
+from hetero_async.shell.telemetry import NullObserver
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.audit import Audit, audit
@@ -40,48 +45,126 @@ Status = dict[str, Any]
 FAREWELL_SECONDS = 30.0
 STATUS_SECONDS = 5.0
 STATUS_RETRY_SECONDS = 0.1
+# Another node, asked where it stands, that has not answered in this time cannot be reached.
+ASK_SECONDS, ASK_AGAIN_SECONDS = 4.0, 1.0
 # A worker that dies more often than this within the period is not helped by starting it again.
 WORKER_RESTARTS = 10
 WORKER_RESTART_PERIOD_SECONDS = 60.0
 WORKER_BACKOFF_SECONDS = 1.0
 
 
-# --- server ---
+# --- servers and standbys ---
 
 
-async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
-    """Recover the run from its directory and serve it until told to stop."""
-    log = FileLog.open(config.log, config.run.name, in_thread)
-    observer = notes = RefusalNotes(config.log.parent / refusals.NAME, observer)
+async def serve_run(config: RunConfig, name: str, exit_when_finished: bool, observer: Observer) -> None:
+    """Recover the run from its node's directory and serve it until told to stop. Raises Deposed."""
+    async with _open_parts(config, name, observer) as parts:
+        serving = await begin_serving(parts)
+        observer.event("serving", run=config.run.name, address=config.node(name).control, version=_version(serving))
+        await _until_stopped(serving, exit_when_finished)
+
+
+async def stand_by_run(config: RunConfig, name: str, exit_when_finished: bool, observer: Observer) -> None:
+    """Follow whichever node serves the run, and serve it when that is gone, until told to stop."""
+    node = config.node(name)
+    secret = config.keys / f"{name}.secret"
+    others = endpoints(config, without=name)
+    async with (
+        _open_parts(config, name, observer) as parts,
+        open_dial_link(others, secret_path=secret, observer=observer) as dialling,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        observer.event("standing by", run=config.run.name, address=node.control, lsn=parts.log.last_lsn)
+        serving = await stand_by(parts, dialling, lambda _: None)
+        observer.event("serving", run=config.run.name, address=node.control, version=_version(serving))
+        await _until_stopped(serving, exit_when_finished)
+        nursery.cancel_scope.cancel()
+
+
+def _version(serving: Serving) -> int:
+    return serving.machine.state.version
+
+
+@contextlib.asynccontextmanager
+async def _open_parts(config: RunConfig, name: str, observer: Observer) -> AsyncIterator[Parts]:
+    """All that a node lives on: its log locked, its addresses taken. Raises ConfigError, LogCorrupt, DiskFull."""
+    node = config.node(name)
+    log = FileLog.open(node.log, config.run.name, in_thread)
+    observer = notes = RefusalNotes(node.log.parent / refusals.NAME, observer)
     try:
-        store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
-        model = ServerModel()
-        state = recover(log, store, model, observer)
-        _check_settings(config, state)
-        machine = Server(config.settings(), state)
-        async with open_server_link(
-            control=config.server.address,
-            bulk=config.node("server").bulk,
-            secret_path=config.keys / "server.secret",
-            allowed=AllowList(config.keys / "allowed.json"),
-            observer=observer,
-        ) as link:
-            observer.event("serving", run=config.run.name, address=config.server.address, version=state.version)
-            serving = Serving(
-                machine=machine,
-                model=model,
-                log=log,
-                store=store,
-                link=link,
-                blocking=in_thread,
+        async with (
+            open_server_link(
+                control=node.control,
+                bulk=node.bulk,
+                secret_path=config.keys / f"{name}.secret",
+                allowed=AllowList(config.keys / "allowed.json"),
                 observer=observer,
+            ) as link,
+            open_witness(config) as witness,
+        ):
+            yield Parts(
+                name=name,
+                software=importlib.metadata.version("hetero-async"),
+                settings=config.settings(),
+                rules=config.durability(),
                 checkpoint_every=config.server.checkpoint_every,
                 keep_log=config.server.keep_log,
+                log=log,
+                store=CheckpointStore(node.checkpoints, config.run.name, in_thread),
+                promises=FilePromises(node.directory / "promised-term"),
+                make_model=ServerModel,
+                listening=link,
+                blocking=in_thread,
+                observer=observer,
+                witness=witness,
+                ask=functools.partial(ask_nodes, config, name),
+                check=functools.partial(_check_settings, config),
             )
-            await _until_stopped(serving, exit_when_finished)
     finally:
         notes.write()
         log.close()
+
+
+def endpoints(config: RunConfig, without: str = "") -> list[Endpoint]:
+    """Every node of the run, with its pinned key. Raises ConfigError for a key file that is missing."""
+    return [
+        Endpoint(
+            name=node.name,
+            key=load_public(config.keys / f"{node.name}.public"),
+            control=node.control,
+            bulk=node.bulk,
+        )
+        for node in config.nodes().values()
+        if node.name != without
+    ]
+
+
+async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Position | None]:
+    """Tell all other nodes, as this one, of a term (0: only ask); where each stands, None: it did not answer."""
+    positions: dict[str, Position | None] = {}
+
+    async def ask(other: Endpoint) -> None:
+        positions[other.name] = None
+        secret = config.keys / f"{name}.secret"
+        with trio.move_on_after(ASK_SECONDS):
+            async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
+                positions[other.name] = await _asked(link, Fence(term=term))
+
+    async with trio.open_nursery() as nursery:
+        for other in endpoints(config, without=name):
+            nursery.start_soon(ask, other)
+    return dict(sorted(positions.items()))
+
+
+async def _asked(link: DialLink, fence: Fence) -> Position:
+    while True:
+        with trio.move_on_after(ASK_AGAIN_SECONDS):
+            if await link.control.send(link.server.key, fence):
+                while not isinstance(message := (await link.control.receive()).message, Position):
+                    pass
+                return message
+            await trio.sleep(ASK_AGAIN_SECONDS)
 
 
 def _check_settings(config: RunConfig, state: State) -> None:
@@ -164,31 +247,29 @@ def _ending(returncode: int) -> str:
 @contextlib.asynccontextmanager
 async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Callable[[], Awaitable[Status | None]]]:
     """A connection to the server and the question how it stands; the answer is None when none comes in time."""
-    server = load_public(config.keys / "server.public")
-    async with open_worker_link(
-        control=config.server.address,
-        bulk=config.node("server").bulk,
-        server_key=server,
-        secret_path=config.keys / "operator.secret",
-        observer=observer,
+    async with open_dial_link(
+        endpoints(config), secret_path=config.keys / "operator.secret", observer=observer
     ) as link:
 
         async def ask() -> Status | None:
             with trio.move_on_after(STATUS_SECONDS):
-                return await _ask_status(link, server)
+                return await _ask_status(link)
             return None
 
         yield ask
 
 
-async def _ask_status(link: Link, server: bytes) -> Status:
-    while not await link.control.send(server, StatusRequest()):  # noqa: ASYNC110, the caller's deadline ends it
+async def _ask_status(link: DialLink) -> Status:
+    while not await link.control.send(link.server.key, StatusRequest()):  # noqa: ASYNC110, the caller's deadline ends it
         await trio.sleep(STATUS_RETRY_SECONDS)
     while True:
         incoming = await link.control.receive()
         if isinstance(incoming.message, StatusReport):
             status: Status = json.loads(incoming.payload)
-            return status
+            if not status.get("standby", {}).get("hears_server"):
+                return status
+            link.redirect(status["standby"]["server"])
+            return await _ask_status(link)
 
 
 def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
@@ -264,8 +345,15 @@ def initialize(directory: Path, run_toml: str) -> RunConfig:
     config = RunConfig.load(path)
     config.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
     allowed = AllowList(config.keys / "allowed.json")
-    create_keypair(config.keys / "server")
+    for node in config.nodes().values():
+        allowed.admit(create_keypair(config.keys / node.name), role="standby", site=node.site, worker=node.name)
     allowed.admit(create_keypair(config.keys / "operator"), role="admin", site=config.server.site, worker="operator")
     for site, worker in config.workers():
         allowed.admit(create_keypair(config.keys / worker), role="worker", site=site, worker=worker)
     return config
+
+
+@contextlib.asynccontextmanager
+async def open_witness(config: RunConfig) -> AsyncIterator[Witness | None]:
+    """The witness that run.toml names, or None."""
+    yield None

@@ -16,6 +16,7 @@ from hetero_async.core.events import Provided, Received
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Chunk, Gone, Nack, Offer, Push, Want
 from hetero_async.core.state import State
 from hetero_async.errors import PeerError
+from hetero_async.feed import KINDS, Feed
 from hetero_async.ports import Blocking, Incoming, Link, Model, Observer
 from hetero_async.transfers import Pull, send_chunks
 
@@ -35,8 +36,13 @@ class Bulk:
         blocking: Blocking,
         observer: Observer,
         arrived: Callable[[bytes, Received | Provided], Awaitable[None]],
+        feed: Feed,
+        announced: Callable[[], int],
     ) -> None:
-        """`arrived` is told the sender's key and the event that goes into the machine."""
+        """`arrived` is told the sender's key and the event that goes into the machine. Publishes after the one that is
+        `announced` are nobody's business yet."""
+        self.feed = feed
+        self._announced = announced
         self.schemas: dict[str, tuple[bytes, bytes]] = {}  # worker → schema, its hash; until there is a run
         self._state = state
         self._model = model
@@ -53,6 +59,7 @@ class Bulk:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_uploads)
+            nursery.start_soon(self.feed.run)
             await self._receive()
 
     async def _receive(self) -> None:
@@ -65,6 +72,10 @@ class Bulk:
         while True:
             incoming = await self._link.bulk.receive()
             answer = answers.get(type(incoming.message))
+            if isinstance(incoming.message, Want) and incoming.message.kind in KINDS:
+                if incoming.peer.role == "standby":
+                    await self.feed.wanted(incoming, incoming.message)
+                continue
             if answer is None or incoming.peer.role != "worker":
                 continue
             try:
@@ -191,6 +202,8 @@ class Bulk:
     async def _wanted(self, incoming: Incoming, want: Want) -> None:
         async with self._model_lock:
             want, blob = await self._blocking(self._found, want)
+        if blob is not None and want.number > self._announced():
+            return  # it may be taken back yet; the worker asks again
         if blob is None:
             await self._link.bulk.send(incoming.peer.key, Gone(kind=want.kind, number=want.number))
         else:

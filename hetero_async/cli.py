@@ -20,8 +20,17 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hetero_async import assembly, cli_log
+from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
-from hetero_async.errors import EXIT_CORRUPT, HeteroAsyncError, LogCorrupt, UserError, first_error
+from hetero_async.errors import (
+    EXIT_CORRUPT,
+    EXIT_DEPOSED,
+    Deposed,
+    HeteroAsyncError,
+    LogCorrupt,
+    UserError,
+    first_error,
+)
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -30,7 +39,7 @@ from hetero_async.watch.tally import render_failure, render_tally
 
 EXIT_USER = 2
 EXIT_FAILED = 1
-EXIT_CODES: dict[type, int] = {LogCorrupt: EXIT_CORRUPT}
+EXIT_CODES: dict[type, int] = {LogCorrupt: EXIT_CORRUPT, Deposed: EXIT_DEPOSED}
 # Records that come by the dozen each second: in the log for good, not on the screen.
 QUIET = frozenset({"leased", "beacon", "stepped", "published", "delta", "metric", "refused"})
 STATUS_EVERY_SECONDS = 1.0
@@ -86,7 +95,20 @@ def serve(
 
     Example: hetero-async serve --run my-run/run.toml
     """
-    trio.run(assembly.serve_run, RunConfig.load(run), exit_when_finished, LineObserver(QUIET))
+    trio.run(assembly.serve_run, RunConfig.load(run), SERVER, exit_when_finished, LineObserver(QUIET))
+
+
+@app.command()
+def standby(
+    name: Annotated[str, typer.Option(help="Which one this is: a [standbys.NAME] of run.toml, or server.")],
+    run: RunOption = Path("run.toml"),
+    exit_when_finished: Annotated[bool, typer.Option(help="End when the run is trained and all have left.")] = False,
+) -> None:
+    """Follow the server's log in another site, and take its place when it is gone.
+
+    Example: hetero-async standby --name b --run my-run/run.toml
+    """
+    trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

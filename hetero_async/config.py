@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hetero_async.complaints import SERVER, one_of, read, shown
 from hetero_async.core.records import RunSettings
+from hetero_async.core.replication import Durability
 from hetero_async.errors import ConfigError
 from hetero_async.tables import (
     File,
@@ -68,6 +69,15 @@ class RunConfig:
         """The part that the log's first record fixes."""
         run = self.run.model_dump(include={"seed", "samples", "passes"})
         return RunSettings(run=self.run.name, **run, **self.training.model_dump())
+
+    def durability(self) -> Durability:
+        """What an acknowledgement waits for."""
+        return Durability(
+            durability=self.server.durability,
+            when_alone=self.server.when_alone,
+            has_witness=bool(self.witness.etcd),
+            lease_ms=int(1000 * self.witness.lease_seconds),
+        )
 
     @property
     def directory(self) -> Path:

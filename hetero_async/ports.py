@@ -23,9 +23,9 @@ class Peer:
     """Who is at the other end, as the connection's key proves."""
 
     key: bytes  # Z85, 40 bytes
-    role: str  # worker | admin | server
+    role: str  # worker | standby | admin | server
     site: str
-    worker: str
+    worker: str  # or the standby's name, or the server's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Incoming:
     peer: Peer
     message: Message
     payload: bytes = b""
+    term: int = 0  # that the sender serves in
 
 
 class Lane(Protocol):
@@ -68,7 +69,31 @@ class Link(Protocol):
         ...
 
 
+class ServerLink(Link, Protocol):
+    """The end that is dialled. `term`: the one that it serves in, which goes with every message."""
+
+    term: int
+
+
+class DialLink(Link, Protocol):
+    """The end that dials: one server at a time, of those that there are."""
+
+    @property
+    def server(self) -> Peer:
+        """Whom it is connected to, or dials at present."""
+        ...
+
+    def redirect(self, server: str) -> None:
+        """Turn to the server of that name; one that is not known is ignored."""
+        ...
+
+
 class Log(Protocol):
+    @property
+    def chain(self) -> bytes:
+        """What links the last durable record to all before it."""
+        ...
+
     async def append(self, entries: Sequence[Entry]) -> None:
         """Make the entries durable, all with one fdatasync.
 
@@ -81,8 +106,36 @@ class Log(Protocol):
         """Every record after that one. Raises LogCorrupt."""
         ...
 
+    def read(self, after_lsn: int, count_bytes: int) -> tuple[bytes, list[Entry]] | None:
+        """The chain after that record and durable records behind it, about so many bytes of them, at least one where
+        there is one. None when they are not held any more. May run beside `append`."""
+        ...
+
     def drop_before(self, lsn: int) -> None:
         """Delete whole segments that hold only records before this one."""
+        ...
+
+
+class KeptLog(Log, Protocol):
+    """A log as its node has it, between two of its lives as a server or a standby."""
+
+    @property
+    def first_lsn(self) -> int:
+        """The oldest record held."""
+        ...
+
+    @property
+    def last_lsn(self) -> int: ...
+
+    @property
+    def last_term(self) -> int: ...
+
+    def cut(self, lsn: int) -> Sequence[object]:
+        """Put the records after that one aside, and say where they lie now. Not beside any other call."""
+        ...
+
+    def reset(self, lsn: int = 0, term: int = 0, chain: bytes = bytes(16)) -> None:
+        """Begin anew behind a checkpoint of that record. Not beside any other call."""
         ...
 
 
@@ -101,6 +154,7 @@ class Checkpoint:
     run: str
     lsn: int
     term: int
+    chain: bytes  # of the log, after that record
     state: dict[str, object]
     state_hash: bytes
     model: ModelSnapshot
@@ -122,6 +176,28 @@ class Store(Protocol):
         Returns up to which record the log is not needed any more (0: all of it is). Raises DiskFull; the older
         checkpoints are untouched then.
         """
+        ...
+
+    def packed(self, lsn: int) -> tuple[int, bytes, "memoryview | bytes"] | None:
+        """A checkpoint's record, and its two files as they are on disk; `lsn` 0: of the newest. None: not held."""
+        ...
+
+    async def keep(self, manifest: bytes, arrays: bytes) -> Checkpoint:
+        """Save a checkpoint that another server has made. Raises LogCorrupt, ConfigError, DiskFull."""
+        ...
+
+    def drop_after(self, lsn: int) -> None:
+        """Delete checkpoints of later records: they are of a history that is not the run's."""
+        ...
+
+
+class Promises(Protocol):
+    """The lowest term that a standby follows, on its disk."""
+
+    def load(self) -> int: ...
+
+    def save(self, term: int) -> None:
+        """Durable on return; a failing disk ends the process."""
         ...
 
 

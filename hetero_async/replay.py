@@ -1,4 +1,4 @@
-"""The one way to turn a log back into a run: recovery, verify and export all come through here."""
+"""The one way to turn a log back into a run: recovery, standby, verify and export all come through here."""
 
 from collections.abc import Callable, Iterable
 
@@ -55,9 +55,14 @@ def replay(
     if checkpoint is not None:
         model.load(checkpoint.model)
     for entry in entries:
-        fold(entry, state)
-        model.apply(entry)
-        if isinstance(entry.record, Beacon) and model.model_hash() != entry.record.model_hash:
-            raise LogCorrupt(f"record {entry.lsn}: the parameters differ from those that were logged")
+        apply(entry, state, model)
         seen(entry, state)
     return state
+
+
+def apply(entry: Entry, state: State, model: Model) -> None:
+    """One record of a log that another process has written. Raises LogCorrupt where it contradicts what came before."""
+    fold(entry, state)
+    model.apply(entry)
+    if isinstance(entry.record, Beacon) and model.model_hash() != entry.record.model_hash:
+        raise LogCorrupt(f"record {entry.lsn}: the parameters differ from those that were logged")

@@ -6,22 +6,24 @@ lane (bulk.py) and the checkpointer run beside the task that decides; that one a
 
 import functools
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import trio
 
-from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.bulk import Bulk
-from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
+from hetero_async.checkpoints import Checkpointer
+from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
 from hetero_async.core.messages import Hello, Nack, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
+from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
-from hetero_async.errors import DiskFull
-from hetero_async.ports import Blocking, Checkpoint, Incoming, Link, Log, Model, Observer, Store
+from hetero_async.errors import Deposed, DiskFull
+from hetero_async.feed import Feed
+from hetero_async.ports import Blocking, Incoming, Log, Model, Observer, ServerLink, Store, Witness
+from hetero_async.reigning import Keeper
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
 INBOX_SIZE = 256
@@ -42,12 +44,14 @@ class Serving:
         model: Model,
         log: Log,
         store: Store,
-        link: Link,
+        link: ServerLink,
         blocking: Blocking,
         observer: Observer,
         checkpoint_every: int,
         keep_log: bool,
+        witness: tuple[Witness, Reign] | None = None,
     ) -> None:
+        """`witness` comes with the reign that it has on record for this server."""
         self.machine = machine
         self.model = model
         self.log = log
@@ -55,7 +59,6 @@ class Serving:
         self.link = link
         self.blocking = blocking
         self.observer = observer
-        self.checkpoint_every = checkpoint_every
         self.keep_log = keep_log
         self.paused = ""
         self.finished = trio.Event()
@@ -72,18 +75,39 @@ class Serving:
             blocking=blocking,
             observer=observer,
             arrived=self._arrived,
+            feed=Feed(log=log, store=store, lane=link.bulk, blocking=blocking),
+            announced=lambda: machine.announced,
         )
-        self._checkpointed = machine.state.version
-        self._checkpoints = Mailbox[Checkpoint]("checkpointer", size=1)
-        self._is_checkpointing = False
+        self._checkpointer = Checkpointer(
+            run=machine.settings.run,
+            every=checkpoint_every,
+            log=log,
+            store=store,
+            model=model,
+            model_lock=self._model_lock,
+            blocking=blocking,
+            observer=observer,
+            drop_log=self._needed_log,
+        )
+        self._keeper = witness and Keeper(
+            witness=witness[0],
+            reign=witness[1],
+            lease_seconds=machine.replication.rules.lease_ms / 1000,
+            replication=machine.replication,
+            observer=observer,
+            tell=self._inbox_send.send,
+        )
+        link.term = machine.state.term
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises what must end the process: a broken assertion, a corrupt log."""
+        """Serve until cancelled. Raises what must end the process: Deposed, a broken assertion, a corrupt log."""
         helpers: dict[str, Child] = {
             "control lane": self._receive_control,
             "bulk lane": self._bulk.run,
-            "checkpointer": functools.partial(self._checkpoints.serve, self._save),
+            "checkpointer": self._checkpointer.run,
         }
+        if self._keeper:
+            helpers["witness keeper"] = self._keeper.run
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 functools.partial(
@@ -103,7 +127,7 @@ class Serving:
         while True:
             now = _now_ms()
             due = self.machine.timer(now)
-            with trio.move_on_after(math.inf if due is None else max(0, due - now) / 1000):
+            with trio.move_on_after(max(0, due - now) / 1000):
                 self.machine.step(await self._inbox.receive())
             self._drain()
             self.machine.step(Tick(now_ms=_now_ms()))
@@ -122,16 +146,19 @@ class Serving:
         while ready.records or ready.messages:
             if ready.records:
                 await self._append(ready.records)
+                self._bulk.feed.grown()
                 await self._apply(ready.records)
             await self._send(ready)
             ready = self.machine.ready()
-        await self._consider_checkpoint()
+        if reason := self.machine.succession.deposed:
+            raise Deposed(f"{reason}: this server stops; start it again as a standby")
+        await self._checkpointer.consider(self.machine.state)
         self._notice_end()
 
     def _notice_end(self) -> None:
         if self.machine.state.is_finished:
             self.finished.set()
-            if not self.machine.state.active and not self._is_checkpointing:
+            if not self.machine.state.active and not self._checkpointer.is_busy:
                 self.deserted.set()
 
     async def _append(self, entries: Sequence[Entry]) -> None:
@@ -169,46 +196,16 @@ class Serving:
     async def _send(self, ready: Ready) -> None:
         for outgoing in ready.messages:
             if isinstance(outgoing.message, Nack):
-                member = self.machine.state.members[outgoing.worker]
-                reason = outgoing.message.reason
-                self.observer.event("refused", worker=outgoing.worker, key=member.key, reason=reason)
-            if key := self._keys.get(outgoing.worker):
+                member, reason = self.machine.state.members[outgoing.to], outgoing.message.reason
+                self.observer.event("refused", worker=outgoing.to, key=member.key, reason=reason)
+            if key := self._keys.get(outgoing.to):
                 await self.link.control.send(key, outgoing.message)
 
-    # --- checkpoints ---
-
-    async def _consider_checkpoint(self) -> None:
-        """Copy state and model between two batches, where they are at the same record; write them meanwhile."""
-        state = self.machine.state
-        is_due = state.version - self._checkpointed >= self.checkpoint_every
-        is_last = state.is_finished and state.version > self._checkpointed
-        if self._is_checkpointing or not (is_due or is_last):
-            return
-        self._is_checkpointing = True
-        self._checkpointed = state.version
-        async with self._model_lock:
-            model = await self.blocking(self.model.snapshot)
-        checkpoint = Checkpoint(
-            run=self.machine.settings.run,
-            lsn=state.lsn,
-            term=state.term,
-            state=state.dump(),
-            state_hash=state.digest(),
-            model=model,
-        )
-        await self._checkpoints.ref.tell(checkpoint)
-
-    async def _save(self, checkpoint: Checkpoint) -> None:
-        try:
-            covered = await self.store.save(checkpoint)
-            if not self.keep_log:
-                await self.blocking(self.log.drop_before, covered + 1)
-            self.observer.event("checkpoint", lsn=checkpoint.lsn)
-        except DiskFull as error:
-            self.observer.event("checkpoint failed", lsn=checkpoint.lsn, reason=str(error))
-        finally:
-            self._is_checkpointing = False
-        self._notice_end()
+    def _needed_log(self, covered: int) -> int | None:
+        """From which record on the log is needed: by a recovery, and by standbys that are on their way."""
+        if self.keep_log:
+            return None
+        return min(covered, self.machine.replication.keeps_from(covered, _now_ms())) + 1
 
     # --- control lane ---
 
@@ -220,8 +217,11 @@ class Serving:
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
             elif incoming.peer.role == "worker":
                 await self._pass_on(self._heard(incoming))
+            elif incoming.peer.role == "standby":
+                self._keys[incoming.peer.worker] = incoming.peer.key
+                await self._pass_on(Followed(now_ms=_now_ms(), standby=incoming.peer.worker, message=incoming.message))
 
-    async def _pass_on(self, received: Received) -> None:
+    async def _pass_on(self, received: Event) -> None:
         """To the deciding task. While that waits for disk space, what does not fit is dropped: peers ask again."""
         try:
             self._inbox_send.send_nowait(received)
@@ -252,10 +252,10 @@ class Serving:
 
     def status(self) -> dict[str, Any]:
         status = summary(self.machine, _now_ms())
-        if self.paused:
-            status["state"] = self.paused
+        if why := self.paused or self.machine.why_held(_now_ms()):
+            status["state"] = why
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
-        status["log"] = {"lsn": self.machine.state.lsn}
+        status["log"] = {"lsn": self.machine.state.lsn, "released": self.machine.replication.released}
         status["state_hash"] = self.machine.state.digest().hex()
         return status
 

@@ -22,6 +22,7 @@ import torch
 import trio
 from torch.utils.data import default_collate
 
+from hetero_async.assembly import endpoints
 from hetero_async.config import RunConfig, from_environment
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Hello
@@ -29,8 +30,7 @@ from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
 from hetero_async.rounds import Rounds
-from hetero_async.shell.keys import load_public
-from hetero_async.shell.link import open_worker_link
+from hetero_async.shell.dial import open_dial_link
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.shell.threads import in_thread
@@ -176,7 +176,6 @@ class Session:
         config, worker = self._config, self.worker
         self._token = trio.lowlevel.current_trio_token()
         observer = LineObserver()
-        server = load_public(config.keys / "server.public")
         hello = Hello(
             run=config.run.name,
             software=importlib.metadata.version("hetero-async"),
@@ -187,12 +186,8 @@ class Session:
             dtype=dtype_name(self._replica.dtype),
             life=secrets.token_bytes(8),
         )
-        async with open_worker_link(
-            control=config.server.address,
-            bulk=config.node("server").bulk,
-            server_key=server,
-            secret_path=config.keys / f"{worker}.secret",
-            observer=observer,
+        async with open_dial_link(
+            endpoints(config), secret_path=config.keys / f"{worker}.secret", observer=observer
         ) as link:
             self._training = Training(
                 worker=worker,
@@ -203,7 +198,6 @@ class Session:
                 outbox=FileOutbox(config.worker_directory(worker)),
                 blocking=in_thread,
                 observer=observer,
-                server=server,
             )
             with self._scope:  # inside the link: the last word, bye, still needs it
                 await self._training.run()

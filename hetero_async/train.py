@@ -11,7 +11,7 @@ from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gon
 from hetero_async.core.worker import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick, Worker
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError
-from hetero_async.ports import Blocking, Follower, Link, Observer, Outbox
+from hetero_async.ports import Blocking, DialLink, Follower, Observer, Outbox
 from hetero_async.transfers import Pull, send_chunks
 
 INBOX_SIZE = 256
@@ -30,11 +30,10 @@ class Training:
         machine: Worker,
         follower: Follower,
         desk: Desk,
-        link: Link,
+        link: DialLink,
         outbox: Outbox,
         blocking: Blocking,
         observer: Observer,
-        server: bytes,
     ) -> None:
         self.worker = worker
         self.machine = machine
@@ -44,7 +43,6 @@ class Training:
         self.outbox = outbox
         self.blocking = blocking
         self.observer = observer
-        self.server = server  # its key
         self._inbox_send, self._inbox = trio.open_memory_channel[Event | None](INBOX_SIZE)
         self._payloads: dict[int, tuple[str, bytes]] = {}  # unmerged own deltas: codec, bytes
         self._upload = b""
@@ -80,7 +78,7 @@ class Training:
     async def _leave(self) -> None:
         """Say bye, so that what we still lease goes to others at once instead of after its time to live."""
         if self.machine.joined and not self.machine.refusal:
-            await self.link.control.send(self.server, Bye(incarnation=self.machine.incarnation))
+            await self.link.control.send(self.link.server.key, Bye(incarnation=self.machine.incarnation))
 
     # --- deciding ---
 
@@ -115,13 +113,15 @@ class Training:
                 self._payloads.pop(dropped.seq, None)
                 self.observer.event("delta refused", seq=dropped.seq, reason=dropped.refusal)
                 self._is_target_old.set()
+        if owed.redirect:
+            self.link.redirect(owed.redirect)
         if owed.provide:
             await self._provide()
         for message in owed.control:
             payload = self.follower.schema if isinstance(message, Hello) else b""
-            await self.link.control.send(self.server, message, payload)
+            await self.link.control.send(self.link.server.key, message, payload)
         for message in owed.bulk:
-            await self.link.bulk.send(self.server, message)
+            await self.link.bulk.send(self.link.server.key, message)
         if owed.regranted is not None:
             self.desk.regrant(owed.regranted)
         for granted in owed.granted:
@@ -164,7 +164,7 @@ class Training:
         if not self._upload:
             self._upload = await self.blocking(self.follower.initial_upload)
         await self.link.bulk.send(
-            self.server,
+            self.link.server.key,
             Offer(
                 kind=INITIAL,
                 number=0,
@@ -212,7 +212,7 @@ class Training:
 
     async def _ask(self, wants: list[Want]) -> None:
         for want in wants:
-            await self.link.bulk.send(self.server, want)
+            await self.link.bulk.send(self.link.server.key, want)
 
     async def _chunk(self, chunk: Chunk, payload: bytes) -> None:
         pull = self._pull
@@ -264,11 +264,13 @@ class Training:
     async def _receive_control(self) -> None:
         while True:
             incoming = await self.link.control.receive()
-            await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
+            await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message, term=incoming.term))
 
     async def _receive_bulk(self) -> None:
         while True:
             incoming = await self.link.bulk.receive()
+            if incoming.term < self.machine.term:
+                continue  # a server whose reign has ended
             try:
                 match incoming.message:
                     case Chunk():
@@ -287,7 +289,7 @@ class Training:
     async def _send(self, want: Want) -> None:
         blob = self._upload if want.kind == INITIAL else self._payloads.get(want.number, ("", b""))[1]
         if want.kind in (INITIAL, DELTA) and blob:
-            await send_chunks(self.link.bulk, self.server, want, blob, xxhash.xxh3_128_digest(blob))
+            await send_chunks(self.link.bulk, self.link.server.key, want, blob, xxhash.xxh3_128_digest(blob))
 
 
 def _now_ms() -> int:

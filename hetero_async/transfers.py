@@ -4,7 +4,6 @@ Used by both loops, serve.py and train.py. Asking is the flow control: no more t
 a slow link queues nothing, and after a broken connection only the missing chunks are asked for again.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from hetero_async.core.messages import Chunk, Want
@@ -37,6 +36,10 @@ class Pull:
         self.assembly.add(chunk.index, payload)
         self.now_ms = now_ms
 
+    def is_another(self, chunk: Chunk) -> bool:
+        """Whether it belongs to another object than the one whose size we know."""
+        return self.assembly is not None and chunk.total_hash != self.assembly.total_hash
+
     def wants(self) -> list[Want]:
         """What to ask for now. The first question, of unknown size, is for the first chunk."""
         if self.assembly is None:
@@ -61,9 +64,7 @@ class Pull:
         return self.assembly is not None and self.assembly.complete
 
 
-async def send_chunks(
-    lane: Lane, key: bytes, want: Want, blob: bytes, blob_hash: bytes, sent: Callable[[int], None] | None = None
-) -> None:
+async def send_chunks(lane: Lane, key: bytes, want: Want, blob: bytes | memoryview, blob_hash: bytes) -> None:
     """Answer a Want, credits at most. What the lane drops is asked for again by the receiver."""
     last = min(want.first + min(want.count, CREDITS), chunk_count(len(blob)))
     for index in range(want.first, last):
@@ -71,5 +72,3 @@ async def send_chunks(
         chunk = Chunk(kind=want.kind, number=want.number, index=index, total_bytes=len(blob), total_hash=blob_hash)
         if not await lane.send(key, chunk, piece):
             return
-        if sent is not None:
-            sent(len(piece))

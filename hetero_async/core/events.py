@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hetero_async.core.admission import Facts
 from hetero_async.core.messages import Message
 from hetero_async.core.records import Entry
+from hetero_async.core.reign import Reign
 
 UNSEEN = Facts()
 
@@ -39,6 +40,24 @@ class Provided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """A standby's message, or what another node says of who reigns."""
+
+    now_ms: int
+    standby: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witnessed:
+    """What the witness has on record, and until when it keeps anybody else from reigning (0: it does not)."""
+
+    now_ms: int
+    reign: Reign
+    sure_until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
     """All records handed out so far are applied; the model hashes to this."""
 
@@ -51,12 +70,12 @@ class Tick:
     now_ms: int
 
 
-Event = Received | Provided | Applied | Tick
+Event = Received | Followed | Witnessed | Provided | Applied | Tick
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    worker: str
+    to: str  # a worker or a standby
     message: Message
 
 

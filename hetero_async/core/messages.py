@@ -2,8 +2,9 @@
 
 Two lanes: *control* (small, must never wait) and *bulk* (chunks). Large objects are pulled by their receiver:
 it sends `Want` for a few chunks at a time, which is the flow control, and asks again from where it was after a
-broken connection. Nobody names itself in a message: the sender is the key that the connection was made with.
-All integers are non-negative.
+broken connection. Nobody names itself in a message: the sender is the key that the connection was made with. Beside
+each message travels the term that its sender serves in (0: it serves in none), so that nobody follows a server whose
+reign has ended. All integers are non-negative.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from hetero_async.core.records import Range
 
 # Kinds of bulk object. A delta is numbered by its seq, publish and snapshot by the publish's number.
 INITIAL, DELTA, PUBLISH, SNAPSHOT = "initial", "delta", "publish", "snapshot"
+# For standbys. A shipment of records is numbered by the first of them; a checkpoint's two files by its record, of which
+# the asker names 0 for "the newest".
+RECORDS, MANIFEST, ARRAYS = "records", "manifest", "arrays"
 
 
 # --- worker → server, control ---
@@ -197,6 +201,69 @@ class StatusReport:
     """Payload: the status as JSON."""
 
 
+# --- between servers: a standby, or one that becomes the server, to another ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Follow:
+    """Ask for the records after `lsn`, the asker's last one, of term `last_term`. Answered by Following or Cut."""
+
+    run: str
+    software: str
+    lsn: int
+    last_term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirm:
+    """All records up to `lsn` are durable here, in that term. Said after each batch, and each second as a heartbeat."""
+
+    term: int
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """Follow no server of a term below this one any more, on whatever it says; answered by Position.
+
+    Term 0 only asks.
+    """
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """Answer to Follow and Confirm: the server's own last durable record, and whose confirmations count ("": all)."""
+
+    lsn: int
+    partner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Your records after `lsn` are not in the run's history: put them aside, then follow."""
+
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redirect:
+    """Not me: `server` reigns, in `term`. A standby says it to workers, and to a server that has been deposed."""
+
+    server: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a standby stands: its last record, that record's term, and the lowest term that it follows."""
+
+    lsn: int
+    last_term: int
+    term: int
+
+
 # --- bulk, either way ---
 
 
@@ -272,10 +339,12 @@ Message = (
     Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest
     | Welcome | Provide | Wait | Refused | Rejoin | Beat | Lease | Window | Ack | Nack | PublishReady
     | Finished | StatusReport
+    | Follow | Confirm | Fence | Following | Cut | Redirect | Position
     | Push | Offer | Want | Chunk | Gone
 )  # fmt: skip
 MESSAGE_TYPES: tuple[type, ...] = (
     Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest,
     Welcome, Provide, Wait, Refused, Rejoin, Beat, Lease, Window, Ack, Nack, PublishReady, Finished, StatusReport,
+    Follow, Confirm, Fence, Following, Cut, Redirect, Position,
     Push, Offer, Want, Chunk, Gone, PublishNote,
 )  # fmt: skip

@@ -5,7 +5,7 @@ holds decisions (weights, accepted or not, who left), never questions, so that a
 luck. What is too big for a header (an encoded delta, the initial parameters) rides beside it as `Entry.payload`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # A half-open stretch [start, stop) of run positions. Position p is sample permute(p % samples) of pass p // samples.
 Range = tuple[int, int]
@@ -33,6 +33,12 @@ class RunSettings:
     codec_down: str = "int8"
     publish_every: int = 1  # outer steps
     lease_ttl_seconds: float = 15.0
+
+
+def changed_for_good(logged: RunSettings, wanted: RunSettings) -> list[str]:
+    """Names of settings that differ although a run keeps them from its genesis on."""
+    fixed = ("run", "seed", "samples", "passes", "rule")
+    return [name for name in fixed if replace(logged, **{name: getattr(wanted, name)}) != logged]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +146,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promoted:
-    """A standby took over: the term from here on."""
+    """A standby took over: from here on `server` reigns, in `term`."""
 
     term: int
+    server: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

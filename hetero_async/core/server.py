@@ -6,19 +6,19 @@ Rules
 3. The shell makes `Ready.records` durable with one fdatasync, applies them to the model, then sends
    `Ready.messages`. Hence an acknowledgement means durable, a publish means applied, and a crash at any point is a
    prefix of the log.
-4. Hostile or confused peers are answered, never asserted about. Assertions are for what this file promised itself.
+4. What follows from a record is said when the record is released (replication.py): at once, or when a standby has it.
+5. Hostile or confused peers are answered, never asserted about. Assertions are for what this file promised itself.
 
 Stepping many events before one `ready` is group commit.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from hetero_async.core import merging, pace, ranges
 from hetero_async.core.admission import Admitted, Duplicate, judge
-from hetero_async.core.events import Applied, Event, Outgoing, Provided, Ready, Received, Tick
+from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
 from hetero_async.core.members import Presences
 from hetero_async.core.messages import (
     Ack,
@@ -41,6 +41,7 @@ from hetero_async.core.messages import (
     Welcome,
     Window,
 )
+from hetero_async.core.post import Post
 from hetero_async.core.records import (
     Beacon,
     Dataset,
@@ -51,67 +52,92 @@ from hetero_async.core.records import (
     Leased,
     Left,
     Metric,
-    Published,
+    Promoted,
     Record,
     RunSettings,
     Settings,
 )
-from hetero_async.core.state import State
+from hetero_async.core.replication import Durability, Replication
+from hetero_async.core.state import FIRST_SERVER, State
+from hetero_async.core.succession import Succession
 
 # A worker that was asked for the initial parameters and then says nothing for so long is given up on.
 PROVIDER_SILENCE_MS = 10_000
 # Rounds are stretched to this many times their steps while a push is in flight; then the worker waits.
 STRETCH = 4
-# While anybody trains, time is looked at so often; after a longer silence of the clock itself we were away.
+# Time is looked at so often; after a longer silence of the clock itself we were away.
 TICK_MS, ABSENCE_MS = 1_000, 3_000
 # The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
 LEASE_POSITIONS_MAX = 1 << 20
+# Messages that no record must bear out: whoever gets one while a standby is awaited is not misled.
+UNBOUND = (Beat, Provide, Refused, Rejoin, Wait, Window)
 
 
 class Server:
-    def __init__(self, settings: RunSettings, state: State) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        state: State,
+        durability: Durability = Durability(),  # noqa: B008, it is frozen
+        name: str = FIRST_SERVER,
+        term: int = 0,
+    ) -> None:
+        """`term`, where it is above the log's: a standby takes over, and that becomes the first thing that it says."""
         self.state = state
         self.settings = settings
         self.presences = Presences()
         self.windows = pace.Windows()
+        self.replication = Replication(durability)
         self.refusals: Counter[str] = Counter()
+        self.announced = 0  # the publish that workers may know of
         self._provider: tuple[str, int] | None = None  # who was asked for the initial parameters, and when
         self._oldest_publish = state.publish + 1
-        self._announced = state.publish
+        self._applied = state.publish
         self._told_finished = False
-        self._ticked_ms = 0
+        self._now_ms = self._ticked_ms = 0
         self._records: list[Entry] = []
-        self._messages: list[Outgoing] = []
+        self._post = Post()
+        self.succession = Succession(name, settings.run, state, self.replication, self._post)
+        if term > state.term:
+            self._record(Promoted(term=term, server=name))
         if state.settings is not None and state.settings != settings:
             self._record(Settings(settings=settings))
+        self._announcements = {state.publish: state.lsn}  # publish → the record that must be released before
 
     def step(self, event: Event) -> None:
         match event:
-            case Received():
+            case Received() if not self.succession.is_under_way:
+                self._now_ms = event.now_ms
                 self.presences.hear(event.worker, event.now_ms)
                 if answer := _ANSWERS.get(type(event.message)):
                     answer(self, event, event.message)
-            case Provided():
+            case Followed() | Witnessed():
+                self._now_ms = event.now_ms
+                self.succession.step(event)
+            case Provided() if not self.succession.is_under_way:
                 self._begin(event)
             case Applied():
-                self._announce(event)
+                self._make_known(event)
             case Tick():
+                self._now_ms = event.now_ms
                 self._advance(event.now_ms)
 
     def ready(self) -> Ready:
-        owed = Ready(tuple(self._records), tuple(self._messages))
-        self._records, self._messages = [], []
-        return owed
+        released = self.replication.release(self._now_ms, self.state.lsn)
+        while self._announcements and min(self._announcements.values()) <= released:
+            self._announce(min(self._announcements))
+        records, self._records = self._records, []
+        return Ready(tuple(records), self._post.take(released))
 
-    def timer(self, now_ms: int) -> int | None:
-        """When the next Tick is wanted, in the caller's milliseconds, or never."""
+    def timer(self, now_ms: int) -> int:
+        """When the next Tick is wanted, in the caller's milliseconds."""
         moments = [
             self.windows.deadline_ms,
             self.windows.merge_ms,
             self.presences.next_silence(self.state.active, now_ms, self._ttl_ms),
-            now_ms + TICK_MS if self.state.active else None,
+            now_ms + TICK_MS,
         ]
-        return min((moment for moment in moments if moment is not None), default=None)
+        return min(moment for moment in moments if moment is not None)
 
     # --- joining ---
 
@@ -203,13 +229,13 @@ class Server:
             event.worker,
             Beat(
                 version=self.state.version,
-                publish=self._announced,
+                publish=self.announced,
                 oldest=self._oldest_publish,
                 trained=ranges.size(self.state.ledger.trained),
                 positions=self.state.ledger.positions,
             ),
         )
-        if self.state.is_finished:
+        if self._is_over:
             self._send(event.worker, Finished(publish=self.state.publish))
 
     def _lease_request(self, event: Received, request: LeaseRequest) -> None:
@@ -228,7 +254,7 @@ class Server:
         if granted and not forgotten:
             self._record(Leased(worker=event.worker, ranges=granted))
         self._send(event.worker, Lease(number=request.number, ranges=granted, samples=ledger.samples))
-        if self.state.is_finished:
+        if self._is_over:
             self._send(event.worker, Finished(publish=self.state.publish))
 
     def _lease_size(self, request: LeaseRequest) -> int:
@@ -245,7 +271,7 @@ class Server:
             return
         verdict = judge(self.state, event.worker, push, event.facts)
         if isinstance(verdict, Duplicate):
-            self._send(event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
+            self._post.send_after(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
@@ -282,9 +308,13 @@ class Server:
     # --- time ---
 
     def _advance(self, now_ms: int) -> None:
-        if self.state.settings is None:
+        self.succession.hand_over(now_ms)
+        if self.state.settings is None or self.succession.is_under_way:
             return
-        self._notice_absence(now_ms)
+        # Ticks come every second while anybody trains; a larger gap means that it was us who were not there.
+        if self._ticked_ms > 0 and now_ms - self._ticked_ms > ABSENCE_MS:
+            self.presences.excuse(now_ms - self._ticked_ms)
+        self._ticked_ms = now_ms
         for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):
             self._record(Left(worker=worker, reason=f"not heard for {self.settings.lease_ttl_seconds:g} s"))
         if self.settings.merge == "window":
@@ -293,53 +323,26 @@ class Server:
             if self.windows.advance(now_ms, reference, self.settings):
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
-        if self._is_merge_due(now_ms):
+        if merging.is_due(self.state, self.settings, self.windows, now_ms):
             self._merge()
         self._publish_when_due()
         self._tell_finished()
 
-    def _notice_absence(self, now_ms: int) -> None:
-        """Ticks come every second while anybody trains; a larger gap means that it was us who were not there."""
-        gap_ms = now_ms - self._ticked_ms
-        if self._ticked_ms > 0 and gap_ms > ABSENCE_MS:
-            self.presences.excuse(gap_ms)
-        self._ticked_ms = now_ms
-
-    def _is_merge_due(self, now_ms: int) -> bool:
-        arrived = {pending.worker: True for pending in self.state.pending.values()}
-        awaited = [worker for worker in self.state.active if self.state.ledger.held(worker)]
-        have_all = arrived and not any(worker not in arrived for worker in awaited)
-        if not (have_all and self._ends_early()) and not self.windows.is_due(now_ms, awaited, arrived):
-            return False
-        self.windows.merged()
-        return bool(arrived)
-
-    def _ends_early(self) -> bool:
-        """Whether all having pushed is reason enough to merge: always in `all`, at the run's end in `window`."""
-        return self.settings.merge == "all" or not self.state.ledger.free
-
     def _merge(self) -> None:
-        self._record(merging.next_step(self.state))
+        self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
 
     def _publish_when_due(self) -> None:
-        """Looked at with every tick too: a crash may have kept a step without its publish, or the bound has fallen."""
-        state, every = self.state, self.settings.publish_every
-        # Every worker waits for it in `all` and at the end; beyond the bound none could push anything until it comes.
-        limit = 1 if self.settings.merge == "all" or state.is_trained else min(every, state.staleness_bound() + 1)
-        if state.version - state.publish_versions[state.publish] >= limit:
-            merged = tuple((name, member.merged_seq) for name, member in state.members.items())
-            number, codec = state.publish + 1, self.settings.codec_down
-            self._record(Published(number=number, version=state.version, codec=codec, merged=merged))
+        if published := merging.published(self.state, self.settings):
+            self._record(published)
 
-    def _announce(self, event: Applied) -> None:
-        """The model has done what the records say: tell the workers what can be fetched, and log what it came to."""
+    def _make_known(self, event: Applied) -> None:
+        """The model has done what the records say: what it came to is logged, and what can be fetched announced."""
         self._oldest_publish = event.oldest_publish
-        if self._announced == self.state.publish:
+        if self._applied == self.state.publish:
             return
-        self._announced = self.state.publish
-        for worker in self.state.active:
-            self._send(worker, PublishReady(number=self.state.publish, version=self.state.version))
+        self._applied = self.state.publish
+        self._announcements[self.state.publish] = self.state.lsn
         beacon = Beacon(
             version=self.state.version,
             publish=self.state.publish,
@@ -347,15 +350,32 @@ class Server:
             state_hash=self.state.digest(),
         )
         self._record(beacon)
+
+    def _announce(self, publish: int) -> None:
+        """Tell the workers of a publish that no disaster can take back any more."""
+        del self._announcements[publish]
+        self.announced = publish
+        version = self.state.publish_versions.get(publish, self.state.version)
+        for worker in self.state.active:
+            self._post.send(worker, PublishReady(number=publish, version=version))
         self._tell_finished()
 
     def _tell_finished(self) -> None:
-        if self.state.is_finished and self._announced == self.state.publish and not self._told_finished:
+        if self._is_over and not self._told_finished:
             self._told_finished = True
             for worker in self.state.active:
-                self._send(worker, Finished(publish=self.state.publish))
+                self._post.send(worker, Finished(publish=self.state.publish))
+
+    @property
+    def _is_over(self) -> bool:
+        """Everything is trained and merged, and the workers may know it."""
+        return self.state.is_finished and self.announced == self.state.publish
 
     # --- small ---
+
+    def why_held(self, now_ms: int) -> str:
+        """Why acknowledgements wait, for people; "" when they do not."""
+        return self.replication.why_held(now_ms, self.state.lsn)
 
     @property
     def _ttl_ms(self) -> int:
@@ -371,10 +391,15 @@ class Server:
         self._send(worker, window)
 
     def _send(self, worker: str, message: Message) -> None:
-        self._messages.append(Outgoing(worker, message))
+        """What is said of the run as it stands: it may have to wait until that can be relied on."""
+        if isinstance(message, UNBOUND):
+            self._post.send(worker, message)
+        else:
+            self._post.send_after(self.state.lsn, worker, message)
 
     def _record(self, record: Record, payload: bytes = b"") -> Entry:
-        entry = Entry(lsn=self.state.lsn + 1, term=self.state.term, record=record, payload=payload)
+        term = record.term if isinstance(record, Promoted) else self.state.term
+        entry = Entry(lsn=self.state.lsn + 1, term=term, record=record, payload=payload)
         self.state.fold(entry)
         self._records.append(entry)
         return entry
@@ -388,9 +413,3 @@ _ANSWERS: dict[type, Callable[[Server, Received, Any], None]] = {
     Bye: Server._bye,
     Push: Server._push,
 }
-
-
-def changed_for_good(logged: RunSettings, wanted: RunSettings) -> list[str]:
-    """Names of settings that differ although a run keeps them from its genesis on."""
-    fixed = ("run", "seed", "samples", "passes", "rule")
-    return [name for name in fixed if replace(logged, **{name: getattr(wanted, name)}) != logged]

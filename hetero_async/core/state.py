@@ -37,6 +37,8 @@ from hetero_async.core.records import (
 
 # The running median of the norm gate looks back this far: long enough to be steady, short enough to follow training.
 NORMS_KEPT = 64
+# The server that a run begins with.
+FIRST_SERVER = "server"
 # Anchors older than this many publishes are beyond any sensible staleness bound.
 PUBLISHES_KEPT = 1024
 
@@ -84,6 +86,8 @@ class PendingDelta:
 @dataclass(slots=True)
 class State:
     term: int = 1
+    server: str = FIRST_SERVER  # whose term it is
+    promotions: list[tuple[int, int]] = field(default_factory=list)  # term, and the lsn that it began with
     lsn: int = 0
     settings: RunSettings | None = None
     schema_hash: str = ""
@@ -121,6 +125,10 @@ class State:
         """Everything is trained, merged and published."""
         return self.is_trained and not self.pending and self.publish_versions[self.publish] == self.version
 
+    def last_lsn_of(self, term: int) -> int:
+        """The last record that terms up to this one have in this history."""
+        return next((first - 1 for later, first in self.promotions if later > term), self.lsn)
+
     def staleness(self, anchor_version: int) -> int:
         """Of a delta that would be merged by the next outer step."""
         return self.version - anchor_version
@@ -143,6 +151,8 @@ class State:
         ledger = dumped["ledger"]
         return cls(
             term=dumped["term"],
+            server=dumped["server"],
+            promotions=[(term, first) for term, first in dumped["promotions"]],
             lsn=dumped["lsn"],
             settings=None if settings is None else RunSettings(**settings),
             schema_hash=dumped["schema_hash"],
@@ -246,7 +256,8 @@ class State:
 
     def _promoted(self, record: Promoted, lsn: int) -> None:
         assert record.term > self.term, "terms only grow"
-        self.term = record.term
+        self.term, self.server = record.term, record.server
+        self.promotions = [*self.promotions, (record.term, lsn)]
 
     def _beacon(self, record: Beacon, lsn: int) -> None:
         assert record.state_hash == self.digest(), f"the state before record {lsn} is not the one that was logged"

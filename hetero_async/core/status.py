@@ -1,38 +1,81 @@
-"""The status of a run as plain values, read off the server's machine; `watch.status` draws it."""
+"""The status of a run as plain values, read off a server's or a standby's machine; `watch.status` draws it."""
 
 from typing import Any
 
 from hetero_async.core import ranges
 from hetero_async.core.members import Presence
 from hetero_async.core.server import Server
+from hetero_async.core.standby import Standby
+from hetero_async.core.state import State
 
 
 def summary(server: Server, now_ms: int) -> dict[str, Any]:
     """JSON-able. The shell adds what only it knows: bytes, the log, whether it is paused."""
-    state = server.state
-    trained = ranges.size(state.ledger.trained)
+    state, replication = server.state, server.replication
+    told = outline(server.settings.run, state, now_ms)
+    told["state"] = "finished" if state.is_finished else "training" if state.active else "waiting for workers"
+    told["deltas"]["refused"] = sum(server.refusals.values())
+    told["refusals"] = dict(server.refusals)
+    told["workers"] = [
+        _worker(state, worker, server.presences.of(worker), server.steps_for(worker), now_ms)
+        for worker in sorted(state.members)
+    ]
+    told["durability"] = replication.rules.durability
+    told["partner"] = replication.partner
+    told["standbys"] = [
+        {
+            "standby": name,
+            "lag": max(0, state.lsn - standing.confirmed),
+            "in_reach": not replication.is_away(name, now_ms),
+            "seconds_since_heard": (now_ms - standing.heard_ms) / 1000,
+        }
+        for name, standing in sorted(replication.standings.items())
+    ]
+    return told
+
+
+def standby_summary(run: str, state: State, standby: Standby, now_ms: int, silence_ms: int) -> dict[str, Any]:
+    """The same of a standby, as far as its log goes."""
+    told = outline(run, state, now_ms)
+    if standby.hears_server(now_ms, silence_ms):
+        told["state"] = f"standing by for {standby.server}, {standby.lag} records behind"
+    else:
+        told["state"] = "standing by: no server in reach"
+    told["standby"] = {
+        "name": standby.name,
+        "server": standby.server,
+        "lag": standby.lag,
+        "is_partner": standby.partner == standby.name,
+        "hears_server": standby.hears_server(now_ms, silence_ms),
+    }
+    return told
+
+
+def outline(run: str, state: State, now_ms: int) -> dict[str, Any]:
+    """What the log alone says."""
     return {
-        "run": server.settings.run,
-        "state": "finished" if state.is_finished else "training" if state.active else "waiting for workers",
+        "run": run,
+        "state": "",
         "term": state.term,
+        "server": state.server,
         "version": state.version,
         "publish": state.publish,
-        "trained": trained,
+        "trained": ranges.size(state.ledger.trained),
         "positions": state.ledger.positions,
         "deltas": {
             "acknowledged": sum(member.deltas for member in state.members.values()),
-            "refused": sum(server.refusals.values()),
+            "refused": 0,
             "pending": len(state.pending),
         },
-        "refusals": dict(server.refusals),
+        "refusals": {},
         "metrics": {name: {"value": value, "version": version} for name, (value, version) in state.metrics.items()},
-        "workers": [_worker(server, worker, now_ms) for worker in sorted(state.members)],
+        "workers": [_worker(state, worker, None, 0, now_ms) for worker in sorted(state.members)],
     }
 
 
-def _worker(server: Server, worker: str, now_ms: int) -> dict[str, Any]:
-    member = server.state.members[worker]
-    presence = server.presences.of(worker) or Presence(heard_ms=now_ms)
+def _worker(state: State, worker: str, heard: Presence | None, steps_per_round: int, now_ms: int) -> dict[str, Any]:
+    member = state.members[worker]
+    presence = heard or Presence(heard_ms=now_ms, doing="")
     return {
         "site": member.site,
         "worker": worker,
@@ -43,7 +86,7 @@ def _worker(server: Server, worker: str, now_ms: int) -> dict[str, Any]:
         "alive": member.active,
         "steps": member.steps,
         "steps_per_second": presence.steps_per_second if member.active else 0.0,
-        "steps_per_round": server.steps_for(worker),
+        "steps_per_round": steps_per_round,
         "staleness": presence.staleness,
         "bytes_up": presence.bytes_up,
         "bytes_down": presence.bytes_down,

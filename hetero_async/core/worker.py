@@ -6,7 +6,8 @@ their headers (the bytes lie in the outbox) and of parameters only publish numbe
 Rules
 1. A delta is saved to the outbox before the first word about it is sent; it stays there until answered.
 2. One delta is offered at a time, in the order of their seq, with the same bytes each time.
-3. `unmerged` are the own deltas that the worker's shadow does not contain yet: acknowledged or not, never refused.
+3. A server of a lower term than one that was heard before is not heeded; that of a higher term is joined anew.
+4. `unmerged` are the own deltas that the worker's shadow does not contain yet: acknowledged or not, never refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from hetero_async.core.messages import (
     Provide,
     PublishReady,
     Push,
+    Redirect,
     Refused,
     Rejoin,
     Wait,
@@ -65,8 +67,11 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
+    """`term`: that the sender serves in, 0 for a standby."""
+
     now_ms: int
     message: Message
+    term: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +138,7 @@ class Owed:
     granted: list[Ranges] = field(default_factory=list)
     regranted: Ranges | None = None  # after a new join: what is still held, in place of what was
     provide: bool = False
+    redirect: str = ""  # the server to turn to
 
 
 class Worker:
@@ -140,7 +146,7 @@ class Worker:
         """`hello` is what stays the same of it for all of this process's life."""
         self._hello = hello
         self.joined = False
-        self.incarnation = self.seq = self.seed = 0
+        self.term = self.incarnation = self.seq = self.seed = 0
         self.codec = ""
         self.stretch = 0
         self.outbox: dict[int, Push] = {}
@@ -167,6 +173,9 @@ class Worker:
     def step(self, event: Event) -> None:
         match event:
             case Heard():
+                self._notice_term(event.term)
+                if event.term not in (0, self.term):
+                    return
                 if answer := _ANSWERS.get(type(event.message)):
                     answer(self, event.message, event.now_ms)
             case Measured():
@@ -209,6 +218,18 @@ class Worker:
 
     # --- joining ---
 
+    def _notice_term(self, term: int) -> None:
+        if term > self.term:
+            was_joined, self.joined = self.joined, False
+            self.term, self.last_publish = term, None
+            if was_joined:
+                self.waiting = "joining a new server"
+                self._hello_ms = -(10**9)
+
+    def _redirect(self, redirect: Redirect, now_ms: int) -> None:
+        if redirect.term >= self.term:
+            self._owed.redirect = redirect.server
+
     def _welcome(self, welcome: Welcome, now_ms: int) -> None:
         if welcome.life != self._hello.life or (self.joined and welcome.incarnation <= self.incarnation):
             return  # of another process with our key, or to an earlier Hello of ours
@@ -239,7 +260,9 @@ class Worker:
             self._hello_ms = -(10**9)
 
     def _refused(self, refused: Refused, now_ms: int) -> None:
-        self.refusal = refused.reason if refused.incarnation in (0, self.incarnation) else self.refusal
+        # While we join anew, what our last life said may be answered still: that another has joined, which was us.
+        is_meant = refused.incarnation == 0 or (self.joined and refused.incarnation == self.incarnation)
+        self.refusal = refused.reason if is_meant else self.refusal
 
     # --- deltas ---
 
@@ -386,6 +409,7 @@ _ANSWERS: dict[type, Callable[[Worker, Any, int], None]] = {
     Provide: Worker._provide,
     Wait: Worker._wait,
     Rejoin: Worker._rejoin,
+    Redirect: Worker._redirect,
     Refused: Worker._refused,
     Ack: Worker._ack,
     Nack: Worker._nack,

@@ -17,7 +17,7 @@ from hetero_async.core.records import RECORD_TYPES, Entry, Record
 from hetero_async.errors import ConfigError, LogCorrupt, PeerError
 from hetero_async.formats import frames
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEGMENT_MAGIC = b"HAsegmnt"
 RECORD_MAGIC = b"HArc"
 ALIGNMENT = 8
@@ -33,6 +33,8 @@ SEGMENT_HEADER_BYTES = SEGMENT.size + CRC.size
 # that was durable when it was written; then crc32c
 RECORD = struct.Struct("<4sIQQIQ16sQ")
 RECORD_HEADER_BYTES = RECORD.size + CRC.size
+# What a record's chain hash begins with: lsn, term, bytes of the record, chain before it.
+LINK = struct.Struct("<QQI16s")
 assert SEGMENT_HEADER_BYTES % ALIGNMENT == RECORD_HEADER_BYTES % ALIGNMENT == 0
 
 
@@ -72,7 +74,8 @@ def pack(entry: Entry, chain: bytes, durable_lsn: int | None = None) -> tuple[by
     sizes = len(record), len(entry.payload)
     header = _with_crc(RECORD.pack(RECORD_MAGIC, body_crc, entry.lsn, entry.term, *sizes, chain, durable_lsn))
     padding = bytes(_padding(sum(sizes)))
-    return b"".join((header, record, entry.payload, padding)), _chain_after(header, record, entry.payload)
+    chain = _chain_after(entry.lsn, entry.term, chain, record, entry.payload)
+    return b"".join((header, record, entry.payload, padding)), chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +165,7 @@ class Scanner:
         self._check_place(header)
         record, payload = self._body(header)
         entry = Entry(lsn=header.lsn, term=header.term, record=self._decode(record), payload=payload)
-        self.chain = _chain_after(packed, record, payload)
+        self.chain = _chain_after(header.lsn, header.term, header.chain, record, payload)
         self.offset += header.padded_bytes
         self.last_lsn, self.term = header.lsn, header.term
         return entry
@@ -260,9 +263,9 @@ def _padding(body_bytes: int) -> int:
     return -body_bytes % ALIGNMENT
 
 
-def _chain_after(header: bytes, record: bytes, payload: bytes) -> bytes:
-    """The header contains the chain before it."""
-    chain = xxhash.xxh3_128(header)
-    chain.update(record)
-    chain.update(payload)
-    return chain.digest()
+def _chain_after(lsn: int, term: int, chain: bytes, record: bytes, payload: bytes) -> bytes:
+    """The same on server and standby, though each knows other records as durable when it writes this one."""
+    after = xxhash.xxh3_128(LINK.pack(lsn, term, len(record), chain))
+    after.update(record)
+    after.update(payload)
+    return after.digest()

@@ -14,11 +14,12 @@ import xxhash
 
 from hetero_async.errors import ConfigError, LogCorrupt
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FIELD_TYPES: dict[str, type] = {
     "run": str,
     "lsn": int,
     "term": int,
+    "chain": str,
     "state": dict,
     "state_hash": str,
     "model_hash": str,
@@ -31,6 +32,7 @@ class Manifest:
     run: str
     lsn: int
     term: int
+    chain: bytes  # of the log, after that record
     state: dict[str, object]  # JSON-able
     state_hash: bytes
     model_hash: bytes
@@ -48,6 +50,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "run": manifest.run,
         "lsn": manifest.lsn,
         "term": manifest.term,
+        "chain": manifest.chain.hex(),
         "state": manifest.state,
         "state_hash": manifest.state_hash.hex(),
         "model_hash": manifest.model_hash.hex(),
@@ -64,7 +67,7 @@ def decode_manifest(packed: bytes, name: str) -> Manifest:
     if any(type(values.get(name)) is not kind for name, kind in FIELD_TYPES.items()):
         raise LogCorrupt(f"{name}: lacks a field, or has one of a wrong type")
     try:
-        hashes = {name: bytes.fromhex(values[name]) for name in ("state_hash", "model_hash", "file_hash")}
+        hashes = {name: bytes.fromhex(values[name]) for name in ("chain", "state_hash", "model_hash", "file_hash")}
     except ValueError as error:
         raise LogCorrupt(f"{name}: a hash is not hexadecimal: {error}") from error
     return Manifest(run=values["run"], lsn=values["lsn"], term=values["term"], state=values["state"], **hashes)

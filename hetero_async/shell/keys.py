@@ -111,7 +111,7 @@ class Entry(BaseModel):
     """One line of allowed.json: who the holder of a key is."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    role: Literal["worker", "admin"]
+    role: Literal["worker", "standby", "admin"]
     site: str = Field(min_length=1, max_length=64)
     worker: str = Field(min_length=1, max_length=64)
 
@@ -144,7 +144,7 @@ class AllowList:
             self._reload(signature)
         return self._peers.get(key)
 
-    def admit(self, key: bytes, *, role: Literal["worker", "admin"], site: str, worker: str) -> None:
+    def admit(self, key: bytes, *, role: Literal["worker", "standby", "admin"], site: str, worker: str) -> None:
         """Let a key in, from the next message on."""
         self._change({**self._entries(), key.decode(): {"role": role, "site": site, "worker": worker}})
 

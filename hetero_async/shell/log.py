@@ -1,15 +1,15 @@
-"""The log on disk: a directory of segments, appended to by one server, read by recovery, verify and export.
+"""The log on disk, as its one writer has it: a server, or a standby that follows one.
 
-`FileLog` owns the directory and is the only writer; `read_log` changes nothing, so it may look on while a server
-runs. What the bytes mean is in formats/segment.py. A segment appears under its name (its first record's number) only
-when its header is durable, and so is never found half made.
+`FileLog` owns the directory; segments.py reads it. What the bytes mean is in formats/segment.py. A segment appears
+under its name (its first record's number) only when its header is durable, and so is never found half made.
 """
 
 import contextlib
 import fcntl
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,17 +18,22 @@ from hetero_async.errors import ConfigError, DiskFull, LogCorrupt, UserError
 from hetero_async.formats.segment import (
     BLOCK_BYTES,
     FIRST_CHAIN,
+    RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     Scanner,
     SegmentHeader,
     pack,
 )
+from hetero_async.formats.shipment import ENTRIES_MAX
 from hetero_async.ports import Blocking
 from hetero_async.shell.disk import DISK, Disk, fatal, fatal_unless_full, sync_directory, write_all, write_durably
+from hetero_async.shell.segments import Linked, first_lsn_of, open_segment, read_linked, read_log, segment_paths
 
 # A segment's preallocated size: large enough that making one is rare, small enough to be deleted soon. One with a
 # larger record is larger.
 SEGMENT_BYTES = 64 * 1024 * 1024
+# Records kept in memory for standbys that follow closely, so that feeding them reads no disk.
+RECENT_BYTES = 16 * 1024 * 1024
 
 
 class FileLog:
@@ -46,8 +51,9 @@ class FileLog:
         self._disk = disk
         self._segment_bytes = segment_bytes
         self._lock = lock
-        self._term = 0
-        self._chain = FIRST_CHAIN
+        self.last_term = 0
+        self.chain = FIRST_CHAIN  # of the last durable record
+        self._recent: tuple[Linked, ...] = ()
         # The last segment: its path, descriptor, first record's number, and where the next record goes.
         self._path = directory
         self._segment = -1
@@ -72,7 +78,7 @@ class FileLog:
     @property
     def first_lsn(self) -> int:
         """The oldest record still held (the next one to come, when there is none)."""
-        return _first_lsn(_segment_paths(self.directory)[0])
+        return first_lsn_of(segment_paths(self.directory)[0])
 
     def entries(self, after_lsn: int = 0) -> Iterator[Entry]:
         """Every record after that one, from disk. Raises LogCorrupt, also when some of them are gone."""
@@ -92,15 +98,54 @@ class FileLog:
         """
         await self._blocking(self._append, tuple(entries))
 
+    def read(self, after_lsn: int, count_bytes: int) -> tuple[bytes, list[Entry]] | None:
+        last_lsn, chain, recent = self.last_lsn, self.chain, self._recent
+        if after_lsn >= last_lsn:
+            return (chain, []) if after_lsn == last_lsn else None
+        if recent and recent[0][1].lsn <= after_lsn + 1:
+            linked: Iterable[Linked] = (one for one in recent if one[1].lsn > after_lsn)
+        elif self.first_lsn <= after_lsn + 1:
+            linked = read_linked(self.directory, self.run, after_lsn)
+        else:
+            return None
+        try:
+            return _up_to(linked, last_lsn, count_bytes)
+        except UserError:
+            return None  # dropped between two looks
+
     def drop_before(self, lsn: int) -> None:
         """Delete the segments that hold only records before this one; never the last. May run beside `append`."""
-        paths = _segment_paths(self.directory)
-        old = [path for path, following in pairwise(paths) if _first_lsn(following) <= lsn]
+        paths = segment_paths(self.directory)
+        old = [path for path, following in pairwise(paths) if first_lsn_of(following) <= lsn]
         with fatal(self.directory, self._disk):
             for path in old:  # oldest first: a crash in between leaves no gap
                 self._disk.unlink(path)
             if old:
                 sync_directory(self.directory, self._disk)
+
+    def cut(self, lsn: int) -> list[Path]:
+        """Put the records after this one aside, and return where they lie now. Not beside any other call.
+
+        A crash in its middle leaves a log that ends somewhere after it: then it is done again.
+        """
+        beyond = [path for path in segment_paths(self.directory) if first_lsn_of(path) > lsn + 1]
+        aside = [self._rename_aside(path) for path in reversed(beyond)]
+        kept = segment_paths(self.directory)
+        if kept:
+            aside += self._rewrite(kept[-1], lsn)
+        else:
+            self.reset()
+        self._recent = ()
+        return aside
+
+    def reset(self, lsn: int = 0, term: int = 0, chain: bytes = FIRST_CHAIN) -> None:
+        """Begin anew behind a checkpoint of that record; what is there is forgotten. Not beside any other call."""
+        with fatal(self.directory, self._disk):
+            for path in segment_paths(self.directory):
+                self._disk.unlink(path)
+            sync_directory(self.directory, self._disk)
+        self.last_lsn, self.last_term, self.chain, self._recent = lsn, term, chain, ()
+        self._start_segment()
 
     def close(self) -> None:
         if self._segment >= 0:
@@ -114,32 +159,52 @@ class FileLog:
         with fatal(self.directory, self._disk):
             for leftover in self.directory.glob("*.new"):
                 self._disk.unlink(leftover)
-        paths = _segment_paths(self.directory)
+        paths = segment_paths(self.directory)
         if not paths:
             self._start_segment()
             return
         for path in paths:  # cheap, and tells of a foreign segment before anything is changed
-            with _scanner(path, self.run, is_last=True):
+            with open_segment(path, self.run, is_last=True):
                 pass
         self._rewrite(paths[-1])
 
-    def _rewrite(self, path: Path) -> None:
-        """Copy the good part of the last segment into a new file and go on in that.
+    def _rewrite(self, path: Path, last_lsn: int | None = None) -> list[Path]:
+        """Copy the good part of the last segment, up to that record, into a new file and go on in that.
 
         After a failed fsync the page cache may show bytes that the disk never got: only what is written and synced
-        once more is known to be there.
+        once more is known to be there. Returns where the rest was put aside.
         """
-        with _scanner(path, self.run, is_last=True) as scanner:
-            for _ in scanner:
-                pass
+        with open_segment(path, self.run, is_last=True) as scanner:
+            end = _End.of(scanner)
+            for entry in scanner:
+                if last_lsn is not None and entry.lsn > last_lsn:
+                    break
+                end = _End.of(scanner)
+            aside: list[Path] = []
             if scanner.torn:
-                self._set_aside(path, scanner)
-            blocks = _blocks(path, scanner.offset)
-            self._install(path, blocks, scanner.offset)
+                aside = [self._set_aside(path, scanner)]
+            elif end.lsn < scanner.last_lsn:
+                aside = [self._copy_aside(path, end)]
+            self._install(path, _blocks(path, end.offset), end.offset)
             self._segment_first_lsn = scanner.header.first_lsn
-            self.last_lsn, self._term, self._chain = scanner.last_lsn, scanner.term, scanner.chain
+        self.last_lsn, self.last_term, self.chain = end.lsn, end.term, end.chain
+        return aside
 
-    def _set_aside(self, path: Path, scanner: Scanner) -> None:
+    def _rename_aside(self, path: Path) -> Path:
+        aside = _unused(path.with_name(f"{path.name}.cut"))
+        with fatal(path, self._disk):
+            self._disk.rename(path, aside)
+            sync_directory(self.directory, self._disk)
+        return aside
+
+    def _copy_aside(self, path: Path, end: "_End") -> Path:
+        aside = _unused(path.with_name(f"{path.name}.cut-{end.lsn + 1}"))
+        with fatal_unless_full(aside, self._disk), path.open("rb") as file:
+            file.seek(end.offset)
+            write_durably(aside, file.read().rstrip(b"\0"), self._disk)
+        return aside
+
+    def _set_aside(self, path: Path, scanner: Scanner) -> Path:
         aside = path.with_name(f"{path.name}.torn-{scanner.last_lsn + 1}")
         tail = scanner.tail()
         with fatal_unless_full(aside, self._disk):
@@ -148,32 +213,36 @@ class FileLog:
             f"{path}: cut off {len(tail)} bytes of the unfinished record {scanner.last_lsn + 1} "
             f"({scanner.torn}); it was never acknowledged; kept as {aside.name}"
         )
+        return aside
 
     # --- writing: runs in a thread ---
 
     def _append(self, entries: Sequence[Entry]) -> None:
-        packed, chain = self._pack(entries)
+        packed, chain, linked = self._pack(entries)
         total_bytes = sum(len(record) for record in packed)
         if self._offset + total_bytes > self._segment_bytes and self.last_lsn >= self._segment_first_lsn:
             self._roll(total_bytes)
         end = self._write(packed)
         with fatal(self._path, self._disk):
             self._disk.fdatasync(self._segment)
-        self._offset, self._chain = end, chain
-        self.last_lsn, self._term = entries[-1].lsn, entries[-1].term
+        self._recent = _newest((*self._recent, *linked))
+        self._offset, self.chain = end, chain
+        self.last_lsn, self.last_term = entries[-1].lsn, entries[-1].term
 
-    def _pack(self, entries: Sequence[Entry]) -> tuple[list[bytes], bytes]:
+    def _pack(self, entries: Sequence[Entry]) -> tuple[list[bytes], bytes, list[Linked]]:
         """Nothing is written unless every entry can be."""
-        lsn, term, chain = self.last_lsn, self._term, self._chain
+        lsn, term, chain = self.last_lsn, self.last_term, self.chain
         packed: list[bytes] = []
+        linked: list[Linked] = []
         for entry in entries:
             assert entry.lsn == lsn + 1, f"record {entry.lsn} cannot follow record {lsn}"
             assert entry.term >= term, f"term {entry.term} cannot follow term {term}"
+            linked.append((chain, entry))
             record, chain = pack(entry, chain, self.last_lsn)
             packed.append(record)
             lsn, term = entry.lsn, entry.term
         assert packed, "nothing to append"
-        return packed, chain
+        return packed, chain, linked
 
     def _write(self, packed: Sequence[bytes]) -> int:
         try:
@@ -193,7 +262,7 @@ class FileLog:
 
     def _start_segment(self, total_bytes: int = 0) -> None:
         first_lsn = self.last_lsn + 1
-        header = SegmentHeader(run=self.run, first_lsn=first_lsn, chain=self._chain).pack()
+        header = SegmentHeader(run=self.run, first_lsn=first_lsn, chain=self.chain).pack()
         self._install(self.directory / f"{first_lsn:020d}.log", [header], SEGMENT_HEADER_BYTES + total_bytes)
         self._segment_first_lsn = first_lsn
 
@@ -222,67 +291,49 @@ class FileLog:
         self._path, self._segment, self._offset = path, segment, offset
 
 
-def read_log(directory: Path, run: str | None, after_lsn: int | None = None) -> Iterator[Entry]:
-    """Every whole record, from the oldest held or those after `after_lsn`; locks and changes nothing.
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where a segment's record ends."""
 
-    A torn tail is where it ends: a running server may be writing it. Raises LogCorrupt, and ConfigError when there is
-    no log or it is another run's. `run` None: whichever it is.
-    """
-    if not directory.is_dir():
-        raise ConfigError(f"{directory}: there is no log here")
-    following: tuple[int, bytes] | None = None
-    term = 0
-    paths = _paths_after(_segment_paths(directory), after_lsn)
-    for path in paths:
-        with _scanner(path, run, is_last=path is paths[-1], term=term) as scanner:
-            if following not in (None, (scanner.header.first_lsn, scanner.header.chain)):
-                raise LogCorrupt(f"{path}: does not continue the segment before it: one is missing or exchanged")
-            yield from (entry for entry in scanner if after_lsn is None or entry.lsn > after_lsn)
-            following, term, run = (scanner.last_lsn + 1, scanner.chain), scanner.term, scanner.header.run
+    offset: int
+    lsn: int
+    term: int
+    chain: bytes
+
+    @staticmethod
+    def of(scanner: Scanner) -> "_End":
+        """Of the last record that the scanner has read."""
+        return _End(scanner.offset, scanner.last_lsn, scanner.term, scanner.chain)
 
 
-def run_of(directory: Path) -> str:
-    """The name of the run whose log this is. Raises ConfigError when there is none."""
-    paths = _segment_paths(directory)
-    if not paths:
-        raise ConfigError(f"{directory}: there is no log here")
-    with _scanner(paths[-1], None, is_last=True) as scanner:
-        return scanner.header.run
+def _newest(linked: tuple[Linked, ...]) -> tuple[Linked, ...]:
+    """The last of them that fit into RECENT_BYTES, one at least."""
+    left, count = RECENT_BYTES, 0
+    for _, entry in reversed(linked):
+        left -= len(entry.payload) + RECORD_HEADER_BYTES
+        if left < 0 and count:
+            break
+        count += 1
+    return linked[len(linked) - count :]
 
 
-def _paths_after(paths: list[Path], after_lsn: int | None) -> list[Path]:
-    """Without the segments before the one that holds record `after_lsn` + 1. Raises LogCorrupt when that is gone."""
-    if after_lsn is None or not paths:
-        return paths
-    if _first_lsn(paths[0]) > after_lsn + 1:
-        raise LogCorrupt(
-            f"{paths[0].parent}: begins at record {_first_lsn(paths[0])}, record {after_lsn + 1} is missing"
-        )
-    return paths[sum(_first_lsn(path) <= after_lsn + 1 for path in paths) - 1 :]
+def _up_to(linked: Iterable[Linked], last_lsn: int, count_bytes: int) -> tuple[bytes, list[Entry]]:
+    before, entries = b"", list[Entry]()
+    for chain, entry in linked:
+        if entry.lsn > last_lsn or len(entries) == ENTRIES_MAX or (entries and count_bytes < len(entry.payload)):
+            break
+        before = before or chain
+        entries.append(entry)
+        count_bytes -= len(entry.payload) + RECORD_HEADER_BYTES
+        if count_bytes <= 0:
+            break
+    return before, entries
 
 
-@contextmanager
-def _scanner(path: Path, run: str | None, *, is_last: bool, term: int = 0) -> Iterator[Scanner]:
-    """Unbuffered: a buffer could show old bytes beside new ones of a segment that is being written."""
-    try:
-        file = path.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} has been dropped by the running server meanwhile: try again") from error
-    with file:
-        scanner = Scanner(file, name=str(path), is_last=is_last, term=term)
-        if run not in (None, scanner.header.run):
-            raise ConfigError(f'{path} belongs to run "{scanner.header.run}", not "{run}": use another directory')
-        if scanner.header.first_lsn != _first_lsn(path):
-            raise LogCorrupt(f"{path}: offset 0: begins at record {scanner.header.first_lsn}, its name says otherwise")
-        yield scanner
-
-
-def _segment_paths(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("*.log") if path.stem.isdigit())
-
-
-def _first_lsn(path: Path) -> int:
-    return int(path.stem)
+def _unused(path: Path) -> Path:
+    """That name, or the first of .1, .2, … behind it that nothing has."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(1)))
+    return next(name for name in names if not name.exists())
 
 
 def _blocks(path: Path, count: int) -> Iterator[bytes]:

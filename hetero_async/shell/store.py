@@ -4,6 +4,7 @@ One server saves; anybody may load meanwhile, which changes nothing. A checkpoin
 both its files are durable.
 """
 
+import mmap
 import shutil
 from pathlib import Path
 
@@ -62,10 +63,40 @@ class CheckpointStore:
             run=manifest.run,
             lsn=manifest.lsn,
             term=manifest.term,
+            chain=manifest.chain,
             state=manifest.state,
             state_hash=manifest.state_hash,
             model=ModelSnapshot(arrays=arrays, model_hash=manifest.model_hash),
         )
+
+    def packed(self, lsn: int) -> tuple[int, bytes, bytes | memoryview] | None:
+        """The array file is mapped, not read: it may be larger than memory, and stays there while it is mapped."""
+        found = [known for known in self.lsns() if lsn in (0, known) and known not in self._damaged]
+        if not found:
+            return None
+        path = self._path(found[-1])
+        try:
+            with (path / MODEL).open("rb") as file:
+                arrays = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return found[-1], (path / MANIFEST).read_bytes(), memoryview(arrays)
+        except FileNotFoundError:
+            return None  # dropped between two looks
+
+    async def keep(self, manifest: bytes, arrays: bytes) -> Checkpoint:
+        return await self._blocking(self._keep, manifest, arrays)
+
+    def _keep(self, packed: bytes, arrays: bytes) -> Checkpoint:
+        manifest = decode_manifest(packed, "the checkpoint that came")
+        if manifest.run != self.run:
+            raise ConfigError(f'the checkpoint that came belongs to run "{manifest.run}", not "{self.run}"')
+        self._prepare()
+        self._replace(manifest.lsn, packed, arrays)
+        return self.load(manifest.lsn)
+
+    def drop_after(self, lsn: int) -> None:
+        for later in self.lsns():
+            if later > lsn:
+                self._drop(later)
 
     async def save(self, checkpoint: Checkpoint) -> int:
         """Durable and read back on return. Raises DiskFull: the older ones are untouched then.
@@ -76,47 +107,41 @@ class CheckpointStore:
 
     def _save(self, checkpoint: Checkpoint) -> int:
         assert checkpoint.run == self.run, f"a checkpoint of run {checkpoint.run} in the store of {self.run}"
-        with fatal_unless_full(self.directory, self._disk):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            sync_directory(self.directory.parent, self._disk)
-            self._remove_unfinished()
+        self._prepare()
         if not self._is_whole(checkpoint.lsn):
-            self._replace(checkpoint)
+            arrays = encode_arrays(checkpoint.model.arrays)
+            self._replace(checkpoint.lsn, _manifest(checkpoint, arrays), arrays)
         kept = [lsn for lsn in self.lsns() if lsn not in self._damaged][-KEPT:]
         for lsn in self.lsns():
             if lsn not in kept:
                 self._drop(lsn)
         return kept[0] if len(kept) == KEPT else 0  # a single one may turn out damaged: then all of the log is needed
 
-    def _replace(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.lsn in self.lsns():
-            self._drop(checkpoint.lsn)
+    def _prepare(self) -> None:
+        with fatal_unless_full(self.directory, self._disk):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.directory.parent, self._disk)
+            self._remove_unfinished()
+
+    def _replace(self, lsn: int, manifest: bytes, arrays: bytes) -> None:
+        if lsn in self.lsns():
+            self._drop(lsn)
         try:
-            with fatal_unless_full(self._path(checkpoint.lsn), self._disk):
-                self._write(checkpoint)
+            with fatal_unless_full(self._path(lsn), self._disk):
+                self._write(lsn, manifest, arrays)
         except DiskFull:
             with fatal(self.directory, self._disk):
                 self._remove_unfinished()
             raise
-        self._verified(checkpoint.lsn)
-        self._damaged.discard(checkpoint.lsn)
+        self._verified(lsn)
+        self._damaged.discard(lsn)
 
-    def _write(self, checkpoint: Checkpoint) -> None:
-        model = encode_arrays(checkpoint.model.arrays)
-        manifest = Manifest(
-            run=checkpoint.run,
-            lsn=checkpoint.lsn,
-            term=checkpoint.term,
-            state=checkpoint.state,
-            state_hash=checkpoint.state_hash,
-            model_hash=checkpoint.model.model_hash,
-            file_hash=xxhash.xxh3_128_digest(model),
-        )
-        path = self._path(checkpoint.lsn)
+    def _write(self, lsn: int, manifest: bytes, arrays: bytes) -> None:
+        path = self._path(lsn)
         unfinished = path.with_suffix(UNFINISHED)
         unfinished.mkdir()
-        write_durably(unfinished / MODEL, model, self._disk)
-        write_durably(unfinished / MANIFEST, encode_manifest(manifest), self._disk)
+        write_durably(unfinished / MODEL, arrays, self._disk)
+        write_durably(unfinished / MANIFEST, manifest, self._disk)
         self._disk.rename(unfinished, path)
         sync_directory(self.directory, self._disk)
 
@@ -164,3 +189,18 @@ def _file_hash(path: Path) -> bytes:
         while block := file.read(BLOCK_BYTES):
             file_hash.update(block)
     return file_hash.digest()
+
+
+def _manifest(checkpoint: Checkpoint, arrays: bytes) -> bytes:
+    return encode_manifest(
+        Manifest(
+            run=checkpoint.run,
+            lsn=checkpoint.lsn,
+            term=checkpoint.term,
+            chain=checkpoint.chain,
+            state=checkpoint.state,
+            state_hash=checkpoint.state_hash,
+            model_hash=checkpoint.model.model_hash,
+            file_hash=xxhash.xxh3_128_digest(arrays),
+        )
+    )

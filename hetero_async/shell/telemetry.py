@@ -16,3 +16,10 @@ class LineObserver:
         told = " ".join(f"{key}={value}" for key, value in fields.items() if key != "record")
         record = fields.get("record")
         print(f"{time.strftime('%H:%M:%S')} {name} {told} {record or ''}".rstrip(), file=sys.stderr, flush=True)
+
+
+class NullObserver:
+    """For what nobody needs to hear of."""
+
+    def event(self, name: str, **fields: object) -> None:
+        pass

@@ -6,7 +6,9 @@ frames, so whoever sends another number is refused here. Nothing here sends or r
 
 import errno
 import ipaddress
-from collections.abc import Sequence
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -21,10 +23,13 @@ from hetero_async.formats.frames import HEADER_BYTES_MAX, decode, encode
 from hetero_async.shell.sockets import TrioSocket
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+Frame: TypeAlias = zmq.Frame
 
 # What CURVE adds to a frame counts against libzmq's limit.
 CURVE_OVERHEAD_BYTES = 33
-FRAME_BYTES_MAX = max(CHUNK_BYTES, HEADER_BYTES_MAX)
+# The term that the sender serves in stands before each header, 0 when it serves in none.
+TERM = struct.Struct("<Q")
+FRAME_BYTES_MAX = max(CHUNK_BYTES, TERM.size + HEADER_BYTES_MAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,17 @@ BACKLOG = 128
 
 RETRY_MS_MIN = 200
 RETRY_MS_MAX = 10_000
+
+
+@asynccontextmanager
+async def open_context() -> AsyncIterator[Context]:
+    """Ending it waits until all is sent that lingers, half a second at most, in a thread."""
+    context = zmq.Context()
+    try:
+        yield context
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(context.term)
 
 
 async def listen(
@@ -84,6 +100,11 @@ def dial(context: Context, settings: Settings, address: str, *, server_key: byte
     raw.setsockopt(zmq.CURVE_PUBLICKEY, zmq.curve_public(secret))
     raw.connect(address)
     return TrioSocket(raw)
+
+
+def monitor(socket: TrioSocket) -> TrioSocket:
+    """Has a message when the socket's connection has ended, or could not be made."""
+    return socket.monitor(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 
 
 def _configured(raw: "zmq.Socket[bytes]", settings: Settings, address: str) -> "zmq.Socket[bytes]":
@@ -129,20 +150,23 @@ def _why_not(address: str, setting: str, error: zmq.ZMQError) -> str:
     return f"cannot listen at {address}: {error.strerror}; {setting} in run.toml must be an address of this machine"
 
 
-def pack(message: Message, payload: bytes) -> list[bytes]:
+def pack(message: Message, payload: bytes, term: int = 0) -> list[bytes]:
     assert len(payload) <= FRAME_BYTES_MAX, f"a payload of {len(payload)} bytes for {type(message).__name__}"
-    header = encode(message)
+    header = TERM.pack(term) + encode(message)
     return [header, payload] if payload else [header]
 
 
-def unpack(frames: Sequence[zmq.Frame]) -> tuple[Message, bytes]:
-    """Message and payload. Raises PeerError for anything that `pack` does not make."""
+def unpack(frames: Sequence[zmq.Frame]) -> tuple[int, Message, bytes]:
+    """Term, message and payload. Raises PeerError for anything that `pack` does not make."""
     if not 1 <= len(frames) <= 2:
         raise PeerError(f"a message of {len(frames)} frames, there must be 1 or 2")
-    message = decode(frames[0].bytes)
+    header = frames[0].bytes
+    if len(header) < TERM.size:
+        raise PeerError(f"a header of {len(header)} bytes")
+    message = decode(header[TERM.size :])
     if not isinstance(message, Message):
         raise PeerError(f"{type(message).__name__} is not a message between peers")
-    return message, frames[1].bytes if len(frames) == 2 else b""
+    return TERM.unpack(header[: TERM.size])[0], message, frames[1].bytes if len(frames) == 2 else b""
 
 
 def size(frames: Sequence[zmq.Frame]) -> int:

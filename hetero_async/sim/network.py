@@ -1,13 +1,13 @@
 """The network between simulated sites: delay, loss, doubles, reordering, thin and cut links; and both ends of a Link.
 
 A link's two directions have conditions of their own. Messages travel as the bytes that they would be on a socket, in
-connections that a worker opens and that end by silence, by a reset, or because the server at the other end is a new
-one. What was under way on a connection that has ended is lost.
+connections that a worker or a standby opens and that end by silence, by a reset, or because the server at the other end
+is a new one or none. What was under way on a connection that has ended is lost.
 """
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -17,7 +17,7 @@ from hetero_async.core.messages import Message
 from hetero_async.errors import PeerError
 from hetero_async.formats import frames
 from hetero_async.ports import Incoming, Peer
-from hetero_async.shell.link import SILENCE_SECONDS
+from hetero_async.shell.dial import FIRST_WORD_SECONDS, SILENCE_SECONDS
 from hetero_async.shell.wire import BULK, CONTROL
 from hetero_async.sim.process import Process
 from hetero_async.sim.trace import Trace, shown
@@ -48,8 +48,8 @@ class Network:
     def __init__(self, random: Random, trace: Trace) -> None:
         self.trace = trace
         self.random = random
-        self.server: ServerEnd | None = None  # who answers at the server's address
-        self.workers: dict[bytes, WorkerEnd] = {}  # the newest life with each key
+        self.listeners: dict[str, ServerEnd] = {}  # who answers at each node's address
+        self.dialling: dict[bytes, DialEnd] = {}  # the newest life with each key
         self._conditions: dict[tuple[str, str], Condition] = {}
         self._cuts: dict[tuple[str, str], bool] = {}
         self._free_at: dict[tuple[str, str, str], float] = {}  # when a lane's rate lets the next message begin
@@ -114,16 +114,17 @@ class Network:
 
 
 class Connection:
-    """Between one life of a worker and one life of a server."""
+    """Between one life of whoever dials and one life of a node."""
 
-    def __init__(self, worker: "WorkerEnd") -> None:
-        self.key = worker.peer.key
-        self.worker = worker
+    def __init__(self, dialler: "DialEnd", node: str) -> None:
+        self.key = dialler.peer.key
+        self.dialler = dialler
+        self.node = node
         self.server: ServerEnd | None = None  # bound by the first message that arrives
 
     @property
     def is_open(self) -> bool:
-        return self.worker.connection is self and not self.worker.process.is_dead
+        return self.dialler.connection is self and not self.dialler.process.is_dead
 
 
 class Lane:
@@ -146,24 +147,38 @@ class Lane:
         await self._process.here()
         return self._transmit(self._name, key, message, payload)
 
-    def arrive(self, peer: Peer, header: bytes, payload: bytes) -> None:
+    def arrive(self, peer: Peer, letter: "Letter") -> None:
         try:
-            message = frames.decode(header)
+            message = frames.decode(letter.header)
         except PeerError:
             return
         assert isinstance(message, Message)
         try:
-            self._arrived.send_nowait(Incoming(peer=peer, message=message, payload=payload))
+            self._arrived.send_nowait(Incoming(peer=peer, message=message, payload=letter.payload, term=letter.term))
         except trio.WouldBlock:
             return
 
 
-class ServerEnd:
-    """Fulfils ports.Link for one life of a server."""
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message as it travels."""
 
-    def __init__(self, network: Network, process: Process, sending: Callable[[str, Message], None]) -> None:
-        """`sending` is told of every message to a worker before it leaves."""
+    term: int
+    header: bytes
+    payload: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + len(self.payload) + FRAMING_BYTES
+
+
+class ServerEnd:
+    """Fulfils ports.ServerLink for one life of a node; `process` is named and placed as the node."""
+
+    def __init__(self, network: Network, process: Process, sending: Callable[[Peer, int, Message], None]) -> None:
+        """`sending` is told of every message, and its term, before it leaves."""
         self.process = process
+        self.term = 0
         self.control = Lane(CONTROL_LANE, process, self._transmit)
         self.bulk = Lane(BULK_LANE, process, self._transmit)
         self.bytes_up = self.bytes_down = 0
@@ -171,81 +186,106 @@ class ServerEnd:
         self._network = network
         self._sending = sending
         self._routes: dict[tuple[str, bytes], Connection] = {}
+        network.listeners[process.name] = self
 
-    def arrive(self, connection: Connection, lane: str, header: bytes, payload: bytes) -> None:
-        self.bytes_up += len(header) + len(payload)
+    def close(self) -> None:
+        if self._network.listeners.get(self.process.name) is self:
+            del self._network.listeners[self.process.name]
+
+    def arrive(self, connection: Connection, lane: str, letter: Letter) -> None:
+        self.bytes_up += letter.size
         self._routes[lane, connection.key] = connection
-        (self.control if lane == CONTROL_LANE else self.bulk).arrive(connection.worker.peer, header, payload)
+        (self.control if lane == CONTROL_LANE else self.bulk).arrive(connection.dialler.peer, letter)
 
     def _transmit(self, lane: str, key: bytes, message: Message, payload: bytes) -> bool:
         connection = self._routes.get((lane, key))
         if connection is None:
             return False
-        self._sending(connection.worker.peer.worker, message)
-        return _transmit(self._network, connection, lane, message, payload, up=False)
+        self._sending(connection.dialler.peer, self.term, message)
+        return _transmit(self._network, connection, lane, message, Letter(self.term, frames.encode(message), payload))
 
 
-class WorkerEnd:
-    """Fulfils ports.Link for one life of a worker. `run` must run."""
+class DialEnd:
+    """Fulfils ports.DialLink for one life of a worker or a standby. `run` must run."""
 
-    def __init__(self, network: Network, process: Process, server_site: str) -> None:
+    def __init__(
+        self, network: Network, process: Process, servers: Sequence[str], *, role: str = "worker", key: bytes = b""
+    ) -> None:
         self.process = process
-        self.peer = Peer(key=process.name.encode(), role="worker", site=process.site, worker=process.name)
-        self.server = Peer(key=b"server", role="server", site=server_site, worker="")
+        name = process.name
+        self.peer = Peer(key=key or name.encode(), role=role, site=process.site, worker=name)
         self.control = Lane(CONTROL_LANE, process, self._transmit)
         self.bulk = Lane(BULK_LANE, process, self._transmit)
         self.bytes_up = self.bytes_down = 0
         self.generation = 0
         self.connection: Connection | None = None
         self._network = network
+        self._servers = list(servers)
+        self._turn = 0
+        self._is_turned = False
         self._heard_at = 0.0
         self._is_heard = False
         self._broken = trio.Event()
-        network.workers[self.peer.key] = self
+        network.dialling[self.peer.key] = self
+
+    @property
+    def server(self) -> Peer:
+        name = self._servers[self._turn]
+        return Peer(key=name.encode(), role="server", site=name, worker=name)
+
+    def redirect(self, server: str) -> None:
+        if server in self._servers and server != self._servers[self._turn]:
+            self._turn, self._is_turned = self._servers.index(server), True
+            self._broken.set()
 
     async def run(self) -> None:
         """Keep a connection, until cancelled."""
         while True:
             await self.process.here()
-            self.connection, self._is_heard = Connection(self), False
-            self._broken, self._heard_at = trio.Event(), trio.current_time()
-            while not self._broken.is_set() and trio.current_time() < self._heard_at + SILENCE_SECONDS:
-                with trio.move_on_at(self._heard_at + SILENCE_SECONDS):
+            self.connection, self._is_heard = Connection(self, self._servers[self._turn]), False
+            self._broken, self._heard_at, self._is_turned = trio.Event(), trio.current_time(), False
+            while not self._broken.is_set() and trio.current_time() < self._patience_ends:
+                with trio.move_on_at(self._patience_ends):
                     await self._broken.wait()
             self.connection = None
+            if not self._is_turned:
+                self._turn = (self._turn + 1) % len(self._servers)
             await trio.sleep(self._network.random.uniform(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX))
+
+    @property
+    def _patience_ends(self) -> float:
+        is_short = not self._is_heard and len(self._servers) > 1
+        return self._heard_at + (FIRST_WORD_SECONDS if is_short else SILENCE_SECONDS)
 
     def reset(self) -> None:
         """The connection is gone, and both ends are told."""
         self.connection = None
         self._broken.set()
 
-    def arrive(self, lane: str, header: bytes, payload: bytes) -> None:
-        self.bytes_down += len(header) + len(payload)
+    def arrive(self, lane: str, letter: Letter) -> None:
+        self.bytes_down += letter.size
         if lane == CONTROL_LANE:
             self._heard_at = trio.current_time()
             self.generation += not self._is_heard
             self._is_heard = True
-        (self.control if lane == CONTROL_LANE else self.bulk).arrive(self.server, header, payload)
+        (self.control if lane == CONTROL_LANE else self.bulk).arrive(self.server, letter)
 
     def _transmit(self, lane: str, key: bytes, message: Message, payload: bytes) -> bool:
         connection = self.connection
-        if connection is None:
+        if connection is None or key != connection.node.encode():
             return False
-        return _transmit(self._network, connection, lane, message, payload, up=True)
+        return _transmit(self._network, connection, lane, message, Letter(0, frames.encode(message), payload), up=True)
 
 
 def _transmit(
-    network: Network, connection: Connection, lane: str, message: Message, payload: bytes, *, up: bool
+    network: Network, connection: Connection, lane: str, message: Message, letter: Letter, *, up: bool = False
 ) -> bool:
-    header = frames.encode(message)
-    worker = connection.worker
-    size = len(header) + len(payload) + FRAMING_BYTES
-    source, target = (worker.peer.site, worker.server.site) if up else (worker.server.site, worker.peer.site)
+    dialler, node = connection.dialler, connection.node
+    source, target = (dialler.peer.site, node) if up else (node, dialler.peer.site)
     if network.is_full(source, target, lane):
         return False
-    sender, receiver = (worker.peer.worker, "server") if up else ("server", worker.peer.worker)
-    worker.bytes_up += size if up else 0
+    sender, receiver = (dialler.peer.worker, node) if up else (node, dialler.peer.worker)
+    dialler.bytes_up += letter.size if up else 0
     told = shown(message)
     network.trace.note(sender, f"→ {receiver}: {told}")
 
@@ -253,19 +293,19 @@ def _transmit(
         if network.is_cut(source, target) or not connection.is_open:
             return
         network.trace.note(receiver, f"← {sender}: {told}")
+        listener = network.listeners.get(node)
         if up:
-            _arrive_at_server(network, connection, lane, header, payload)
-        elif connection.server is network.server and network.server is not None:
-            worker.arrive(lane, header, payload)
+            _arrive_at_node(connection, listener, lane, letter)
+        elif listener is not None and connection.server is listener:
+            dialler.arrive(lane, letter)
 
-    network.carry(connection, lane, source, target, size, deliver)
+    network.carry(connection, lane, source, target, letter.size, deliver)
     return True
 
 
-def _arrive_at_server(network: Network, connection: Connection, lane: str, header: bytes, payload: bytes) -> None:
-    server = network.server
-    if server is None or (connection.server is not None and connection.server is not server):
-        connection.worker.reset()  # nobody listens, or somebody who knows nothing of this connection
+def _arrive_at_node(connection: Connection, listener: ServerEnd | None, lane: str, letter: Letter) -> None:
+    if listener is None or (connection.server is not None and connection.server is not listener):
+        connection.dialler.reset()  # nobody listens, or somebody who knows nothing of this connection
         return
-    connection.server = server
-    server.arrive(connection, lane, header, payload)
+    connection.server = listener
+    listener.arrive(connection, lane, letter)

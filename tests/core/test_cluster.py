@@ -102,7 +102,7 @@ class Centre:
                 self.model.apply(entry)
             assert self.server.state.ledger.is_exact()
             for outgoing in ready.messages:
-                self.world.tell(outgoing.worker, outgoing.message)
+                self.world.tell(outgoing.to, outgoing.message)
             if any(isinstance(entry.record, Genesis | Published) for entry in ready.records):
                 self.server.step(Applied(oldest_publish=self.oldest, model_hash=b"%d" % self.model.theta))
 

@@ -48,7 +48,7 @@ class Bench:
         ready = self.server.ready()
         while ready.records or ready.messages:
             self.log.extend(ready.records)
-            told += [(outgoing.worker, outgoing.message) for outgoing in ready.messages]
+            told += [(outgoing.to, outgoing.message) for outgoing in ready.messages]
             if ready.records:
                 self.server.step(Applied(oldest_publish=1, model_hash=b"m"))
             ready = self.server.ready()

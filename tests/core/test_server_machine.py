@@ -47,7 +47,7 @@ class ServerMachine(RuleBasedStateMachine):
         ready = self.server.ready()
         while ready.records or ready.messages:
             self.log.extend(ready.records)
-            told += [(outgoing.worker, outgoing.message) for outgoing in ready.messages]
+            told += [(outgoing.to, outgoing.message) for outgoing in ready.messages]
             if ready.records:
                 self.server.step(Applied(oldest_publish=1, model_hash=b"m"))
             ready = self.server.ready()

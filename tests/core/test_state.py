@@ -105,7 +105,7 @@ def test_what_the_story_comes_to() -> None:
         (replace(STEPPED, weights=()), "merges something, each with its weight"),
         (replace(PUBLISHED, number=3), "without gaps"),
         (replace(PUBLISHED, version=2), "present version"),
-        (Promoted(term=1), "terms only grow"),
+        (Promoted(term=1, server="b"), "terms only grow"),
         (Beacon(version=1, publish=1, model_hash=b"", state_hash=b"other"), "not the one that was logged"),
     ],
 )

@@ -21,6 +21,7 @@ from hetero_async.core.messages import (
     Provide,
     PublishReady,
     Push,
+    Redirect,
     Refused,
     Rejoin,
     Wait,
@@ -44,8 +45,8 @@ class Bench:
         if joined:
             self.hear(WELCOME)
 
-    def hear(self, message: Message) -> Owed:
-        self.worker.step(Heard(now_ms=self.now_ms, message=message))
+    def hear(self, message: Message, term: int = 0) -> Owed:
+        self.worker.step(Heard(now_ms=self.now_ms, message=message, term=term))
         return self.worker.ready()
 
     def cut(self, *consumed: tuple[int, int], anchor: int = 0) -> Owed:
@@ -288,6 +289,35 @@ def test_hellos_and_heartbeats_are_said_again_until_the_world_changes() -> None:
     assert [len(only(bench.wait(500), Hello)) for _ in range(4)] == [1, 0, 1, 0]
     bench.hear(WELCOME)
     assert [len(only(bench.wait(500), Heartbeat)) for _ in range(4)] == [1, 0, 1, 0]
+
+
+def test_a_refusal_that_overtakes_our_own_welcome_is_not_heeded() -> None:
+    bench = Bench()
+    bench.hear(Rejoin(incarnation=1, reason="given up"))
+    bench.hear(Refused(reason="another process has joined", incarnation=1))
+    assert bench.worker.refusal == ""
+    bench.hear(replace(WELCOME, incarnation=2))
+    bench.hear(Refused(reason="another process has joined", incarnation=2))
+    assert bench.worker.refusal == "another process has joined"
+
+
+def test_nothing_of_a_lower_term_is_heeded_and_a_higher_one_is_joined_anew() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    bench.cut((0, 4))
+    owed = bench.hear(Beat(version=0, publish=0, oldest=0, trained=0, positions=8), term=2)
+    assert not bench.worker.joined
+    assert only(bench.wait(0), Hello)
+    assert bench.hear(Ack(seq=1, lsn=5), term=1).drops == owed.drops == []
+    owed = bench.hear(replace(WELCOME, incarnation=2), term=2)
+    assert [push.incarnation for push in bench.wait(0).bulk if isinstance(push, Push)] == [2]
+
+
+def test_a_redirect_is_followed_unless_it_comes_from_the_past() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=2)
+    assert bench.hear(Redirect(server="a", term=1)).redirect == ""
+    assert bench.hear(Redirect(server="b", term=2)).redirect == "b"
 
 
 def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:

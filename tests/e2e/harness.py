@@ -28,7 +28,7 @@ from hetero_async.config import RunConfig
 from hetero_async.core.records import Beacon, Delta, Entry
 from hetero_async.core.state import State
 from hetero_async.replay import replay
-from hetero_async.shell.log import read_log
+from hetero_async.shell.segments import read_log
 from hetero_async.tables import template
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict

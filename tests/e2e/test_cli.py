@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from hetero_async.cli import app
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
-from hetero_async.shell.log import read_log
+from hetero_async.shell.segments import read_log
 
 VERBS = ("init", "serve", "work", "status", "verify", "export", "audit", "replay", "sim")
 PROGRAM = [sys.executable, "-m", "hetero_async"]

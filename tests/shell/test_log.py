@@ -12,7 +12,8 @@ from shell.small_log import SilentDisk, append, entries_of, inline, open_log, re
 from hetero_async.core.records import Entry
 from hetero_async.errors import ConfigError, LogCorrupt
 from hetero_async.formats.segment import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from hetero_async.shell.log import FileLog, read_log
+from hetero_async.shell.log import FileLog
+from hetero_async.shell.segments import read_log
 
 # --- the simplest use ---
 

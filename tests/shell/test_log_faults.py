@@ -12,7 +12,7 @@ from shell.small_log import SilentDisk, append, entries_of, open_log, read_by_ow
 
 from hetero_async.errors import EXIT_DISK_FAILED, DiskFull
 from hetero_async.shell.disk import Disk, write_durably
-from hetero_async.shell.log import read_log
+from hetero_async.shell.segments import read_log
 
 # --- failing disks ---
 

@@ -120,7 +120,13 @@ def test_what_came_before_the_logs_first_record_is_still_counted(run: SmallRun) 
     for entry in run.entries[:middle]:
         state.fold(entry)
     start = Checkpoint(
-        run="small", lsn=state.lsn, term=1, state=state.dump(), state_hash=state.digest(), model=run.model.snapshot()
+        run="small",
+        lsn=state.lsn,
+        term=1,
+        chain=bytes(16),
+        state=state.dump(),
+        state_hash=state.digest(),
+        model=run.model.snapshot(),
     )
     late, whole = audit(start, run.entries[middle:], {}), audit(None, run.entries, {})
     assert (late.from_lsn, late.initial) == (middle, "")

@@ -72,7 +72,13 @@ def checkpoint_of(entries: Sequence[Entry]) -> Checkpoint:
         state.fold(entry)
         model.apply(entry)
     return Checkpoint(
-        run="small", lsn=state.lsn, term=1, state=state.dump(), state_hash=state.digest(), model=model.snapshot()
+        run="small",
+        lsn=state.lsn,
+        term=1,
+        chain=bytes(16),
+        state=state.dump(),
+        state_hash=state.digest(),
+        model=model.snapshot(),
     )
 
 

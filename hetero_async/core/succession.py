@@ -1,0 +1,82 @@
+"""What the server hears of who reigns, and who comes after it: from standbys, from the witness, from its successor.
+
+Part of the server's machine. A standby's records are told from ours by their terms: a term has one server, so two logs
+agree up to the end of the last term that both have. A server that hears of a higher term has been deposed, and stops.
+"""
+
+from hetero_async.core.events import Followed, Witnessed
+from hetero_async.core.messages import Confirm, Cut, Fence, Follow, Following, Position, Redirect, Refused
+from hetero_async.core.post import Post
+from hetero_async.core.replication import Replication
+from hetero_async.core.state import State
+
+# A server that is to hand over gives its successor so long to fetch the last records.
+HANDOVER_MS = 10_000
+
+
+class Succession:
+    def __init__(self, name: str, run: str, state: State, replication: Replication, post: Post) -> None:
+        self.name = name
+        self.deposed = ""  # by whom, for people: then this server must stop
+        self._run = run
+        self._state = state
+        self._replication = replication
+        self._post = post
+        self._successor = ""
+        self._latest_ms = 0  # it goes then, whether its successor has everything or not
+
+    @property
+    def is_under_way(self) -> bool:
+        """Handing over: nothing is decided any more."""
+        return bool(self._successor or self.deposed)
+
+    def step(self, event: Followed | Witnessed) -> None:
+        if isinstance(event, Witnessed):
+            self._witnessed(event)
+        else:
+            self._followed(event)
+        self.hand_over(event.now_ms)
+
+    def hand_over(self, now_ms: int) -> None:
+        """The successor is waited for, but not for long: then it takes over with what it has."""
+        standing = self._replication.standings.get(self._successor)
+        has_all = standing is not None and standing.confirmed >= self._state.lsn
+        if self._successor and (has_all or now_ms > self._latest_ms):
+            self.deposed = self.deposed or f"{self._successor} takes over"
+
+    def _followed(self, event: Followed) -> None:
+        standby, term = event.standby, self._state.term
+        match event.message:
+            case Follow() as follow:
+                self._follow(standby, follow)
+            case Confirm() as confirm if confirm.term == term and confirm.lsn <= self._state.lsn:
+                self._replication.confirm(standby, confirm.lsn, self._state.lsn, event.now_ms)
+                self._tell_following(standby)
+            case Fence(term=wanted):
+                self._post.send(standby, Position(lsn=self._state.lsn, last_term=term, term=term))
+                if wanted > term and not self._successor:
+                    self._successor, self._latest_ms = standby, event.now_ms + HANDOVER_MS
+            case Redirect(server=server, term=higher) if higher > term:
+                self.deposed = f"{server} has taken over, in term {higher}"
+
+    def _follow(self, standby: str, follow: Follow) -> None:
+        common = self._state.last_lsn_of(follow.last_term)
+        if follow.run != self._run:
+            reason = f'this server trains the run "{self._run}", not "{follow.run}"'
+            self._post.send(standby, Refused(reason=reason))
+        elif follow.last_term > self._state.term:
+            self.deposed = f"{standby} has records of term {follow.last_term}, and this is term {self._state.term}"
+        elif follow.lsn > common:
+            self._post.send(standby, Cut(lsn=common))
+        else:
+            self._tell_following(standby)
+
+    def _tell_following(self, standby: str) -> None:
+        self._post.send(standby, Following(lsn=self._state.lsn, partner=self._replication.partner))
+
+    def _witnessed(self, event: Witnessed) -> None:
+        reign = event.reign
+        if reign.term > self._state.term or reign.server != self.name:
+            self.deposed = f"{reign.server} has taken over, in term {reign.term}"
+        else:
+            self._replication.witnessed(reign.partner, event.sure_until_ms)

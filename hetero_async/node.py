@@ -1,0 +1,178 @@
+"""A node's life: stand by, serve, or first the one and then the other. The same in production and in the simulator.
+
+It is given its parts and opens nothing. Whoever calls it starts it again after a crash; what it knew is on its disk.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from hetero_async.core.messages import Position
+from hetero_async.core.records import RunSettings
+from hetero_async.core.reign import Reign
+from hetero_async.core.replication import Durability
+from hetero_async.core.server import Server
+from hetero_async.core.standby import Standby
+from hetero_async.core.state import State
+from hetero_async.errors import Deposed
+from hetero_async.ports import (
+    Blocking,
+    DialLink,
+    KeptLog,
+    Model,
+    Observer,
+    Promises,
+    ServerLink,
+    Store,
+    Witness,
+)
+from hetero_async.reigning import begin
+from hetero_async.replay import recover
+from hetero_async.serve import Serving
+from hetero_async.standby import Diverged, StandingBy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a node lives on. `ask` tells all other nodes of a term and says where each stands (takeover.Ask)."""
+
+    name: str
+    software: str
+    settings: RunSettings
+    rules: Durability
+    checkpoint_every: int
+    keep_log: bool
+    log: KeptLog
+    store: Store
+    promises: Promises
+    make_model: Callable[[], Model]
+    listening: ServerLink
+    blocking: Blocking
+    observer: Observer
+    witness: Witness | None
+    ask: Callable[[int], Awaitable[Mapping[str, Position | None]]]
+    check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
+
+    @property
+    def lease_seconds(self) -> float:
+        return self.rules.lease_ms / 1000
+
+
+async def begin_serving(parts: Parts) -> Serving:
+    """Recover, and make sure that nobody else reigns. Raises Deposed, ConfigError, LogCorrupt."""
+    model = parts.make_model()
+    state = recover(parts.log, parts.store, model, parts.observer)
+    parts.check(state)
+    reign = None
+    if parts.witness is not None:
+        reign = await begin(parts.witness, parts.name, state, parts.lease_seconds, parts.observer)
+    else:
+        _refuse_if_deposed(parts.name, state, await parts.ask(0))
+    return _serving(parts, state, model, reign)
+
+
+def _refuse_if_deposed(name: str, state: State, positions: Mapping[str, Position | None]) -> None:
+    for other, position in positions.items():
+        if position is not None and position.term > state.term:
+            raise Deposed(
+                f"{other} follows or serves in term {position.term}, and this log ends in term {state.term}: "
+                f"start this one as a standby (hetero-async standby --name {name})"
+            )
+
+
+def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> Serving:
+    term = reign.term if reign else state.term
+    return Serving(
+        machine=Server(parts.settings, state, parts.rules, parts.name, term),
+        model=model,
+        log=parts.log,
+        store=parts.store,
+        link=parts.listening,
+        blocking=parts.blocking,
+        observer=parts.observer,
+        checkpoint_every=parts.checkpoint_every,
+        keep_log=parts.keep_log,
+        witness=None if parts.witness is None or reign is None else (parts.witness, reign),
+    )
+
+
+async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy], None]) -> Serving:
+    """Follow the server until it is for this one to serve. Raises RefusedError, ConfigError, LogCorrupt.
+
+    `shown` is given the standby whenever it begins anew, for the operator's word and questions.
+    """
+    while True:
+        model = parts.make_model()
+        state = _recovered(parts, model)
+        parts.check(state)
+        standing = _standing(parts, dialling, state, model)
+        shown(standing)
+        diverged: Diverged | None = None
+        try:
+            reign = await standing.run()
+        except* Diverged as group:
+            diverged = _first(group)
+        if diverged is None:
+            # In the operator's reign the witness, if there is one, knows of it as well.
+            return _serving(parts, state, model, reign)
+        await _mend(parts, diverged)
+
+
+def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> StandingBy:
+    machine = Standby(
+        name=parts.name,
+        run=parts.settings.run,
+        software=parts.software,
+        lsn=parts.log.last_lsn,
+        last_term=parts.log.last_term,
+        promised=parts.promises.load(),
+    )
+    return StandingBy(
+        machine=machine,
+        state=state,
+        model=model,
+        log=parts.log,
+        store=parts.store,
+        promises=parts.promises,
+        listening=parts.listening,
+        dialling=dialling,
+        blocking=parts.blocking,
+        observer=parts.observer,
+        run=parts.settings.run,
+        checkpoint_every=parts.checkpoint_every,
+        keep_log=parts.keep_log,
+        lease_seconds=parts.lease_seconds,
+        witness=parts.witness,
+    )
+
+
+def _recovered(parts: Parts, model: Model) -> State:
+    """As a server recovers; but a log that ends before its checkpoint is one that was to begin anew behind it."""
+    checkpoint = parts.store.load_newest()
+    if checkpoint is not None and parts.log.last_lsn < checkpoint.lsn:
+        parts.log.reset(checkpoint.lsn, checkpoint.term, checkpoint.chain)
+    if checkpoint is None and parts.log.first_lsn > 1:
+        parts.log.reset()
+    return recover(parts.log, parts.store, model, parts.observer)
+
+
+async def _mend(parts: Parts, diverged: Diverged) -> None:
+    """Make the log one that the server's can continue."""
+    if diverged.is_behind:
+        return  # the checkpoint is there, and the log is begun anew behind it by the next recovery
+    aside = await parts.blocking(_cut, parts, diverged.lsn)
+    parts.observer.event(
+        "cut",
+        lsn=diverged.lsn,
+        reason="records of this log that no other has were never acknowledged in the run as it went on",
+        aside=", ".join(map(str, aside)) or "nothing",
+    )
+
+
+def _cut(parts: Parts, lsn: int) -> list[object]:
+    parts.store.drop_after(lsn)
+    return list(parts.log.cut(lsn))
+
+
+def _first(group: BaseExceptionGroup[Diverged]) -> Diverged:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,127 @@
+"""How a standby becomes the server: by itself when the witness lets it, or at the operator's word.
+
+Used by standby.py. What makes it safe is not here: a standby that is taking over confirms nothing any more
+(core/standby.py), and what was never confirmed was never acknowledged (core/replication.py).
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from hetero_async.core.messages import Position
+from hetero_async.core.reign import Reign
+from hetero_async.core.standby import Standby
+from hetero_async.errors import WitnessAway
+from hetero_async.ports import Observer, Witness
+
+# The vacancy of the server's place is looked for so many times within a lease.
+LOOKS_PER_LEASE = 4
+LOOK_SECONDS = 0.1
+# A server that hands over waits for its successor so long, and a little longer is waited for it here.
+HANDOVER_SECONDS = 12.0
+
+# Tells all other nodes of a term (0: only asks), and says where each stands; None: it cannot be reached.
+Ask = Callable[[int], Awaitable[Mapping[str, Position | None]]]
+
+
+class Takeover:
+    """`begun` is set when `reign` is ours and the place is to be taken."""
+
+    def __init__(self, *, machine: Standby, witness: Witness | None, lease_seconds: float, observer: Observer) -> None:
+        self.begun = trio.Event()
+        self.reign: Reign | None = None
+        self._machine = machine
+        self._witness = witness
+        self._lease_seconds = lease_seconds
+        self._silence_ms = int(1000 * lease_seconds)
+        self._observer = observer
+
+    # --- by itself ---
+
+    async def watch(self) -> None:
+        """Look several times in a lease whether the server's place is vacant and ours to take."""
+        told = ""
+        while self._witness is not None:
+            await trio.sleep(self._lease_seconds / LOOKS_PER_LEASE)
+            try:
+                why = await self._claim_vacancy(self._witness)
+            except WitnessAway as error:
+                why = str(error)
+            if why and why != told:
+                self._observer.event("not taking over", reason=why)
+            told = why
+
+    async def _claim_vacancy(self, witness: Witness) -> str:
+        """Take over if it is vacant. Says why not, where that is worth telling."""
+        machine = self._machine
+        if machine.hears_server(_now_ms(), self._silence_ms) and not machine.is_taking_over:
+            return ""
+        sighting = await witness.look()
+        claimed = machine.claim(sighting, _now_ms(), self._silence_ms)
+        if claimed is None:
+            machine.is_taking_over = False
+            is_theirs = sighting.reign is None or sighting.holder
+            return "" if is_theirs else "the witness does not know that this standby has all that was acknowledged"
+        # From here on nothing is confirmed to the old server, whatever becomes of the claim.
+        machine.is_taking_over = True
+        if await witness.claim(sighting.reign, claimed):
+            self._begin(claimed)
+        return ""
+
+    def _begin(self, reign: Reign) -> None:
+        self._observer.event("takes over", term=reign.term, lsn=self._machine.lsn)
+        self.reign = reign
+        self.begun.set()
+
+    # --- at the operator's word ---
+
+    async def at_word(self, ask: Ask, *, in_spite: bool) -> list[str]:
+        """Take over now. What stands against it, in lines, unless `in_spite` of that; none: it has begun."""
+        machine = self._machine
+        against = self._against(await ask(0))
+        if machine.lsn == 0 or (against and not in_spite):
+            return against
+        reign = Reign(term=machine.term + 1, server=machine.name)
+        await self._catch_up(await ask(reign.term))
+        machine.is_taking_over = True
+        if self._witness is not None:
+            sighting = await self._witness.look()
+            if sighting.reign is not None:
+                reign = Reign(term=max(reign.term, sighting.reign.term + 1), server=machine.name)
+            if not await self._witness.claim(sighting.reign, reign):
+                machine.is_taking_over = False
+                return [f"the witness says that {sighting.holder or 'another'} still serves: stop that one first"]
+        self._begin(reign)
+        return []
+
+    def _against(self, positions: Mapping[str, Position | None]) -> list[str]:
+        machine = self._machine
+        if machine.lsn == 0:
+            return ["this standby holds no record yet: there is nothing to take over"]
+        lines = []
+        for name, position in positions.items():
+            if position is None and name != machine.server:
+                lines.append(f"{name} cannot be asked: what it alone has confirmed would be lost")
+            elif position is None:
+                lines.append(
+                    f"{name} cannot be asked: what it alone has acknowledged would be lost, {self._known_lag()}"
+                )
+            elif (position.last_term, position.lsn) > (machine.last_term, machine.lsn) and name != machine.server:
+                lines.append(f"{name} has {position.lsn - machine.lsn} more records: promote that one instead")
+        return lines
+
+    def _known_lag(self) -> str:
+        machine = self._machine
+        seconds = (_now_ms() - machine.heard_ms) / 1000
+        return f"{machine.lag} records when it was last heard, {seconds:.0f} s ago"
+
+    async def _catch_up(self, positions: Mapping[str, Position | None]) -> None:
+        """A server that hands over has stopped by now; its last records are on their way here."""
+        goal = max((position.lsn for position in positions.values() if position is not None), default=0)
+        with trio.move_on_after(HANDOVER_SECONDS):
+            while self._machine.lsn < goal:  # noqa: ASYNC110, the log grows by another task
+                await trio.sleep(LOOK_SECONDS)
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1000)
