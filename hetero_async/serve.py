@@ -15,7 +15,7 @@ from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
-from hetero_async.core.messages import Hello, Nack, StatusReport, StatusRequest
+from hetero_async.core.messages import Fence, Hello, Nack, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
@@ -219,6 +219,9 @@ class Serving:
                 await self._pass_on(self._heard(incoming))
             elif incoming.peer.role == "standby":
                 self._keys[incoming.peer.worker] = incoming.peer.key
+                if isinstance(incoming.message, Fence):
+                    # At once: it may come over another connection than the one by which the standby follows.
+                    await self.link.control.send(incoming.peer.key, self.machine.succession.position)
                 await self._pass_on(Followed(now_ms=_now_ms(), standby=incoming.peer.worker, message=incoming.message))
 
     async def _pass_on(self, received: Event) -> None:

@@ -82,7 +82,7 @@ class Takeover:
         if machine.lsn == 0 or (against and not in_spite):
             return against
         reign = Reign(term=machine.term + 1, server=machine.name)
-        await self._catch_up(await ask(reign.term))
+        await self._catch_up(ask, reign.term)
         machine.is_taking_over = True
         if self._witness is not None:
             sighting = await self._witness.look()
@@ -115,12 +115,17 @@ class Takeover:
         seconds = (_now_ms() - machine.heard_ms) / 1000
         return f"{machine.lag} records when it was last heard, {seconds:.0f} s ago"
 
-    async def _catch_up(self, positions: Mapping[str, Position | None]) -> None:
-        """A server that hands over has stopped by now; its last records are on their way here."""
-        goal = max((position.lsn for position in positions.values() if position is not None), default=0)
+    async def _catch_up(self, ask: Ask, term: int) -> None:
+        """Fence the others. A server that is in reach hands over: it stops, and its last records come here."""
+        goal = -1
         with trio.move_on_after(HANDOVER_SECONDS):
-            while self._machine.lsn < goal:  # noqa: ASYNC110, the log grows by another task
-                await trio.sleep(LOOK_SECONDS)
+            while True:
+                reached = [position.lsn for position in (await ask(term)).values() if position is not None]
+                if max(reached, default=0) == goal:
+                    return
+                goal = max(reached, default=0)
+                while self._machine.lsn < goal:  # noqa: ASYNC110, the log grows by another task
+                    await trio.sleep(LOOK_SECONDS)
 
 
 def _now_ms() -> int:

@@ -30,6 +30,11 @@ class Succession:
         """Handing over: nothing is decided any more."""
         return bool(self._successor or self.deposed)
 
+    @property
+    def position(self) -> Position:
+        """The answer to a Fence."""
+        return Position(lsn=self._state.lsn, last_term=self._state.term, term=self._state.term)
+
     def step(self, event: Followed | Witnessed) -> None:
         if isinstance(event, Witnessed):
             self._witnessed(event)
@@ -52,10 +57,8 @@ class Succession:
             case Confirm() as confirm if confirm.term == term and confirm.lsn <= self._state.lsn:
                 self._replication.confirm(standby, confirm.lsn, self._state.lsn, event.now_ms)
                 self._tell_following(standby)
-            case Fence(term=wanted):
-                self._post.send(standby, Position(lsn=self._state.lsn, last_term=term, term=term))
-                if wanted > term and not self._successor:
-                    self._successor, self._latest_ms = standby, event.now_ms + HANDOVER_MS
+            case Fence(term=wanted) if wanted > term and not self._successor:
+                self._successor, self._latest_ms = standby, event.now_ms + HANDOVER_MS
             case Redirect(server=server, term=higher) if higher > term:
                 self.deposed = f"{server} has taken over, in term {higher}"
 

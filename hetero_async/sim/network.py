@@ -72,6 +72,9 @@ class Network:
     def mend(self, source: str, target: str) -> None:
         self._cuts.pop((source, target), None)
 
+    def mend_all(self) -> None:
+        self._cuts.clear()
+
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cuts
 
@@ -106,6 +109,18 @@ class Network:
         if random.random() < condition.doubled:
             for _ in range(condition.copies):
                 self._push(at + random.random() ** 4 * DETOUR_SECONDS, deliver)
+
+    def post(self, source: str, target: str, deliver: Callable[[], None]) -> None:
+        """One small message that belongs to no connection of ours: it arrives, or it does not."""
+        condition, random = self.condition(source, target), self.random
+        if self.is_cut(source, target) or random.random() < condition.loss:
+            return
+
+        def arrive() -> None:
+            if not self.is_cut(source, target):
+                deliver()
+
+        self._push(trio.current_time() + condition.delay + random.random() * condition.jitter, arrive)
 
     def _push(self, at: float, deliver: Callable[[], None]) -> None:
         self._sent += 1

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from hetero_async.core.records import RunSettings
+from hetero_async.core.replication import Durability
 from hetero_async.errors import UserError
 from hetero_async.sim.network import Condition
 
-SERVER = "server"
+SERVER, WITNESS = "server", "etcd"  # names, and sites of their own
 # What can go wrong, with how often it is drawn, and how long it lasts, from … to, in seconds.
 FAULTS: dict[str, tuple[float, float, float]] = {
     "kill worker": (3, 0.2, 12),  # seconds: until it is started again
@@ -80,6 +81,14 @@ class Plan:
     segment_bytes: int = 16 * 1024
     chunk_bytes: int = 1024 * 1024
     work_seconds: float = 0.003  # what coding, applying or an fsync takes at most
+    standbys: tuple[str, ...] = ()
+    rules: Durability = Durability()
+    backbone: Condition = Condition()  # between the sites of servers and of the witness
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The server that the run begins with, and its standbys."""
+        return (SERVER, *self.standbys)
 
     def only(self, numbers: Iterable[int]) -> "Plan":
         """The same world with these of its faults, counted from 0. Raises UserError for a number that it has not."""

@@ -12,7 +12,6 @@ from hetero_async.serve import Serving
 from hetero_async.shell.disk import Disk
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.sim.checkers import Judge, Life
-from hetero_async.sim.plan import SERVER
 from hetero_async.sim.trace import Trace
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.model import ServerModel
@@ -22,15 +21,20 @@ if TYPE_CHECKING:
     from hetero_async.sim.world import World
 
 
+# Of an event, what is worth a place in the trace.
+TOLD = ("lsn", "worker", "standby", "term", "aside")
+
+
 class WatchedModel(ServerModel):
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, node: str) -> None:
         super().__init__()
         self._judge = judge
+        self._node = node
 
     def apply(self, entry: Entry) -> None:
         super().apply(entry)
         made = self.fetch(PUBLISH, entry.record.number) if isinstance(entry.record, Published) else None
-        self._judge.applied(entry, self.shadow, made or b"")
+        self._judge.applied(self._node, entry, self.shadow, made or b"")
 
 
 class WatchedReplica(Replica):
@@ -95,24 +99,26 @@ class WatchedOutbox(FileOutbox):
         super().drop(seq, is_acknowledged)
 
 
-class ServerObserver:
+class NodeObserver:
     """Fulfils ports.Observer: shows the judge every batch of records, once it is applied."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "World", node: str) -> None:
         self.serving: Serving | None = None
         self._world = world
+        self._node = node
 
     def event(self, name: str, **fields: object) -> None:
-        told = " ".join(f"{key}={value}" for key, value in fields.items() if key in ("lsn", "worker"))
-        self._world.trace.note(SERVER, f"{name} {told}")
+        told = " ".join(f"{key}={value}" for key, value in fields.items() if key in TOLD)
+        self._world.trace.note(self._node, f"{name} {told}")
+        judge = self._world.judge
         if name == "crash":
-            self._world.judge.violated("crash", str(fields["report"]))
+            judge.violated("crash", str(fields["report"]))
         if name == "refused message":
-            self._world.judge.violated("protocol", f"{SERVER} refuses a message: {fields['reason']}")
+            judge.violated("protocol", f"{self._node} refuses a message: {fields['reason']}")
         if self.serving is not None and "record" in fields:
             machine = self.serving.machine
             if fields["lsn"] == machine.state.lsn:
-                self._world.judge.settled(machine.state, self.serving.model.model_hash())
+                judge.settled(self._node, machine.state, self.serving.model.model_hash())
 
 
 class WorkerObserver:

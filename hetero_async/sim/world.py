@@ -18,42 +18,32 @@ from trio._core import _run as trio_run
 
 from hetero_async.assembly import verify_directory
 from hetero_async.core.ledger import sample_at
-from hetero_async.core.messages import Hello, Message
-from hetero_async.core.server import Server
-from hetero_async.core.worker import Worker
+from hetero_async.core.messages import Message
+from hetero_async.core.replication import REPLICATED
+from hetero_async.core.state import State
 from hetero_async.desk import Desk
-from hetero_async.errors import ConfigError, DiskFull, HeteroAsyncError, LogCorrupt
+from hetero_async.errors import ConfigError, Deposed, DiskFull, HeteroAsyncError, LogCorrupt, UserError
 from hetero_async.formats import chunks
-from hetero_async.replay import recover
-from hetero_async.rounds import Rounds
+from hetero_async.ports import Peer
 from hetero_async.serve import Serving
-from hetero_async.shell.log import FileLog
-from hetero_async.shell.store import CheckpointStore
 from hetero_async.sim.chaos import Chaos
 from hetero_async.sim.checkers import Judge, Life, Violation
 from hetero_async.sim.disk import SimulatedDisk, Troubles
-from hetero_async.sim.network import Network, ServerEnd, WorkerEnd
-from hetero_async.sim.plan import SERVER, Plan, WorkerPlan
-from hetero_async.sim.process import Killed, Process, Worktime
+from hetero_async.sim.lives import NodeLife, WorkerLife
+from hetero_async.sim.network import DialEnd, Network
+from hetero_async.sim.plan import SERVER, WITNESS, Plan, WorkerPlan
+from hetero_async.sim.process import Killed, Process
 from hetero_async.sim.trace import Trace
-from hetero_async.sim.watched import (
-    ServerObserver,
-    WatchedFollower,
-    WatchedModel,
-    WatchedOutbox,
-    WatchedReplica,
-    WorkerObserver,
-)
+from hetero_async.sim.watched import WatchedModel
+from hetero_async.sim.witness import Etcd
 from hetero_async.sim.workload import Student, Workload
+from hetero_async.standby import StandingBy
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
-from hetero_async.train import Training
 
 RESTART_SECONDS = 0.3
 # More steps of tasks than any honest work takes at one moment.
 STEPS_AT_ONCE_MAX = 20_000
-# A training loop that must wait looks so often whether it may go on.
-LOOK_SECONDS = 0.1
 # After the healing something must be trained in every such time, until all have come to their end.
 LIVENESS_SECONDS = 60.0
 
@@ -104,15 +94,17 @@ class World:
         self.workload = workload
         self.judge = self.make_judge()
         self.network = Network(self.random("network"), trace)
-        for site, condition in plan.links.items():
-            self.network.join(site, SERVER, condition)
-        names = [SERVER, *(worker.name for worker in plan.workers)]
+        self.etcd = Etcd()
+        self._join_sites()
+        names = [*plan.nodes, *(worker.name for worker in plan.workers)]
         self.disks = {name: self.make_disk(directory / name, self.random(f"disk of {name}")) for name in names}
         self.processes: dict[str, Process] = {}
         self.leaving: dict[str, trio.CancelScope] = {}  # a worker's, to end it by a signal
         self.held: dict[str, float] = {}  # until when a process is not started again
-        self.ends: list[WorkerEnd] = []  # of all lives
-        self.serving: Serving | None = None
+        self.ends: list[DialEnd] = []  # of all workers' lives
+        self.serving: Serving | None = None  # the newest that has begun to
+        self.standing: dict[str, StandingBy] = {}  # what stands by at present, or did last
+        self.serves: dict[str, bool] = {SERVER: True}  # how each node is started: to serve, or to stand by
         self.is_healed = False
         self.must_halt = False  # the log is damaged beyond repair
         self._chaos = Chaos(self)
@@ -127,13 +119,13 @@ class World:
     # What looks on; a world that is there for something else than being judged has others.
 
     def make_judge(self) -> Judge:
-        return Judge(self.plan.settings, self._failed)
+        return Judge(self.plan.settings, self._failed, is_replicated=self.plan.rules.durability == REPLICATED)
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return SimulatedDisk(directory, random)
 
-    def make_model(self) -> ServerModel:
-        return WatchedModel(self.judge)
+    def make_model(self, node: str) -> ServerModel:
+        return WatchedModel(self.judge, node)
 
     def make_life(self, worker: str) -> Life:
         return Life(self.judge, worker)
@@ -170,7 +162,8 @@ class World:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.network.run)
-                nursery.start_soon(self._keep, SERVER, SERVER, self._serve)
+                for node in self.plan.nodes:
+                    nursery.start_soon(self._keep, node, node, self._node_life)
                 for worker in self.plan.workers:
                     self.held[worker.name] = worker.joins_at
                     nursery.start_soon(self._keep, worker.name, worker.site, self._worker_life(worker))
@@ -196,18 +189,29 @@ class World:
             self._judge_finished()
 
     def _judge_finished(self) -> None:
+        """Every node's log, as a power cut would leave it, is the run's as far as it goes; one has all of it."""
         self.judge.finished(self.plan.settings.samples)
-        self.processes[SERVER].kill()
-        self.disks[SERVER].cut_power()
+        states = [state for node in self.plan.nodes if (state := self._verified(node)) is not None]
+        if self.judge.violation is None:
+            self._lost = min((self.judge.lost(state) for state in states), default=self.judge.acknowledged)
+
+    def _verified(self, node: str) -> State | None:
+        self.processes[node].kill()
+        self.disks[node].cut_power()
+        log = self.disks[node].root / "log"
+        if node != SERVER and not any(log.glob("[0-9]*.log")):
+            return None  # it stood by for nothing yet
         try:
-            verdict = verify_directory(self.disks[SERVER].root / "log", lambda _: None)
+            verdict = verify_directory(log, lambda _: None)
+        except UserError:
+            return None  # a log without a record
         except HeteroAsyncError as error:
             self.judge.violated("3", f"verify: {error}")
-            return
-        self._lost = self.judge.lost(verdict.state)
+            return None
         if not verdict.is_ok:
-            self.judge.violated("3", "verify finds the log wanting")
-        self.judge.recovered(verdict.state, verdict.model_hash)
+            self.judge.violated("3", f"verify finds the log of {node} wanting")
+        self.judge.recovered(node, verdict.state, verdict.model_hash)
+        return verdict.state
 
     def _expected(self) -> list[WorkerPlan]:
         return [worker for worker in self.plan.workers if worker.name != self.plan.stays_away]
@@ -220,13 +224,21 @@ class World:
             self.held[name] = 0.0
         for disk in self.disks.values():
             disk.troubles = Troubles()
-        for site, condition in self.plan.links.items():
-            self.network.join(site, SERVER, condition)
-            self.network.mend(site, SERVER)
-            self.network.mend(SERVER, site)
+        self._join_sites()
+        self.network.mend_all()
         if away := self.plan.stays_away:
             self.held[away] = float("inf")
             self.processes[away].kill()
+
+    def _join_sites(self) -> None:
+        """Every link as it is when nothing ails it."""
+        plan = self.plan
+        for node in plan.nodes:
+            for site, condition in plan.links.items():
+                self.network.join(site, node, condition)
+            for other in (*plan.nodes, WITNESS):
+                if other != node:
+                    self.network.join(node, other, plan.backbone)
 
     async def _keep(self, name: str, site: str, life: Callable[[Process], Awaitable[None]]) -> None:
         """Start a process, and start it again whenever it dies, until it ends well."""
@@ -243,21 +255,23 @@ class World:
                     return
             except* Killed:
                 pass
+            except* Deposed:
+                self.serves[name] = False  # its agent starts it again as a standby
             except* LogCorrupt as group:
-                self._halted(_first(group))  # which ends the world
+                self._halted(name, _first(group))  # which ends the world
             except* Exception as group:
                 if not _is_excused(_first(group)):
                     self.judge.violated("crash", f"{name}: {_first(group)!r}")
             self.trace.note(name, "is gone")
             await trio.sleep(RESTART_SECONDS)
 
-    def _halted(self, error: BaseException) -> None:
-        """The server found its log damaged. Where it is, that is the only right end."""
+    def _halted(self, name: str, error: BaseException) -> None:
+        """A node found its log damaged. Where it is, that is the only right end."""
         if self.must_halt:
-            self.trace.note(SERVER, "halts: the log is damaged")
+            self.trace.note(name, "halts: the log is damaged")
             self._scope.cancel()
         else:
-            self.judge.violated("crash", f"{SERVER}: {error!r}")
+            self.judge.violated("crash", f"{name}: {error!r}")
 
     def _end(self, name: str) -> None:
         self.trace.note(name, "has ended")
@@ -265,110 +279,29 @@ class World:
         if all(worker.name in self._ended for worker in self._expected()):
             self._all_ended.set()
 
-    # --- the server ---
+    # --- lives ---
 
-    async def _serve(self, process: Process) -> None:
-        disk, plan = self.disks[SERVER], self.plan
-        blocking = Worktime(process, self.random(f"server's work {self._life()}"), self.plan.work_seconds, disk.taken)
-        log = FileLog.open(disk.root / "log", plan.settings.run, blocking, disk, plan.segment_bytes)
-        try:
-            store = CheckpointStore(disk.root / "checkpoints", plan.settings.run, blocking, disk)
-            model, observer = self.make_model(), ServerObserver(self)
-            state = recover(log, store, model, observer)
-            self.judge.recovered(state, model.model_hash())
-            if self.must_halt:
-                self.judge.violated("3", "a server goes on from a damaged log")
-            link = self.network.server = ServerEnd(self.network, process, self._sending)
-            self.serving = observer.serving = Serving(
-                machine=Server(plan.settings, state),
-                model=model,
-                log=log,
-                store=store,
-                link=link,
-                blocking=blocking,
-                observer=observer,
-                checkpoint_every=plan.checkpoint_every,
-                keep_log=plan.keep_log,
-            )
-            await self.serving.run()
-        finally:
-            self.network.server = None
-            log.close()
+    async def _node_life(self, process: Process) -> None:
+        await NodeLife(self, process).run()
 
-    def _sending(self, worker: str, message: Message) -> None:
-        self.judge.sends(worker, message, self.disks[SERVER])
-
-    # --- workers ---
+    def sending(self, node: str, peer: Peer, term: int, message: Message) -> None:
+        """A message leaves a node."""
+        if peer.role == "worker":
+            self.judge.sends(node, term, peer.worker, message, self.disks)
 
     def _worker_life(self, plan: WorkerPlan) -> Callable[[Process], Awaitable[None]]:
         async def life(process: Process) -> None:
-            await self._train(process, plan)
+            await WorkerLife(self, process, plan).run()
 
         return life
 
-    async def _train(self, process: Process, plan: WorkerPlan) -> None:
-        disk, number = self.disks[plan.name], self._life()
-        blocking = Worktime(process, self.random(f"work {number}"), self.plan.work_seconds, disk.taken)
-        life = self.make_life(plan.name)
-        student = self.workload.student(plan.dtype, number)
-        replica = WatchedReplica(student.model, life)
-        follower = WatchedFollower(replica, life)
-        desk = Desk(trio.current_time)
-        desk.batch, desk.dataset_samples = plan.batch, self.workload.samples
-        link = WorkerEnd(self.network, process, SERVER)
-        self.ends.append(link)
-        hello = Hello(
-            run=self.plan.settings.run, software="simulated", schema_hash=follower.schema_hash, last_seq=0, claims=(),
-            device="cpu", dtype=plan.dtype, life=number.to_bytes(8),
-        )  # fmt: skip
-        training = Training(
-            worker=plan.name,
-            machine=Worker(hello),
-            follower=follower,
-            desk=desk,
-            link=link,
-            outbox=WatchedOutbox(disk.root / "outbox", disk, life),
-            blocking=blocking,
-            observer=WorkerObserver(self.trace, self.judge, plan.name),
-            server=link.server.key,
-        )
-        async with trio.open_nursery() as outer:
-            outer.start_soon(link.run)
-            async with trio.open_nursery() as inner:
-                self.leaving[plan.name] = inner.cancel_scope
-                inner.start_soon(training.run)
-                await self._loop(process, plan, desk, replica, student, life)
-                inner.cancel_scope.cancel()
-            outer.cancel_scope.cancel()
-        if not desk.is_finished:
-            process.kill()
-            process.check()
-
-    async def _loop(
-        self, process: Process, plan: WorkerPlan, desk: Desk, replica: Replica, student: Student, life: Life
-    ) -> None:
-        """What a user's script and the session do, with steps that take virtual time."""
-        random, rounds = self.random(f"steps of {plan.name} {self._lives}"), Rounds(desk, replica)
-        while not rounds.begin():  # noqa: ASYNC110, a script's loop has no events either
-            await trio.sleep(LOOK_SECONDS)
-        while (positions := rounds.draw(plan.batch)) is not None:
-            if not positions:
-                await trio.sleep(LOOK_SECONDS)
-                rounds.adopt()
-                continue
-            await process.work(plan.step_seconds * random.uniform(0.8, 1.25))
-            self._step(desk, replica, student, life, positions)
-            rounds.end_step()
-            while desk.is_stretched_out():
-                await trio.sleep(LOOK_SECONDS)
-                rounds.adopt()
-
-    def _step(self, desk: Desk, replica: Replica, student: Student, life: Life, positions: list[int]) -> None:
+    def train(self, desk: Desk, replica: Replica, student: Student, life: Life, positions: list[int]) -> None:
+        """One step of a worker."""
         before = replica.progress()
         student.step([sample_at(position, desk.samples, desk.seed) for position in positions])
         life.stepped(positions, replica.progress() - before)
 
-    def _life(self) -> int:
+    def next_life(self) -> int:
         self._lives += 1
         return self._lives
 
