@@ -176,9 +176,7 @@ class WorkerLife:
             async with trio.open_nursery() as inner:
                 world.leaving[plan.name] = inner.cancel_scope
                 inner.start_soon(training.run)
-                await self._loop(
-                    desk, Rounds(desk, replica), lambda batch: world.train(desk, replica, student, life, batch)
-                )
+                await self._loop(desk, Rounds(desk, replica), lambda batch: world.train(desk, replica, student, life, batch))
                 inner.cancel_scope.cancel()
             outer.cancel_scope.cancel()
         if not desk.is_finished:

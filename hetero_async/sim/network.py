@@ -169,7 +169,9 @@ class Lane:
             return
         assert isinstance(message, Message)
         try:
-            self._arrived.send_nowait(Incoming(peer=peer, message=message, payload=letter.payload, term=letter.term))
+            self._arrived.send_nowait(
+                Incoming(peer=peer, message=message, payload=letter.payload, term=letter.term)
+            )
         except trio.WouldBlock:
             return
 
