@@ -22,8 +22,9 @@ from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
 from hetero_async.node import Parts, begin_serving, stand_by
 from hetero_async.ports import Checkpoint, Observer, Witness
-from hetero_async.replay import replay
+from hetero_async.replay import fold, replay, start_of
 from hetero_async.serve import Serving
+from hetero_async.shell import refusals
 from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.holdings import DirectoryHoldings
@@ -31,12 +32,15 @@ from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link
 from hetero_async.shell.log import FileLog
 from hetero_async.shell.promise import FilePromises
+from hetero_async.shell.refusals import RefusalNotes, load_refusals
 from hetero_async.shell.segments import read_log, run_of
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.telemetry import NullObserver
 from hetero_async.shell.threads import abandonable, in_thread
 from hetero_async.tensors.model import ServerModel
+from hetero_async.watch.audit import Audit, audit
 from hetero_async.watch.verify import Verdict, verify
+from hetero_async.watch.without import Rebuilt, left_out, rebuild
 
 Status = dict[str, Any]
 
@@ -90,6 +94,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
     """All that a node lives on: its log locked, its addresses taken. Raises ConfigError, LogCorrupt, DiskFull."""
     node = config.node(name)
     log = FileLog.open(node.log, config.run.name, in_thread)
+    observer = notes = RefusalNotes(node.log.parent / refusals.NAME, observer)
     try:
         async with (
             open_server_link(
@@ -121,6 +126,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 archiving=_archiving(config, node, observer),
             )
     finally:
+        notes.write()
         log.close()
 
 
@@ -300,6 +306,26 @@ def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
     checkpoint, entries = _oldest_start(log)
     outboxes = sorted(log.parent.glob("workers/*/acknowledged.jsonl"))
     return verify(checkpoint, entries, ServerModel(), outboxes, progress)
+
+
+def audit_directory(log: Path) -> Audit:
+    """Who contributed what to the run whose log lies in `log`, and what the server beside it refused."""
+    return audit(*_oldest_start(log), load_refusals(log.parent / refusals.NAME))
+
+
+def replay_without(log: Path, names: Sequence[str], out: Path | None, progress: Callable[[int], None]) -> Rebuilt:
+    """The run's parameters without those named, written to `out` as safetensors. Raises UserError, LogCorrupt."""
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no directory {out.parent}; make it first")
+    checkpoint, entries = _oldest_start(log)
+    state = start_of(checkpoint)
+    for entry in entries:
+        fold(entry, state)
+    chosen = left_out(names, state)
+    rebuilt = rebuild(*_oldest_start(log), chosen, progress)
+    if out is not None:
+        rebuilt.model.export(out)
+    return rebuilt
 
 
 def _oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:

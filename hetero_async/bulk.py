@@ -126,7 +126,9 @@ class Bulk:
     async def _too_large(self, incoming: Incoming, offer: Push | Offer, limit: int) -> None:
         reason = f"too large: {offer.payload_bytes} bytes, and a delta of this model has {limit} at most"
         if isinstance(offer, Push):
-            await self._link.control.send(incoming.peer.key, Nack(seq=offer.seq, reason=reason))
+            peer = incoming.peer
+            self._observer.event("refused", worker=peer.worker, key=peer.key.decode(), reason=reason)
+            await self._link.control.send(peer.key, Nack(seq=offer.seq, reason=reason))
         raise PeerError(reason)
 
     async def _ask(self, incoming: Incoming, wants: list[Want]) -> None:
@@ -162,6 +164,7 @@ class Bulk:
         received = Received(
             now_ms=_now_ms(),
             worker=incoming.peer.worker,
+            key=incoming.peer.key.decode(),
             site=incoming.peer.site,
             message=push,
             payload=payload,
@@ -179,6 +182,7 @@ class Bulk:
         provided = Provided(
             now_ms=_now_ms(),
             worker=incoming.peer.worker,
+            key=incoming.peer.key.decode(),
             schema_hash=schema_hash,
             parameters_hash=parameters_hash,
             payload=payload,

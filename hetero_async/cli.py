@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hetero_async import assembly
+from hetero_async import assembly, cli_log
 from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
 from hetero_async.errors import (
@@ -42,7 +42,7 @@ EXIT_USER = 2
 EXIT_FAILED = 1
 EXIT_CODES: dict[type, int] = {LogCorrupt: EXIT_CORRUPT, Deposed: EXIT_DEPOSED}
 # Records that come by the dozen each second: in the log for good, not on the screen.
-QUIET = frozenset({"leased", "beacon", "stepped", "published", "delta", "metric"})
+QUIET = frozenset({"leased", "beacon", "stepped", "published", "delta", "metric", "refused"})
 STATUS_EVERY_SECONDS = 1.0
 
 app = typer.Typer(
@@ -185,6 +185,8 @@ def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run:
 
 
 app.command()(restore)
+app.command()(cli_log.audit)
+app.command()(cli_log.replay)
 
 
 @app.command()

@@ -23,6 +23,24 @@ def recover(log: Log, store: Store, model: Model, observer: Observer) -> State:
     return state
 
 
+def start_of(checkpoint: Checkpoint | None) -> State:
+    """The state before the first entry. Raises LogCorrupt."""
+    if checkpoint is None:
+        return State()
+    state = State.load(checkpoint.state)
+    if state.digest() != checkpoint.state_hash:
+        raise LogCorrupt(f"the checkpoint at record {checkpoint.lsn} does not hash to what its manifest says")
+    return state
+
+
+def fold(entry: Entry, state: State) -> None:
+    """The state's half of one record. Raises LogCorrupt where it contradicts those before it."""
+    try:
+        state.fold(entry)
+    except (AssertionError, KeyError) as error:
+        raise LogCorrupt(f"record {entry.lsn} ({type(entry.record).__name__}) cannot be: {error}") from error
+
+
 def replay(
     checkpoint: Checkpoint | None,
     entries: Iterable[Entry],
@@ -33,11 +51,8 @@ def replay(
 
     `seen` is called after each entry with the state it led to.
     """
-    state = State()
+    state = start_of(checkpoint)
     if checkpoint is not None:
-        state = State.load(checkpoint.state)
-        if state.digest() != checkpoint.state_hash:
-            raise LogCorrupt(f"the checkpoint at record {checkpoint.lsn} does not hash to what its manifest says")
         model.load(checkpoint.model)
     for entry in entries:
         apply(entry, state, model)
@@ -47,10 +62,7 @@ def replay(
 
 def apply(entry: Entry, state: State, model: Model) -> None:
     """One record of a log that another process has written. Raises LogCorrupt where it contradicts what came before."""
-    try:
-        state.fold(entry)
-    except (AssertionError, KeyError) as error:
-        raise LogCorrupt(f"record {entry.lsn} ({type(entry.record).__name__}) cannot be: {error}") from error
+    fold(entry, state)
     model.apply(entry)
     if isinstance(entry.record, Beacon) and model.model_hash() != entry.record.model_hash:
         raise LogCorrupt(f"record {entry.lsn}: the parameters differ from those that were logged")

@@ -16,7 +16,7 @@ from hetero_async.archiving import Archiving
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
-from hetero_async.core.messages import Fence, Hello, StatusReport, StatusRequest
+from hetero_async.core.messages import Fence, Hello, Nack, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
@@ -209,6 +209,9 @@ class Serving:
 
     async def _send(self, ready: Ready) -> None:
         for outgoing in ready.messages:
+            if isinstance(outgoing.message, Nack):
+                member, reason = self.machine.state.members[outgoing.to], outgoing.message.reason
+                self.observer.event("refused", worker=outgoing.to, key=member.key, reason=reason)
             if key := self._keys.get(outgoing.to):
                 await self.link.control.send(key, outgoing.message)
 
@@ -265,6 +268,7 @@ class Serving:
         return Received(
             now_ms=_now_ms(),
             worker=worker,
+            key=incoming.peer.key.decode(),
             site=incoming.peer.site,
             message=incoming.message,
             mismatch=mismatch,

@@ -27,12 +27,17 @@ def tiny_model() -> torch.nn.Module:
 
 @dataclass
 class SmallRun:
-    """`entries` is the log, `acks` what workers were told: worker, seq, payload hash."""
+    """`entries` is the log, `acks` what workers were told: worker, seq, payload hash; `pushed` are the deltas.
+
+    `keys` names the keys of workers that do not have the usual one.
+    """
 
     settings: RunSettings = field(default_factory=lambda: RunSettings(run="small", samples=SAMPLES, merge="per-push"))
     make_model: Callable[[], torch.nn.Module] = tiny_model
     entries: list[Entry] = field(default_factory=list)
     acks: list[tuple[str, int, str]] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
+    pushed: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model = ServerModel()
@@ -44,12 +49,16 @@ class SmallRun:
             Provided(
                 now_ms=0,
                 worker="a-0",
+                key=self.key_of("a-0"),
                 schema_hash=self.replica.schema.hash,
                 parameters_hash=parameters_hash,
                 payload=payload,
             )
         )
         self.settle()
+
+    def key_of(self, worker: str) -> str:
+        return self.keys.get(worker, f"key-of-{worker}")
 
     def settle(self) -> list[Message]:
         """What serve.py does: append, apply, send."""
@@ -67,7 +76,15 @@ class SmallRun:
         return told
 
     def say(self, worker: str, message: Message, payload: bytes = b"", facts: Facts | None = None) -> list[Message]:
-        received = Received(now_ms=0, worker=worker, site="a", message=message, payload=payload, facts=facts or Facts())
+        received = Received(
+            now_ms=0,
+            worker=worker,
+            key=self.key_of(worker),
+            site="a",
+            message=message,
+            payload=payload,
+            facts=facts or Facts(),
+        )
         self.server.step(received)
         self.server.step(Tick(now_ms=0))
         return self.settle()
@@ -102,6 +119,7 @@ class SmallRun:
         member = self.server.state.members[worker]
         lease = self.lease(worker)
         delta = torch.randn(self.replica.schema.numel, generator=torch.Generator().manual_seed(len(self.entries)))
+        self.pushed.append(delta * scale)
         payload = encode_payload(codec, delta * scale)
         push = Push(
             incarnation=member.incarnation,

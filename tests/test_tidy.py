@@ -43,7 +43,7 @@ LAYERS = [
     {"tables", "complaints", "config", "watch"},
     {"session", "integrations", "assembly"},
     {"sim"},
-    {"", "__main__", "cli", "restoring"},
+    {"", "__main__", "cli", "cli_log", "restoring"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -57,9 +57,9 @@ ONLY_IN = {
     "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
     "obstore": {"shell"},
-    "typer": {"cli", "restoring"},
+    "typer": {"cli", "cli_log", "restoring"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli", "restoring"},
+    "rich": {"watch", "cli", "cli_log", "restoring"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

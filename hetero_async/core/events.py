@@ -12,10 +12,14 @@ UNSEEN = Facts()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A worker's message. `mismatch` says how its schema differs, `facts` what its payload is like."""
+    """A worker's message, and the key (Z85) that its connection was made with.
+
+    `mismatch` says how its schema differs, `facts` what its payload is like.
+    """
 
     now_ms: int
     worker: str
+    key: str
     site: str
     message: Message
     payload: bytes = b""
@@ -29,6 +33,7 @@ class Provided:
 
     now_ms: int
     worker: str
+    key: str
     schema_hash: bytes
     parameters_hash: bytes
     payload: bytes

@@ -4,9 +4,11 @@ Called by core/server.py, which writes down what comes of it: `Stepped` and `Pub
 applies them only computes. Deadlines are pace.py's.
 """
 
+from collections.abc import Iterable, Sequence
+
 from hetero_async.core.pace import Windows
 from hetero_async.core.records import Published, RunSettings, Stepped
-from hetero_async.core.state import State
+from hetero_async.core.state import PendingDelta, State
 
 
 def is_due(state: State, settings: RunSettings, windows: Windows, now_ms: int) -> bool:
@@ -25,18 +27,26 @@ def _ends_early(state: State, settings: RunSettings) -> bool:
     return settings.merge == "all" or not state.ledger.free
 
 
-def stepped(state: State, settings: RunSettings, gain_share: float) -> Stepped:
-    """One outer step over all pending deltas: the mean over workers of the sum of each worker's deltas.
-
-    A worker's several deltas are one stretch of progress cut in pieces, so they add up; workers are averaged.
-    """
-    workers = max(1, len({delta.worker for delta in state.pending.values() if delta.steps}))
+def stepped(state: State, settings: RunSettings) -> Stepped:
+    """One outer step over all pending deltas."""
+    weight = weight_of_each(state.pending.values(), state.active, settings.merge)
     return Stepped(
         version=state.version + 1,
         deltas=tuple(state.pending),
-        weights=(gain_share / workers,) * len(state.pending),
+        weights=(weight,) * len(state.pending),
         gain=settings.outer_learning_rate,
     )
+
+
+def weight_of_each(merged: Iterable[PendingDelta], active: Sequence[str], merge: str) -> float:
+    """The weight of every delta of one step: the mean over workers of the sum of each worker's deltas.
+
+    A worker's several deltas are one stretch of progress cut in pieces, so they add up; workers are averaged: those of
+    the step, or, where each push is a step of its own, all that are active. Also asked by whoever takes deltas out.
+    """
+    if merge == "per-push":
+        return 1.0 / max(1, len(active))
+    return 1.0 / max(1, len({delta.worker for delta in merged if delta.steps}))
 
 
 def published(state: State, settings: RunSettings) -> Published | None:

@@ -43,8 +43,9 @@ def changed_for_good(logged: RunSettings, wanted: RunSettings) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Genesis:
-    """The run begins. Payload: the schema and the initial parameters (`formats.snapshot`)."""
+    """The run begins. Payload: the schema and the initial parameters (`formats.snapshot`), which came from `key`."""
 
+    key: str
     settings: RunSettings
     schema_hash: bytes
     parameters_hash: bytes
@@ -60,9 +61,13 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A worker began a life. It keeps `kept` of the ranges it had leased; the rest return to the pool."""
+    """A worker began a life. It keeps `kept` of the ranges it had leased; the rest return to the pool.
+
+    `key` (Z85) proved who it is, and stands for every delta of this life: another key is another life.
+    """
 
     worker: str
+    key: str
     site: str
     incarnation: int
     kept: tuple[Range, ...]

@@ -166,7 +166,12 @@ class Server:
     def _begin(self, event: Provided) -> None:
         if self.state.settings is not None:
             return
-        genesis = Genesis(settings=self.settings, schema_hash=event.schema_hash, parameters_hash=event.parameters_hash)
+        genesis = Genesis(
+            key=event.key,
+            settings=self.settings,
+            schema_hash=event.schema_hash,
+            parameters_hash=event.parameters_hash,
+        )
         self._record(genesis, event.payload)
 
     def _join(self, event: Received, hello: Hello) -> None:
@@ -174,9 +179,10 @@ class Server:
         mine_or_free = ranges.union(state.ledger.held(worker), state.ledger.free)
         kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)
         presence = self.presences.hear(worker, event.now_ms)
-        if worker not in state.active or not hello.life or presence.life != hello.life:
+        is_known = worker in state.active and state.members[worker].key == event.key
+        if not is_known or not hello.life or presence.life != hello.life:
             incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
-            self._record(Joined(worker=worker, site=event.site, incarnation=incarnation, kept=kept))
+            self._record(Joined(worker=worker, key=event.key, site=event.site, incarnation=incarnation, kept=kept))
         presence.life = hello.life
         presence.device, presence.dtype, presence.doing = hello.device, hello.dtype, "joined"
         presence.steps_per_second = 0.0
@@ -198,7 +204,7 @@ class Server:
     def _is_present(self, event: Received, incarnation: int) -> bool:
         """Whether the message comes from the worker's present life; if not, the sender is told what to do."""
         member = self.state.members.get(event.worker)
-        if member is not None and member.active and member.incarnation == incarnation:
+        if self._is_life(event, incarnation):
             return True
         if member is not None and member.active and incarnation < member.incarnation:
             reason = f"another process with the key of {event.worker} has joined since; this one must stop"
@@ -207,8 +213,13 @@ class Server:
             self._send(event.worker, Rejoin(incarnation=incarnation, reason="the server had given you up"))
         return False
 
+    def _is_life(self, event: Received, incarnation: int) -> bool:
+        """A life has one key: what another one says, of the same worker, belongs to a life still to begin."""
+        member = self.state.members.get(event.worker)
+        return member is not None and member.active and (member.incarnation, member.key) == (incarnation, event.key)
+
     def _bye(self, event: Received, bye: Bye) -> None:
-        if event.worker in self.state.active and self.state.members[event.worker].incarnation == bye.incarnation:
+        if self._is_life(event, bye.incarnation):
             self._record(Left(worker=event.worker, reason="said bye"))
 
     # --- a worker's life ---
@@ -258,8 +269,7 @@ class Server:
         return max(1, min(request.samples, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
 
     def _push(self, event: Received, push: Push) -> None:
-        member = self.state.members.get(event.worker)
-        if member is None or not member.active or member.incarnation != push.incarnation:
+        if not self._is_life(event, push.incarnation):
             # The worker's next heartbeat is told to join again; after that it offers the delta in its new life.
             return
         verdict = judge(self.state, event.worker, push, event.facts)
@@ -291,7 +301,7 @@ class Server:
         entry = self._record(delta, event.payload)
         self._send(event.worker, Ack(seq=push.seq, lsn=entry.lsn))
         if self.settings.merge == "per-push":
-            self._merge(gain_share=1.0 / len(self.state.active))
+            self._merge()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
         if self._is_present(event, report.incarnation):
@@ -317,12 +327,12 @@ class Server:
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
-            self._merge(gain_share=1.0)
+            self._merge()
         self._publish_when_due()
         self._tell_finished()
 
-    def _merge(self, gain_share: float) -> None:
-        self._record(merging.stepped(self.state, self.settings, gain_share))
+    def _merge(self) -> None:
+        self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
 
     def _publish_when_due(self) -> None:

@@ -45,9 +45,10 @@ PUBLISHES_KEPT = 1024
 
 @dataclass(slots=True)
 class Member:
-    """One worker's durable facts. `active`: joined and not left."""
+    """One worker's durable facts. `active`: joined and not left. `key`: the one that its present life began with."""
 
     site: str
+    key: str = ""
     incarnation: int = 0
     active: bool = False
     last_seq: int = 0
@@ -57,6 +58,18 @@ class Member:
     steps: int = 0
     samples: int = 0
     deltas: int = 0
+
+
+@dataclass(slots=True)
+class Contribution:
+    """What came in under one key, whoever held it; `worker` and `site` are the last it stood for."""
+
+    worker: str
+    site: str
+    lives: int = 0
+    deltas: int = 0
+    steps: int = 0
+    samples: int = 0
 
 
 @dataclass(slots=True)
@@ -83,6 +96,7 @@ class State:
     publish_versions: dict[int, int] = field(default_factory=dict)  # publish → version it was made at
     ledger: Ledger = field(default_factory=Ledger)
     members: dict[str, Member] = field(default_factory=dict)
+    contributions: dict[str, Contribution] = field(default_factory=dict)  # by key
     pending: dict[int, PendingDelta] = field(default_factory=dict)  # by lsn, ascending
     norms: list[float] = field(default_factory=list)
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)  # name → value, version
@@ -159,6 +173,7 @@ class State:
                 leased={worker: _ranges(held) for worker, held in ledger["leased"].items()},
             ),
             members={name: Member(**member) for name, member in dumped["members"].items()},
+            contributions={key: Contribution(**given) for key, given in dumped["contributions"].items()},
             pending={int(lsn): PendingDelta(**pending) for lsn, pending in dumped["pending"].items()},
             norms=list(dumped["norms"]),
             metrics={name: (value, version) for name, (value, version) in dumped["metrics"].items()},
@@ -188,6 +203,10 @@ class State:
         self.ledger.release(record.worker, ranges.intersection(self.ledger.held(record.worker), record.kept))
         self.ledger.lease(record.worker, ranges.difference(record.kept, self.ledger.held(record.worker)))
         member.site, member.incarnation, member.active = record.site, record.incarnation, True
+        member.key = record.key
+        given = self.contributions.setdefault(record.key, Contribution(worker=record.worker, site=record.site))
+        given.worker, given.site = record.worker, record.site
+        given.lives += 1
 
     def _left(self, record: Left, lsn: int) -> None:
         assert self.members[record.worker].active, "only an active worker leaves"
@@ -214,9 +233,10 @@ class State:
         )
         self.norms = [*self.norms, record.norm][-NORMS_KEPT:]
         member.last_seq, member.last_hash, member.last_lsn = record.seq, record.payload_hash.hex(), lsn
-        member.steps += record.steps
-        member.samples += samples
-        member.deltas += 1
+        for account in (member, self.contributions[member.key]):
+            account.steps += record.steps
+            account.samples += samples
+            account.deltas += 1
 
     def _stepped(self, record: Stepped, lsn: int) -> None:
         assert record.version == self.version + 1, "versions grow by one"

@@ -78,7 +78,7 @@ class Workers:
 
 
 def _cell(column: Column, worker: Status) -> Text:
-    text = _plain(column.shown(worker))
+    text = plain(column.shown(worker))
     return _state(text) if column.title == "state" else Text(text)
 
 
@@ -89,7 +89,7 @@ def _doing(worker: Status) -> str:
 
 def _headline(status: Status) -> Text:
     loss = status["metrics"].get("validation_loss")
-    line = Text.assemble((_plain(status["run"]), "bold"), "  ", _state(_plain(status["state"])))
+    line = Text.assemble((plain(status["run"]), "bold"), "  ", _state(plain(status["state"])))
     line.append(f"  version {status['version']}  publish {status['publish']}  term {status['term']}")
     if loss:
         line.append(f"  validation loss {loss['value']:.3f}", "bold")
@@ -115,7 +115,7 @@ def _counts(status: Status) -> Text:
     line = Text(f"deltas: {deltas['acknowledged']} acknowledged, {deltas['pending']} pending, ")
     line.append(f"{deltas['refused']} refused", "yellow" if deltas["refused"] else "")
     if status["refusals"]:
-        line.append(f" ({', '.join(f'{_plain(why)} {count}' for why, count in status['refusals'].items())})", "yellow")
+        line.append(f" ({', '.join(f'{plain(why)} {count}' for why, count in status['refusals'].items())})", "yellow")
     return line
 
 
@@ -132,7 +132,7 @@ def _state(text: str) -> Text:
     return Text(text, STYLES.get(text.split(":")[0].split(" ")[0], "yellow"))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

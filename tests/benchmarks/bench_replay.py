@@ -28,9 +28,9 @@ def records(workers: int) -> Iterator[Record]:
     names = [f"site-{number}" for number in range(workers)]
     positions = ROUNDS * workers * ROUND_SAMPLES
     settings = RunSettings(run="bench", samples=positions)
-    yield Genesis(settings=settings, schema_hash=b"schema", parameters_hash=b"parameters")
+    yield Genesis(key="k", settings=settings, schema_hash=b"schema", parameters_hash=b"parameters")
     yield Dataset(samples=positions, positions=positions)
-    yield from (Joined(worker=name, site="site", incarnation=1, kept=()) for name in names)
+    yield from (Joined(worker=name, key=f"key of {name}", site="site", incarnation=1, kept=()) for name in names)
     lsn = 2 + workers
     for number in range(1, ROUNDS + 1):
         stretches = [((number - 1) * workers + index) * ROUND_SAMPLES for index in range(workers)]

@@ -40,9 +40,11 @@ def state() -> State:
     )  # fmt: skip
     return folded(
         State(),
-        Genesis(settings=RunSettings(run="r", samples=64, max_staleness=2), schema_hash=b"", parameters_hash=b""),
+        Genesis(
+            key="W", settings=RunSettings(run="r", samples=64, max_staleness=2), schema_hash=b"", parameters_hash=b""
+        ),
         Dataset(samples=64, positions=64),
-        Joined(worker="w", site="s", incarnation=1, kept=()),
+        Joined(worker="w", key="W", site="s", incarnation=1, kept=()),
         Leased(worker="w", ranges=((0, 16),)),
         first,
         Stepped(version=1, deltas=(5,), weights=(1.0,), gain=0.7),
@@ -88,7 +90,7 @@ def test_a_bound_in_rounds_counts_a_version_per_worker_where_each_push_steps(sta
     assert state.settings is not None
     assert state.staleness_bound() == 2
     state.settings = replace(state.settings, merge="per-push")
-    folded(state, Joined(worker="v", site="s", incarnation=1, kept=()))
+    folded(state, Joined(worker="v", key="V", site="s", incarnation=1, kept=()))
     assert state.staleness_bound() == 4
 
 

@@ -310,7 +310,13 @@ class World:
     def ask(self, worker: str, message: Message, payload: bytes = b"") -> None:
         def deliver() -> None:
             received = Received(
-                now_ms=self.now_ms, worker=worker, site="s", message=message, payload=payload, facts=Facts(norm=1.0)
+                now_ms=self.now_ms,
+                worker=worker,
+                key=worker,
+                site="s",
+                message=message,
+                payload=payload,
+                facts=Facts(norm=1.0),
             )
             self.centre.step(received)
 
@@ -319,7 +325,9 @@ class World:
     def provide(self, worker: str) -> None:
         def deliver() -> None:
             self.centre.step(
-                Provided(now_ms=self.now_ms, worker=worker, schema_hash=b"s", parameters_hash=b"p", payload=b"\7")
+                Provided(
+                    now_ms=self.now_ms, worker=worker, key=worker, schema_hash=b"s", parameters_hash=b"p", payload=b"\7"
+                )
             )
 
         self.carry(deliver)

@@ -8,6 +8,7 @@ from hetero_async.core.admission import Facts
 from hetero_async.core.events import Applied, Event, Provided, Received, Tick
 from hetero_async.core.messages import (
     Ack,
+    Bye,
     Finished,
     Heartbeat,
     Hello,
@@ -24,7 +25,7 @@ from hetero_async.core.messages import (
     Welcome,
     Window,
 )
-from hetero_async.core.records import Delta, Entry, Joined, Left, RunSettings, Settings, Stepped
+from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, RunSettings, Settings, Stepped
 from hetero_async.core.server import PROVIDER_SILENCE_MS, Server
 from hetero_async.core.state import State
 
@@ -54,7 +55,9 @@ class Bench:
         return told
 
     def say(self, worker: str, message: Message, **more: object) -> list[tuple[str, Message]]:
-        event = Received(now_ms=self.now_ms, worker=worker, site="s", message=message, facts=Facts(norm=1.0))
+        event = Received(
+            now_ms=self.now_ms, worker=worker, key=worker, site="s", message=message, facts=Facts(norm=1.0)
+        )
         return self.step(replace(event, **more))  # type: ignore[arg-type]
 
     def wait(self, milliseconds: int) -> list[tuple[str, Message]]:
@@ -65,7 +68,7 @@ class Bench:
         return told
 
     def begin(self, *workers: str) -> "Bench":
-        self.step(Provided(now_ms=0, worker="a", schema_hash=b"s", parameters_hash=b"p", payload=b""))
+        self.step(Provided(now_ms=0, worker="a", key="a", schema_hash=b"s", parameters_hash=b"p", payload=b""))
         for worker in workers:
             self.say(worker, HELLO)
             self.beat(worker)
@@ -268,10 +271,38 @@ def test_a_worker_that_joins_again_keeps_what_it_claims_and_the_older_life_is_re
     bench = Bench().begin("a", "b")
     bench.lease("a", 16)
     bench.say("a", replace(HELLO, claims=((0, 4), (60, 64)), life=b"new"))
-    assert bench.records(Joined)[-1] == Joined(worker="a", site="s", incarnation=2, kept=((0, 4), (60, 64)))
+    assert bench.records(Joined)[-1] == Joined(worker="a", key="a", site="s", incarnation=2, kept=((0, 4), (60, 64)))
     assert bench.server.state.ledger.held("a") == ((0, 4), (60, 64))
     beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
     assert told_to("a", Refused, bench.say("a", beat))
+
+
+def test_another_key_of_a_worker_is_another_life_so_that_each_delta_has_one_key() -> None:
+    bench = Bench().begin("a")
+    bench.say("a", replace(HELLO, life=b"process"))
+    bench.lease("a", 8)
+    push = Push(
+        incarnation=2, seq=1, anchor=0, steps=1, ranges=((0, 8),), codec="int8", payload_bytes=0, payload_hash=b"h"
+    )
+    beat = Heartbeat(incarnation=2, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
+    assert told_to("a", Rejoin, bench.say("a", beat, key="renewed"))
+    assert not told_to("a", Ack, bench.say("a", push, key="renewed"))
+    bench.say("a", Bye(incarnation=2), key="renewed")
+    assert bench.server.state.active == ["a"]
+    hello = replace(HELLO, life=b"process", claims=((0, 8),))
+    (welcome,) = told_to("a", Welcome, bench.say("a", hello, key="renewed"))
+    assert bench.records(Joined)[-1] == Joined(worker="a", key="renewed", site="s", incarnation=3, kept=((0, 8),))
+    assert told_to("a", Welcome, bench.say("a", hello, key="renewed")) == [welcome], "the same life is not joined twice"
+    assert not told_to("a", Ack, bench.say("a", replace(push, incarnation=3))), "the older key has no life any more"
+    assert told_to("a", Ack, bench.say("a", replace(push, incarnation=3), key="renewed"))
+    given = bench.server.state.contributions
+    assert (given["a"].lives, given["a"].samples) == (2, 0)
+    assert (given["renewed"].lives, given["renewed"].samples, given["renewed"].deltas) == (1, 8, 1)
+
+
+def test_who_gave_the_initial_parameters_is_in_the_genesis() -> None:
+    (genesis,) = Bench().begin().records(Genesis)
+    assert isinstance(genesis, Genesis) and genesis.key == "a"
 
 
 def test_workers_are_given_steps_by_their_speed() -> None:

@@ -37,7 +37,7 @@ class ServerMachine(RuleBasedStateMachine):
         self.sent: list[tuple[str, Push]] = []
         self.held: dict[str, ranges.Ranges] = {}
         self.now_ms = 1
-        self.step(Provided(now_ms=1, worker="a-0", schema_hash=b"s", parameters_hash=b"p", payload=b""))
+        self.step(Provided(now_ms=1, worker="a-0", key="a-0", schema_hash=b"s", parameters_hash=b"p", payload=b""))
 
     def step(self, event: Received | Provided | Tick) -> list[tuple[str, Message]]:
         """Step, tick, and do what is owed: the records become durable before any message is seen."""
@@ -69,7 +69,7 @@ class ServerMachine(RuleBasedStateMachine):
 
     def receive(self, worker: str, message: Message, facts: Facts | None = None) -> None:
         received = Received(
-            now_ms=self.now_ms, worker=worker, site="s", message=message, facts=facts or Facts(norm=1.0)
+            now_ms=self.now_ms, worker=worker, key=worker, site="s", message=message, facts=facts or Facts(norm=1.0)
         )
         self.step(received)
 
@@ -181,7 +181,7 @@ class ServerMachine(RuleBasedStateMachine):
     def crash(self, worker: str, lost: bool) -> None:
         """The server dies after deciding on a last event; `lost`: before that became durable and anybody was told."""
         bye = Bye(incarnation=self.incarnation(worker))
-        self.server.step(Received(now_ms=self.now_ms, worker=worker, site="s", message=bye))
+        self.server.step(Received(now_ms=self.now_ms, worker=worker, key=worker, site="s", message=bye))
         self.log.extend([] if lost else self.server.ready().records)
         self.server = Server(self.settings, self.replayed())
 

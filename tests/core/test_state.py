@@ -22,7 +22,7 @@ from hetero_async.core.records import (
     Settings,
     Stepped,
 )
-from hetero_async.core.state import NORMS_KEPT, PUBLISHES_KEPT, State
+from hetero_async.core.state import NORMS_KEPT, PUBLISHES_KEPT, Contribution, State
 
 SETTINGS = RunSettings(run="r", samples=64, max_staleness=2)
 DELTA = Delta(
@@ -32,10 +32,10 @@ DELTA = Delta(
 STEPPED = Stepped(version=2, deltas=(10,), weights=(1.0,), gain=0.7)
 PUBLISHED = Published(number=2, version=1, codec="int8", merged=(("a", 1),))
 STORY: tuple[Record, ...] = (
-    Genesis(settings=SETTINGS, schema_hash=b"s", parameters_hash=b"p"),
+    Genesis(key="A", settings=SETTINGS, schema_hash=b"s", parameters_hash=b"p"),
     Dataset(samples=64, positions=64),
-    Joined(worker="a", site="here", incarnation=1, kept=()),
-    Joined(worker="b", site="there", incarnation=1, kept=()),
+    Joined(worker="a", key="A", site="here", incarnation=1, kept=()),
+    Joined(worker="b", key="B", site="there", incarnation=1, kept=()),
     Leased(worker="a", ranges=((0, 24),)),
     Leased(worker="b", ranges=((24, 32), (40, 48))),
     replace(DELTA, seq=1, anchor_version=0, ranges=((0, 8),), payload_hash=b"1"),
@@ -89,8 +89,8 @@ def test_what_the_story_comes_to() -> None:
     [
         (STORY[0], "genesis is the first record"),
         (Dataset(samples=64, positions=64), "opened once"),
-        (Joined(worker="a", site="here", incarnation=3, kept=()), "grow by one"),
-        (Joined(worker="a", site="here", incarnation=2, kept=((0, 4),)), "only free positions"),
+        (Joined(worker="a", key="A", site="here", incarnation=3, kept=()), "grow by one"),
+        (Joined(worker="a", key="A", site="here", incarnation=2, kept=((0, 4),)), "only free positions"),
         (Left(worker="b", reason="again"), "only an active worker leaves"),
         (Leased(worker="b", ranges=((50, 51),)), "only an active worker leases"),
         (Leased(worker="a", ranges=((20, 40),)), "only free positions"),
@@ -118,6 +118,16 @@ def test_a_record_that_contradicts_the_log_is_not_believed(record: Record, reaso
 def test_a_gap_a_repetition_or_a_fallen_term_is_not_believed(lsn: int, term: int) -> None:
     with pytest.raises(AssertionError):
         told(*STORY).fold(Entry(lsn=lsn, term=term, record=DELTA))
+
+
+def test_what_came_in_is_kept_by_key_whoever_holds_it() -> None:
+    renewed = Joined(worker="a", key="B", site="moved", incarnation=2, kept=((8, 24),))
+    state = told(*STORY, renewed, replace(DELTA, incarnation=2))
+    assert state.members["a"].key == "B"
+    assert state.contributions == {
+        "A": Contribution(worker="a", site="here", lives=1, deltas=1, steps=4, samples=8),
+        "B": Contribution(worker="a", site="moved", lives=2, deltas=2, steps=8, samples=16),
+    }
 
 
 def test_a_log_begins_with_its_genesis() -> None:

@@ -24,7 +24,9 @@ from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.segments import read_log
 
-VERBS = ("init", "serve", "work", "status", "verify", "export", "restore", "sim")
+VERBS = (
+    "init", "serve", "standby", "work", "status", "verify", "export", "restore", "audit", "replay", "sim",
+)  # fmt: skip
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")
 SECONDS_MAX = 90.0

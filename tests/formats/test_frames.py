@@ -196,7 +196,7 @@ def test_a_record_may_be_larger_than_a_message() -> None:
 
 
 def test_nested_settings_are_checked_too() -> None:
-    genesis = Genesis(settings=RunSettings(run="demo"), schema_hash=b"s", parameters_hash=b"p")
+    genesis = Genesis(key="k", settings=RunSettings(run="demo"), schema_hash=b"s", parameters_hash=b"p")
     name, values = msgpack.unpackb(frames.encode(genesis))
     values["settings"]["max_staleness"] = -1
     with pytest.raises(PeerError, match=r"Genesis: RunSettings: .*whole number"):

@@ -58,7 +58,7 @@ class Run:
         schema = self.replica.schema
         payload, parameters_hash = self.server.genesis_payload(schema.to_bytes(), self.replica.initial_upload())
         settings = settings or RunSettings(run="test")
-        genesis = Genesis(settings=settings, schema_hash=schema.hash, parameters_hash=parameters_hash)
+        genesis = Genesis(key="k", settings=settings, schema_hash=schema.hash, parameters_hash=parameters_hash)
         self.append(genesis, payload)
 
     def append(self, record: Record, payload: bytes = b"") -> Entry:
