@@ -113,7 +113,7 @@ class Silent:
 
 
 class Run:
-    """A run in its own directory, with one site of so many workers, or several. Leaving it kills whatever still lives."""
+    """A run in its own directory: one site of so many workers, or several. Leaving it kills whatever still lives."""
 
     def __init__(
         self, directory: Path, *, workers: int = 2, sites: dict[str, int] | None = None, samples: int = 1600,
