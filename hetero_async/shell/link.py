@@ -184,17 +184,24 @@ class WorkerLink:
             await patiently(self._connect, context)
 
     async def _connect(self, context: wire.Context) -> None:
-        """Two fresh sockets, until the server falls silent. Raises TooSlowError when it was never heard on them."""
+        """Two fresh sockets, until one is lost or the server falls silent.
+
+        Raises TooSlowError when it was never heard on them.
+        """
         generation = self.generation
         with (
             closing(self._dial(context, wire.CONTROL, self.control)) as self.control.socket,
             closing(self._dial(context, wire.BULK, self.bulk)) as self.bulk.socket,
+            closing(self.control.socket.losses()) as control_losses,
+            closing(self.bulk.socket.losses()) as bulk_losses,
         ):
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.cancel_scope.deadline = trio.current_time() + self._silence_seconds
-                    nursery.start_soon(self.control.socket.watch)
-                    nursery.start_soon(self.bulk.socket.watch)
+                    for socket in (self.control.socket, self.bulk.socket, control_losses, bulk_losses):
+                        nursery.start_soon(socket.watch)
+                    nursery.start_soon(self._notice_loss, control_losses, self.control, nursery.cancel_scope)
+                    nursery.start_soon(self._notice_loss, bulk_losses, self.bulk, nursery.cancel_scope)
                     nursery.start_soon(self._receive_control, self.control.socket, nursery.cancel_scope)
                     nursery.start_soon(self._receive_bulk, self.bulk.socket)
             finally:
@@ -205,6 +212,21 @@ class WorkerLink:
 
     def _dial(self, context: wire.Context, settings: wire.Settings, lane: WorkerLane) -> TrioSocket:
         return wire.dial(context, settings, self._addresses[lane], server_key=self.server.key, secret=self._secret)
+
+    async def _notice_loss(self, losses: TrioSocket, lane: WorkerLane, connection: trio.CancelScope) -> None:
+        """libzmq would replace a lost connection without a word: whoever waits on that lane would wait for ever.
+
+        A link that loses only what is large is known by this alone, since heartbeats pass.
+        """
+        while True:
+            await losses.receive()
+            if self.connected:  # else nothing was under way, and silence decides
+                self._observer.event(
+                    "connection lost",
+                    address=self._addresses[lane],
+                    reason="the server, its host or something between has ended it, or did not answer; dialling anew",
+                )
+                connection.cancel()
 
     async def _receive_control(self, socket: TrioSocket, connection: trio.CancelScope) -> None:
         """Every message moves the end of the connection further away."""

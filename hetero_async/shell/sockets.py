@@ -24,6 +24,10 @@ class TrioSocket:
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
+    def losses(self) -> "TrioSocket":
+        """A socket that receives a message for each connection of this one that has ended; to be watched and closed."""
+        return TrioSocket(self._raw.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+
     async def watch(self) -> None:
         """Wake those who wait, until cancelled."""
         while True:
