@@ -89,7 +89,7 @@ class Bulk:
         held = self._uploads.get(worker)
         if held is not None and held[1] == offer:
             # Over a thin link a chunk takes longer than the worker waits for a sign: what is under way is not lost.
-            if held[2].is_stalled(_now_ms()):
+            if held[2].is_overdue(_now_ms()):
                 await self._ask(incoming, held[2].ask_again(_now_ms()))
             return
         limit = self._model.payload_limit(self.schemas.get(worker, (b"", b""))[0])
