@@ -99,7 +99,9 @@ class Bulk:
             return  # the run has begun, or this server has not heard the worker's Hello: it will be asked again
         held = self._uploads.get(worker)
         if held is not None and held[1] == offer:
-            await self._ask(incoming, held[2].ask_again(_now_ms()))
+            # Over a thin link a chunk takes longer than the worker waits for a sign: what is under way is not lost.
+            if held[2].is_overdue(_now_ms()):
+                await self._ask(incoming, held[2].ask_again(_now_ms()))
             return
         limit = self._model.payload_limit(self.schemas.get(worker, (b"", b""))[0])
         if offer.payload_bytes > limit:
@@ -193,8 +195,10 @@ class Bulk:
     async def _watch_uploads(self) -> None:
         while True:
             await trio.sleep(UPLOAD_CHECK_SECONDS)
-            for incoming, _, pull in list(self._uploads.values()):
-                if pull.is_stalled(_now_ms()):
+            for worker, (incoming, offer, pull) in list(self._uploads.items()):
+                if isinstance(offer, Push) and worker not in self._state.active:
+                    del self._uploads[worker]  # given up: if it returns, it offers what it has in a new life
+                elif pull.is_stalled(_now_ms()):
                     await self._ask(incoming, pull.ask_again(_now_ms()))
 
     # --- out ---

@@ -7,7 +7,7 @@ a slow link queues nothing, and after a broken connection only the missing chunk
 from dataclasses import dataclass
 
 from hetero_async.core.messages import Chunk, Want
-from hetero_async.formats.chunks import CREDITS, Assembly, chunk_count, slice_chunk
+from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS, Assembly, chunk_count, slice_chunk
 from hetero_async.ports import Lane
 
 # A transfer without any new chunk for so long asks again; longer than one chunk takes on a 2 Mbit/s link.
@@ -23,6 +23,7 @@ class Pull:
     now_ms: int
     limit: int
     assembly: Assembly | None = None
+    slowest_ms: int = 0  # the longest that was waited for a chunk
 
     def size(self, total_bytes: int, total_hash: bytes) -> None:
         """Learn the object's size. Raises PeerError when it is over the limit."""
@@ -34,6 +35,7 @@ class Pull:
         self.size(chunk.total_bytes, chunk.total_hash)
         assert self.assembly is not None
         self.assembly.add(chunk.index, payload)
+        self.slowest_ms = max(self.slowest_ms, now_ms - self.now_ms)
         self.now_ms = now_ms
 
     def is_another(self, chunk: Chunk) -> bool:
@@ -51,6 +53,11 @@ class Pull:
 
     def is_stalled(self, now_ms: int) -> bool:
         return now_ms - self.now_ms >= STALL_MS
+
+    def is_overdue(self, now_ms: int) -> bool:
+        """Whether what is under way is lost rather than slow, by what the chunks before it took, or by its size."""
+        size = min(self.assembly.total_bytes, CHUNK_BYTES) if self.assembly else CHUNK_BYTES
+        return now_ms - self.now_ms > (2 * self.slowest_ms or STALL_MS * size // CHUNK_BYTES)
 
     def ask_again(self, now_ms: int) -> list[Want]:
         """After a stall or a broken connection."""

@@ -11,7 +11,7 @@ from hetero_async.core.messages import Chunk, Message, Want
 from hetero_async.errors import PeerError
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
 from hetero_async.ports import Incoming
-from hetero_async.transfers import Pull, send_chunks
+from hetero_async.transfers import STALL_MS, Pull, send_chunks
 
 BLOB = random.Random(0).randbytes(CHUNK_BYTES * 20 + 123)
 
@@ -66,6 +66,23 @@ def test_loss_repetition_and_disorder_cost_only_time(seed: int) -> None:
         wants = pull.ask_again(now_ms)
     assert pull.assembly is not None
     assert pull.assembly.result() == BLOB
+
+
+def test_what_takes_as_long_as_the_chunks_before_it_is_not_called_lost() -> None:
+    pull = Pull("delta", 1, 0, limit=len(BLOB))
+    pull.size(len(BLOB), xxhash.xxh3_128_digest(BLOB))
+    assert not pull.is_overdue(STALL_MS), "a chunk over a thin link"
+    assert pull.is_overdue(STALL_MS + 1)
+    pull.add(*answered(pull.wants())[0], now_ms=400)
+    assert [pull.is_overdue(now_ms) for now_ms in (401, 400 + 800, 400 + 801)] == [False, False, True]
+    pull.ask_again(2000)
+    assert not pull.is_overdue(2001), "asked again just now"
+
+
+def test_a_small_object_is_called_lost_as_much_sooner_as_it_is_smaller() -> None:
+    pull = Pull("delta", 1, 0, limit=len(BLOB))
+    pull.size(CHUNK_BYTES // 8, bytes(16))
+    assert [pull.is_overdue(now_ms) for now_ms in (STALL_MS // 8, STALL_MS // 8 + 1)] == [False, True]
 
 
 def test_an_object_over_the_limit_is_refused_before_its_first_chunk_is_kept() -> None:

@@ -123,7 +123,7 @@ def _archive(archive: Status) -> Text:
     line = Text(f"archive: records up to {archive['lsn']}, checkpoint of record {archive['checkpoint']}, ")
     line.append(f"all that was due {_duration(archive['seconds_behind'])} ago")
     if why := archive["alarm"] or archive["failing"]:
-        line.append(f"  {_plain(why)}; until it is well, the log only grows", "bold red")
+        line.append(f"  {plain(why)}; until it is well, the log only grows", "bold red")
     return line
 
 

@@ -114,16 +114,16 @@ class Silent:
 
 
 class Run:
-    """A run in its own directory, with one site of so many workers. Leaving it kills whatever still lives."""
+    """A run in its own directory: one site of so many workers, or several. Leaving it kills whatever still lives."""
 
     def __init__(
-        self, directory: Path, *, workers: int = 2, samples: int = 1600, server: dict[str, Any] | None = None,
-        **training: Any,
+        self, directory: Path, *, workers: int = 2, sites: dict[str, int] | None = None, samples: int = 1600,
+        server: dict[str, Any] | None = None, **training: Any,
     ) -> None:  # fmt: skip
         ports = {"address": f"tcp://127.0.0.1:{free_port()}", "bulk_address": f"tcp://127.0.0.1:{free_port()}"}
         text = template(
             run={"name": "tiny", "samples": samples},
-            sites={"here": workers},
+            sites=sites or {"here": workers},
             server={**ports, "checkpoint_every": 4, "keep_log": True, **(server or {})},
             training={"steps_per_round": 8, "lease_ttl_seconds": 3.0, **training},
         )

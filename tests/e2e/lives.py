@@ -143,7 +143,7 @@ def _hurry() -> None:
     core_worker.HELLO_EVERY_MS = core_worker.LEASE_EVERY_MS = 50
     core_worker.HEARTBEAT_EVERY_MS = 100
     core_worker.OFFER_AGAIN_MS = 300
-    transfers.STALL_MS = 500
+    transfers.STALL_MS = 2_000
     serve.UPLOAD_CHECK_SECONDS = serve.LOOK_SECONDS = train.TICK_SECONDS = 0.02
     wire.RETRY_MS_MIN, wire.RETRY_MS_MAX = 10, 100
 

@@ -124,6 +124,21 @@ def test_a_worker_comes_back_after_the_server_was_away_and_knows_that_it_is_anot
     run(main)
 
 
+def test_a_lost_connection_is_told_of_with_its_address_and_not_first_missed_for_its_silence(place: Place) -> None:
+    async def main() -> None:
+        async with place.worker("a-0", silence_seconds=1000) as worker:
+            async with serving(place):
+                await insist(worker, worker.control, heartbeat())
+            while not place.notes.of("connection lost"):
+                await moment()
+            assert {told["address"] for told in place.notes.of("connection lost")} <= {place.control, place.bulk}
+            async with serving(place):
+                await insist(worker, worker.control, heartbeat())
+            assert worker.generation == 2
+
+    run(main)
+
+
 def test_a_server_that_restarts_at_once_finds_its_port_free(place: Place) -> None:
     async def main() -> None:
         async with place.worker("a-0") as worker:

@@ -155,6 +155,6 @@ def test_45_messages_and_chunks_in_any_order_are_put_in_order(tmp_path: Path) ->
     for name in ("w0", "w1"):
         seqs = [delta.seq for delta in world.deltas(name)]
         assert seqs == sorted({*seqs})
-        assert len(seqs) >= 5
+        assert len(seqs) >= 4
         arrived = [line.split("index=")[1] for line in world.lines if f"← {name}: Chunk" in line and "delta" in line]
         assert sum(int(later) != int(earlier) + 1 for earlier, later in pairwise(arrived)) > len(arrived) / 2

@@ -41,6 +41,19 @@ def test_44_a_delta_offered_ten_times_is_applied_once_and_acknowledged_ten_times
     assert not world.answers(PUPPET, Nack)
 
 
+def test_24_what_a_peer_had_begun_to_send_is_forgotten_when_it_is_given_up(tmp_path: Path) -> None:
+    async def script(world: ScriptedWorld) -> None:
+        async with open_puppet(world) as puppet:
+            push, _ = puppet.delta(await puppet.lease(4))
+            await puppet.say(push)
+            await world.until(lambda: PUPPET in world.serving._bulk._uploads, "its bytes are asked for, and never come")
+            puppet.incarnation = 0  # no more heartbeats
+            await world.until(lambda: world.records(Left, PUPPET), "it is given up")
+            await world.until(lambda: PUPPET not in world.serving._bulk._uploads, "its place is free")
+
+    run(make_plan(puppet=True), tmp_path, script)
+
+
 def test_46_a_replayed_delta_is_known_and_its_samples_cannot_be_claimed_again(tmp_path: Path) -> None:
     reasons: list[str] = []
 

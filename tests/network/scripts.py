@@ -1,0 +1,33 @@
+"""A training loop whose deltas are large: a model that is wide, and little to do in a step."""
+
+import torch
+from e2e.tiny import Text, loss_of, pause
+from torch import Tensor, nn
+
+import hetero_async as ha
+
+WIDTH = 24_576
+
+
+class Wide(nn.Module):
+    """6.3 million parameters that are trained, behind an embedding that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = nn.Embedding(256, WIDTH).requires_grad_(False)
+        self.output = nn.Linear(WIDTH, 256)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.output(self.bytes(text))
+
+
+def train_wide(*, hold: str = "") -> None:
+    torch.manual_seed(0)
+    model = Wide()
+    optimizer = torch.optim.SGD(model.output.parameters(), lr=1.0)
+    session = ha.join(model, optimizer)
+    for text in session.batches(Text(), 1):
+        optimizer.zero_grad()
+        loss_of(model, text).backward()
+        pause(0.0, hold)
+        optimizer.step()
