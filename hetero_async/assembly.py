@@ -22,6 +22,7 @@ from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
 from hetero_async.ports import Checkpoint, Link, Observer
 from hetero_async.replay import recover, replay
 from hetero_async.serve import Serving
+from hetero_async.shell.admin import NotServing, Verb, ask, open_admin, serve_admin
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log, run_of
@@ -36,6 +37,10 @@ Status = dict[str, Any]
 FAREWELL_SECONDS = 30.0
 STATUS_SECONDS = 5.0
 STATUS_RETRY_SECONDS = 0.1
+# Rests between them keep it from ever coming to so many: the run goes on without its operator's socket.
+OPERATOR_RESTARTS = 1000
+OPERATOR_RESTART_PERIOD_SECONDS = 60.0
+OPERATOR_BACKOFF_SECONDS = 1.0
 # A worker that dies more often than this within the period is not helped by starting it again.
 WORKER_RESTARTS = 10
 WORKER_RESTART_PERIOD_SECONDS = 60.0
@@ -54,11 +59,12 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
         state = recover(log, store, model, observer)
         _check_settings(config, state)
         machine = Server(config.settings(), state)
+        allowed = AllowList(config.allowed)
         async with open_server_link(
             control=config.server.address,
             bulk=config.node("server").bulk,
             secret_path=config.keys / "server.secret",
-            allowed=AllowList(config.keys / "allowed.json"),
+            allowed=allowed,
             observer=observer,
         ) as link:
             observer.event("serving", run=config.run.name, address=config.server.address, version=state.version)
@@ -72,8 +78,9 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
                 observer=observer,
                 checkpoint_every=config.server.checkpoint_every,
                 keep_log=config.server.keep_log,
+                told_to_sites=functools.partial(_told_to_sites, config, allowed),
             )
-            await _until_stopped(serving, exit_when_finished)
+            await _until_stopped(config, serving, exit_when_finished)
     finally:
         log.close()
 
@@ -91,18 +98,38 @@ def _check_settings(config: RunConfig, state: State) -> None:
         )
 
 
-async def _until_stopped(serving: Serving, exit_when_finished: bool) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-        nursery.start_soon(serving.run)
-        if exit_when_finished:
-            await serving.finished.wait()
-            with trio.move_on_after(FAREWELL_SECONDS):
-                await serving.deserted.wait()
-            nursery.cancel_scope.cancel()
+def _told_to_sites(config: RunConfig, allowed: AllowList) -> dict[str, Any]:
+    """The settings, and how to know the standbys: by the keys with which they are let in here."""
+    keys = {peer.worker: peer.key.decode() for peer in allowed.peers() if peer.role == "standby"}
+    return config.told_to_sites() | {"keys": keys}
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _until_stopped(config: RunConfig, serving: Serving, exit_when_finished: bool) -> None:
+    with open_admin(config.admin) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_on_signal, nursery.cancel_scope)
+            nursery.start_soon(_answer_operator, serving, listener)
+            nursery.start_soon(serving.run)
+            if exit_when_finished:
+                await serving.finished.wait()
+                with trio.move_on_after(FAREWELL_SECONDS):
+                    await serving.deserted.wait()
+                nursery.cancel_scope.cancel()
+
+
+async def _answer_operator(serving: Serving, listener: trio.socket.SocketType) -> None:
+    """A verb that crashes must not take the run with it."""
+    verbs: dict[str, Verb] = {"status": serving.status}
+    await supervise(
+        {"operator's socket": functools.partial(serve_admin, listener, verbs)},
+        RestartWindow(OPERATOR_RESTARTS, OPERATOR_RESTART_PERIOD_SECONDS),
+        backoff_seconds=OPERATOR_BACKOFF_SECONDS,
+        report=lambda crash: serving.observer.event("crash", report=crash),
+    )
+
+
+async def stop_on_signal(scope: trio.CancelScope) -> None:
+    """Cancel the scope when the process is told to end."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
@@ -115,14 +142,14 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
 async def work(config: RunConfig, site: str, command: Sequence[str], observer: Observer) -> None:
     """Start the site's workers, start again what dies, return when all have ended well."""
     if site not in config.sites:
-        raise UserError(f'run.toml knows no site "{site}"; it has: {", ".join(sorted(config.sites))}')
+        raise UserError(f'run.toml knows no site "{site}"; it has: {", ".join(sorted(config.sites)) or "none"}')
     children = {
         name: functools.partial(_run_worker, config, name, command, observer)
         for where, name in config.workers()
         if where == site
     }
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         await supervise(
             children,
             RestartWindow(WORKER_RESTARTS, WORKER_RESTART_PERIOD_SECONDS),
@@ -155,24 +182,56 @@ def _ending(returncode: int) -> str:
 # --- looking at a run ---
 
 
+def is_server_here(config: RunConfig) -> bool:
+    """Whether this is the server's host, as far as its files tell."""
+    return (config.keys / "server.secret").exists()
+
+
 @contextlib.asynccontextmanager
 async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Callable[[], Awaitable[Status | None]]]:
-    """A connection to the server and the question how it stands; the answer is None when none comes in time."""
+    """The question how the run stands; the answer is None when there is none (in time).
+
+    On the server's host the operator's socket is asked, elsewhere the server, with a key that it lets in.
+    """
+    if is_server_here(config):
+        yield functools.partial(_ask_here, config)
+        return
     server = load_public(config.keys / "server.public")
     async with open_worker_link(
         control=config.server.address,
         bulk=config.node("server").bulk,
         server_key=server,
-        secret_path=config.keys / "operator.secret",
+        secret_path=_key_to_ask_with(config),
         observer=observer,
     ) as link:
 
-        async def ask() -> Status | None:
+        async def ask_there() -> Status | None:
             with trio.move_on_after(STATUS_SECONDS):
                 return await _ask_status(link, server)
             return None
 
-        yield ask
+        yield ask_there
+
+
+def why_no_status(config: RunConfig) -> str:
+    if is_server_here(config):
+        return f"no server is running on {config.directory}; start it with: hetero-async serve --run {config.path}"
+    return f"no answer from {config.server.address} in {STATUS_SECONDS:g} s"
+
+
+async def _ask_here(config: RunConfig) -> Status | None:
+    try:
+        status: Status = await ask(config.admin, "status")
+    except NotServing:
+        return None
+    return status
+
+
+def _key_to_ask_with(config: RunConfig) -> Path:
+    """An operator's own key where there is one, else a worker's, who is not disturbed by it."""
+    names = ["operator", *(worker for _, worker in config.workers())]
+    paths = [config.keys / f"{name}.secret" for name in names]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 async def _ask_status(link: Link, server: bytes) -> Status:

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hetero_async import assembly
+from hetero_async import assembly, cli_keys
 from hetero_async.config import RunConfig
 from hetero_async.errors import EXIT_CORRUPT, HeteroAsyncError, LogCorrupt, UserError, first_error
+from hetero_async.roster import join_line
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -57,17 +58,23 @@ def init(
     samples: Annotated[int, typer.Option(help="How many samples to train on in all.")] = 200_000,
     address: Annotated[str, typer.Option(help="Where the workers reach the server.")] = "tcp://127.0.0.1:7710",
 ) -> None:
-    """Write a commented run.toml and all keys.
+    """Write a commented run.toml and the server's keys, and print the address by which sites join.
 
-    Example: hetero-async init my-run --site amsterdam=2 --site shanghai=1 --samples 500000
+    Example: hetero-async init my-run --samples 500000 --address tcp://server.example:7710
+
+    With --site it makes the keys of that site's workers too, all in one place: for a run on one machine, or for files
+    that you carry to the sites yourself.
     """
-    sites = dict(_site(given) for given in site or ["here=1"])
+    sites = dict(_site(given) for given in site or [])
     text = template(run={"name": name, "samples": samples}, sites=sites, server={"address": address})
     config = assembly.initialize(directory, text)
     print(f"wrote {config.path} and the keys of the server, the operator and {len(config.workers())} workers")
     print(f"next: hetero-async serve --run {config.path}")
     for name in sites:
         print(f"      hetero-async work --run {config.path} --site {name} -- python train.py")
+    print(f"on the host of another site:\n      {join_line(config)}")
+    if address.startswith("tcp://127."):
+        print("(127.… is reached from this machine alone; for others: init --address tcp://HOST:PORT)")
 
 
 def _site(given: str) -> tuple[str, int]:
@@ -124,7 +131,7 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
             while True:
                 answer = await ask()
                 if answer is None and not watch:
-                    raise HeteroAsyncError(f"no answer from {config.server.address} in {assembly.STATUS_SECONDS:g} s")
+                    raise HeteroAsyncError(assembly.why_no_status(config))
                 if answer is not None and isinstance(screen, Live):
                     screen.update(render(rate.added_to(answer, time.monotonic())), refresh=True)
                 elif as_json:
@@ -134,6 +141,10 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
                 if not watch:
                     return
                 await trio.sleep(STATUS_EVERY_SECONDS)
+
+
+app.command("join-site", cls=cli_keys.WithScript)(cli_keys.join_site)
+app.add_typer(cli_keys.app, name="keys")
 
 
 @app.command()

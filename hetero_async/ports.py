@@ -23,7 +23,7 @@ class Peer:
     """Who is at the other end, as the connection's key proves."""
 
     key: bytes  # Z85, 40 bytes
-    role: str  # worker | admin | server
+    role: str  # worker | standby | admin | server
     site: str
     worker: str
 

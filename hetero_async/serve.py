@@ -7,7 +7,7 @@ lane (bulk.py) and the checkpointer run beside the task that decides; that one a
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -16,7 +16,7 @@ from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.bulk import Bulk
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
-from hetero_async.core.messages import Hello, StatusReport, StatusRequest
+from hetero_async.core.messages import Hello, SettingsReport, SettingsRequest, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
@@ -47,7 +47,9 @@ class Serving:
         observer: Observer,
         checkpoint_every: int,
         keep_log: bool,
+        told_to_sites: Callable[[], Mapping[str, object]],
     ) -> None:
+        """`told_to_sites`: what a SettingsRequest is answered with, JSON-able."""
         self.machine = machine
         self.model = model
         self.log = log
@@ -57,6 +59,7 @@ class Serving:
         self.observer = observer
         self.checkpoint_every = checkpoint_every
         self.keep_log = keep_log
+        self.told_to_sites = told_to_sites
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
@@ -214,6 +217,9 @@ class Serving:
             if isinstance(incoming.message, StatusRequest):
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
+            elif isinstance(incoming.message, SettingsRequest):
+                told = json.dumps(self.told_to_sites()).encode()
+                await self.link.control.send(incoming.peer.key, SettingsReport(), told)
             elif incoming.peer.role == "worker":
                 await self._pass_on(self._heard(incoming))
 

@@ -26,9 +26,9 @@ LAYERS = [
     {"desk", "rounds", "transfers", "replay", "bulk", "serve", "train"},
     {"tensors", "shell"},
     {"tables", "complaints", "config", "watch"},
-    {"session", "integrations", "assembly"},
+    {"session", "integrations", "assembly", "roster", "enrolment"},
     {"sim"},
-    {"", "__main__", "cli"},
+    {"", "__main__", "cli", "cli_keys"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -40,9 +40,9 @@ ONLY_IN = {
     "zstandard": {"formats"},
     "tenacity": {"shell", "actors"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_keys"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli"},
+    "rich": {"watch", "cli", "cli_keys"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

@@ -84,6 +84,11 @@ class StatusRequest:
     """Ask for the status table; answered to any admitted key."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsRequest:
+    """Ask for what a site must know of the run's settings; answered to any admitted key."""
+
+
 # --- server → worker, control ---
 
 
@@ -197,6 +202,11 @@ class StatusReport:
     """Payload: the status as JSON."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsReport:
+    """Payload: tables of run.toml, and the standbys' public keys, as JSON."""
+
+
 # --- bulk, either way ---
 
 
@@ -269,13 +279,24 @@ class PublishNote:
 
 
 Message = (
-    Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest
+    Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest | SettingsRequest
     | Welcome | Provide | Wait | Refused | Rejoin | Beat | Lease | Window | Ack | Nack | PublishReady
-    | Finished | StatusReport
+    | Finished | StatusReport | SettingsReport
     | Push | Offer | Want | Chunk | Gone
 )  # fmt: skip
 MESSAGE_TYPES: tuple[type, ...] = (
-    Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest,
+    Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest, SettingsRequest,
     Welcome, Provide, Wait, Refused, Rejoin, Beat, Lease, Window, Ack, Nack, PublishReady, Finished, StatusReport,
+    SettingsReport,
     Push, Offer, Want, Chunk, Gone, PublishNote,
 )  # fmt: skip
+
+# Anybody who is let in may look on. Such a question may come over a connection of its own, beside a worker's.
+QUESTIONS: tuple[type, ...] = (StatusRequest, SettingsRequest)
+ANSWERS: tuple[type, ...] = (StatusReport, SettingsReport)
+# Role of a key → what its holder may say to a server. What changes a run otherwise is not said over the network at all.
+SAID_BY: dict[str, tuple[type, ...]] = {
+    "worker": (Hello, Heartbeat, LeaseRequest, MetricReport, Bye, Push, Offer, Want, Chunk, *QUESTIONS),
+    "standby": QUESTIONS,
+    "admin": QUESTIONS,
+}

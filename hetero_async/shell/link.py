@@ -16,12 +16,13 @@ import tenacity
 import trio
 import zmq
 
-from hetero_async.core.messages import Message
+from hetero_async.core.messages import ANSWERS, QUESTIONS, SAID_BY, Message
 from hetero_async.errors import PeerError
 from hetero_async.formats.chunks import CREDITS
 from hetero_async.ports import Incoming, Observer, Peer
-from hetero_async.shell import gate, wire
+from hetero_async.shell import gate, handshake, wire
 from hetero_async.shell.gate import Gate, Seldom
+from hetero_async.shell.handshake import DialSocket
 from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.sockets import TrioSocket
 
@@ -50,6 +51,7 @@ class ServerLane:
         self._link = link
         self._socket = socket
         self._routes: dict[bytes, bytes] = {}  # key → routing id of its newest connection
+        self._askers: dict[bytes, bytes] = {}  # the same, of those that ask only: `status` beside a worker
 
     async def receive(self) -> Incoming:
         while True:
@@ -59,7 +61,7 @@ class ServerLane:
 
     async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
         await trio.lowlevel.checkpoint()
-        route = self._routes.get(key)
+        route = (self._askers if isinstance(message, ANSWERS) else self._routes).get(key)
         if route is None or self._link.gate.admitted(key) is None:
             return False
         parts = wire.pack(message, payload)
@@ -80,7 +82,11 @@ class ServerLane:
         except PeerError as error:
             self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error))
             return None
-        self._routes[peer.key] = route.bytes
+        if not isinstance(message, SAID_BY[peer.role]):
+            reason = f"{type(message).__name__} is not for a {peer.role} to say"
+            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=reason)
+            return None
+        (self._askers if isinstance(message, QUESTIONS) else self._routes)[peer.key] = route.bytes
         return Incoming(peer=peer, message=message, payload=payload)
 
 
@@ -134,7 +140,7 @@ class WorkerLane:
     """The DEALER of the present connection, and what was received on all of them. Fulfils ports.Lane."""
 
     def __init__(self, link: "WorkerLink", size: int) -> None:
-        self.socket: TrioSocket | None = None
+        self.socket: DialSocket | None = None
         self._link = link
         self.arrived, self._inbox = trio.open_memory_channel[Incoming](size)
 
@@ -156,7 +162,14 @@ class WorkerLink:
     """Fulfils ports.Link for a worker, or an operator. `run` must run."""
 
     def __init__(
-        self, *, control: str, bulk: str, server_key: bytes, secret: bytes, observer: Observer, silence_seconds: float
+        self,
+        *,
+        control: str,
+        bulk: str,
+        server_key: bytes,
+        secret_path: Path,
+        observer: Observer,
+        silence_seconds: float,
     ) -> None:
         self.server = Peer(key=server_key, role="server", site="", worker="")
         self.control = WorkerLane(self, CONTROL_INBOX)
@@ -165,11 +178,13 @@ class WorkerLink:
         self.generation = 0
         self.connected = False  # the server was heard on the present connection
         self._addresses = {self.control: control, self.bulk: bulk}
-        self._secret = secret
+        self._secret_path = secret_path
+        self._secret = load_secret(secret_path)
         self._observer = observer
         self._complaints = Seldom()
         self._silence_seconds = silence_seconds
         self._was_missed = False
+        self.problem = ""  # why nothing was heard on the last connection
 
     async def run(self, context: wire.Context) -> None:
         """Keep a connection, until cancelled: a server may be away for hours and come back."""
@@ -186,6 +201,7 @@ class WorkerLink:
     async def _connect(self, context: wire.Context) -> None:
         """Two fresh sockets, until the server falls silent. Raises TooSlowError when it was never heard on them."""
         generation = self.generation
+        self._secret = load_secret(self._secret_path)  # a key that was rotated is used from here on
         with (
             closing(self._dial(context, wire.CONTROL, self.control)) as self.control.socket,
             closing(self._dial(context, wire.BULK, self.bulk)) as self.bulk.socket,
@@ -199,11 +215,12 @@ class WorkerLink:
                     nursery.start_soon(self._receive_bulk, self.bulk.socket)
             finally:
                 self.connected = False
+                self.problem = self.control.socket.problem
                 self.control.socket = self.bulk.socket = None
         if self.generation == generation:
             raise trio.TooSlowError
 
-    def _dial(self, context: wire.Context, settings: wire.Settings, lane: WorkerLane) -> TrioSocket:
+    def _dial(self, context: wire.Context, settings: wire.Settings, lane: WorkerLane) -> DialSocket:
         return wire.dial(context, settings, self._addresses[lane], server_key=self.server.key, secret=self._secret)
 
     async def _receive_control(self, socket: TrioSocket, connection: trio.CancelScope) -> None:
@@ -249,8 +266,17 @@ class WorkerLink:
             address=self._addresses[self.control],
             silent_seconds=round(attempts.seconds_since_start or 0.0, 1),
             next_try_seconds=round(attempts.next_action.sleep, 1),
-            reason="no answer; is it running, and is this key in its allowed.json? Trying again until stopped",
+            reason=f"{self._why_missed()}. Trying again until stopped",
         )
+
+    def _why_missed(self) -> str:
+        key, server_key = zmq.curve_public(self._secret).decode(), self.server.key.decode()
+        cures = {
+            handshake.NOBODY: "is the server running, and is this its address?",
+            handshake.NOT_LET_IN: f"on its host, its operator can: hetero-async keys allow '{key}' --site SITE",
+            handshake.OTHER_SERVER: f"that key is {server_key}, ours is {key}; nothing was sent",
+        }
+        return f"{self.problem}; {cures[self.problem]}" if self.problem in cures else self.problem or "no answer"
 
 
 @asynccontextmanager
@@ -271,7 +297,7 @@ async def open_worker_link(
         control=control,
         bulk=bulk,
         server_key=server_key,
-        secret=load_secret(secret_path),
+        secret_path=secret_path,
         observer=observer,
         silence_seconds=silence_seconds,
     )

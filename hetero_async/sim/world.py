@@ -289,6 +289,7 @@ class World:
                 observer=observer,
                 checkpoint_every=plan.checkpoint_every,
                 keep_log=plan.keep_log,
+                told_to_sites=dict,
             )
             await self.serving.run()
         finally:

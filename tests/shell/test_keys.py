@@ -141,7 +141,7 @@ def test_a_change_by_another_process_acts_at_the_next_lookup(tmp_path: Path) -> 
         ("[]", "the file: .*dictionary"),
         ({"short": ENTRY}, "short: .*40 characters of Z85"),
         ({KEY.decode(): {}}, f"{KEY.decode()} → role: Field required"),
-        ({KEY.decode(): {**ENTRY, "role": "root"}}, f"{KEY.decode()} → role: .*'worker' or 'admin'"),
+        ({KEY.decode(): {**ENTRY, "role": "root"}}, f"{KEY.decode()} → role: .*'worker', 'standby' or 'admin'"),
         ({KEY.decode(): {**ENTRY, "site": 7}}, f"{KEY.decode()} → site: .*string"),
         ({KEY.decode(): {**ENTRY, "worker": ""}}, f"{KEY.decode()} → worker: .*at least 1"),
         ({KEY.decode(): {**ENTRY, "more": 1}}, f"{KEY.decode()} → more: "),

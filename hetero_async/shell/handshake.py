@@ -1,0 +1,58 @@
+"""The socket that dials, and why it is not connected when it is not: what libzmq tells its monitor, in words.
+
+wire.py makes it, link.py reports what it says. Without this, a wrong address, a key that is not let in and a wrong
+server would all look the same: like silence. What a stranger at the other end makes us say is a guess, and called one.
+"""
+
+import struct
+
+import trio
+import zmq
+
+from hetero_async.shell.sockets import TrioSocket
+
+NOBODY = "nobody answers at that address"
+NOT_LET_IN = "the server does not let this key in"
+# A server that holds another key cannot answer what was encrypted to the pinned one; it hangs up.
+OTHER_SERVER = "what answers at that address does not hold the pinned server key"
+SILENT = "connected, and not a word"
+
+PROBLEMS: dict[int, str] = {
+    zmq.EVENT_CLOSED: NOBODY,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: NOT_LET_IN,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: OTHER_SERVER,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: OTHER_SERVER,
+    zmq.EVENT_HANDSHAKE_SUCCEEDED: SILENT,
+}
+EVENTS = sum(PROBLEMS)
+# A monitor's first frame: which event, and a number that goes with it.
+EVENT_FRAME = struct.Struct("=HI")
+
+
+class DialSocket(TrioSocket):
+    """`problem` is the newest known reason why nothing comes; "" before the first attempt has ended."""
+
+    def __init__(self, raw: "zmq.Socket[bytes]") -> None:
+        super().__init__(raw)
+        self.problem = ""
+        raw.monitor(f"inproc://monitor-{id(raw)}", EVENTS)
+        monitor = raw.context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.LINGER, 0)
+        monitor.connect(f"inproc://monitor-{id(raw)}")
+        self._monitor = TrioSocket(monitor)
+
+    def connect(self, address: str) -> None:
+        self._raw.connect(address)
+
+    async def watch(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(super().watch)
+            nursery.start_soon(self._monitor.watch)
+            while True:
+                event, _ = await self._monitor.receive()
+                number, _ = EVENT_FRAME.unpack(event.bytes)
+                self.problem = PROBLEMS[number]
+
+    def close(self) -> None:
+        self._monitor.close()
+        super().close()
