@@ -27,7 +27,7 @@ from hetero_async.tables import SITE_WORKERS_MAX, template
 
 # A key that is let in is answered at once; others are looked at afresh this often, since libzmq does not ask again.
 SILENCE_SECONDS = 2.0
-ASK_AGAIN_SECONDS = 0.5
+ASK_AGAIN_SECONDS, SEND_AGAIN_SECONDS = 0.5, 0.05
 # How soon somebody who waits is told so, and how often then.
 TELL_AFTER_SECONDS, TELL_EVERY_SECONDS = 3.0, 10.0
 HEADER = "# Written by hetero-async join-site, each time anew: what counts is the run.toml on the server's host.\n"
@@ -200,8 +200,9 @@ class Waiting:
 async def _ask(link: WorkerLink, enrolment: Enrolment) -> Mapping[str, Any]:
     """Until the server answers: whoever asked to join waits for people, as long as that takes."""
     while True:
-        await link.control.send(link.server.key, SettingsRequest())
         with trio.move_on_after(ASK_AGAIN_SECONDS):
+            while not await link.control.send(link.server.key, SettingsRequest()):  # noqa: ASYNC110, it cannot tell
+                await trio.sleep(SEND_AGAIN_SECONDS)
             while not isinstance((incoming := await link.control.receive()).message, SettingsReport):
                 pass
             return _understood(incoming.payload, enrolment)

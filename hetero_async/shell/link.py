@@ -266,17 +266,18 @@ class WorkerLink:
             address=self._addresses[self.control],
             silent_seconds=round(attempts.seconds_since_start or 0.0, 1),
             next_try_seconds=round(attempts.next_action.sleep, 1),
-            reason=f"{self._why_missed()}. Trying again until stopped",
+            reason=f"{self._why_missed()} Trying again until stopped",
         )
 
     def _why_missed(self) -> str:
         key, server_key = zmq.curve_public(self._secret).decode(), self.server.key.decode()
         cures = {
             handshake.NOBODY: "is the server running, and is this its address?",
-            handshake.NOT_LET_IN: f"on its host, its operator can: hetero-async keys allow '{key}' --site SITE",
-            handshake.OTHER_SERVER: f"that key is {server_key}, ours is {key}; nothing was sent",
+            handshake.NOT_LET_IN: f"on its host, its operator can: hetero-async keys allow '{key}' --site SITE.",
+            handshake.OTHER_SERVER: f"that key is {server_key}, ours is {key}; nothing was sent.",
         }
-        return f"{self.problem}; {cures[self.problem]}" if self.problem in cures else self.problem or "no answer"
+        cure = cures.get(self.problem)
+        return f"{self.problem}; {cure}" if cure else f"{self.problem or 'no answer'}."
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.log import read_log
 
-VERBS = ("init", "serve", "work", "status", "verify", "export", "sim")
+VERBS = ("init", "serve", "work", "join-site", "keys", "status", "verify", "export", "sim")
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")
 SECONDS_MAX = 90.0
@@ -168,8 +168,19 @@ def test_status_draws_a_table_of_the_workers(tmp_path: Path) -> None:
         run.finish()
 
 
-def test_status_without_a_server_says_whom_it_asked(tmp_path: Path) -> None:
+def test_status_without_a_server_says_so_and_how_to_start_one(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
+        said = forked(tmp_path, "status", "--run", run.config.path)
+        assert said.exit_code == 1
+        assert said.errors == (
+            f"error: no server is running on {run.config.directory}; "
+            f"start it with: hetero-async serve --run {run.config.path}"
+        )
+
+
+def test_status_on_another_host_without_a_server_says_whom_it_asked(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        (run.config.keys / "server.secret").unlink()
         said = forked(tmp_path, "status", "--run", run.config.path)
         assert said.exit_code == 1
         assert said.errors.splitlines()[-1] == f"error: no answer from {run.config.server.address} in 5 s"
