@@ -4,6 +4,7 @@ wire.py makes it, link.py reports what it says. Without this, a wrong address, a
 server would all look the same: like silence. What a stranger at the other end makes us say is a guess, and called one.
 """
 
+import itertools
 import struct
 
 import trio
@@ -25,6 +26,7 @@ PROBLEMS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_SUCCEEDED: SILENT,
 }
 EVENTS = sum(PROBLEMS)
+NUMBERS = itertools.count()
 # A monitor's first frame: which event, and a number that goes with it.
 EVENT_FRAME = struct.Struct("=HI")
 
@@ -35,10 +37,12 @@ class DialSocket(TrioSocket):
     def __init__(self, raw: "zmq.Socket[bytes]") -> None:
         super().__init__(raw)
         self.problem = ""
-        raw.monitor(f"inproc://monitor-{id(raw)}", EVENTS)
+        # Never the same again: what a closed socket's monitor was called is free only some time later.
+        address = f"inproc://monitor-{next(NUMBERS)}"
+        raw.monitor(address, EVENTS)
         monitor = raw.context.socket(zmq.PAIR)
         monitor.setsockopt(zmq.LINGER, 0)
-        monitor.connect(f"inproc://monitor-{id(raw)}")
+        monitor.connect(address)
         self._monitor = TrioSocket(monitor)
 
     def connect(self, address: str) -> None:
@@ -54,5 +58,7 @@ class DialSocket(TrioSocket):
                 self.problem = PROBLEMS[number]
 
     def close(self) -> None:
+        # While the monitor is on and nobody listens to it, libzmq would wait for a listener in its only thread.
+        self._raw.disable_monitor()
         self._monitor.close()
         super().close()

@@ -47,7 +47,8 @@ class Answer:
 
 def forked(tmp_path: Path, *words: object) -> Answer:
     """The same, from the process that has everything imported."""
-    output, errors = tmp_path / "command.output", tmp_path / "command.errors"
+    number = len(list(tmp_path.glob("command-*.errors")))
+    output, errors = tmp_path / f"command-{number}.output", tmp_path / f"command-{number}.errors"
     life = Life("command", errors, command_life, [str(word) for word in words], str(tmp_path), str(output), str(errors))
     return Answer(life.ending(), output.read_text(), errors.read_text().strip())
 
