@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ async def _until_stopped(config: RunConfig, serving: Serving, exit_when_finished
     with open_admin(config.admin) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-            nursery.start_soon(_answer_operator, serving, listener)
+            nursery.start_soon(_answer_operator, listener, {"status": serving.status}, serving.observer)
             nursery.start_soon(serving.run)
             if exit_when_finished:
                 await serving.finished.wait()
@@ -117,14 +117,13 @@ async def _until_stopped(config: RunConfig, serving: Serving, exit_when_finished
                 nursery.cancel_scope.cancel()
 
 
-async def _answer_operator(serving: Serving, listener: trio.socket.SocketType) -> None:
+async def _answer_operator(listener: trio.socket.SocketType, verbs: Mapping[str, Verb], observer: Observer) -> None:
     """A verb that crashes must not take the run with it."""
-    verbs: dict[str, Verb] = {"status": serving.status}
     await supervise(
         {"operator's socket": functools.partial(serve_admin, listener, verbs)},
         RestartWindow(OPERATOR_RESTARTS, OPERATOR_RESTART_PERIOD_SECONDS),
         backoff_seconds=OPERATOR_BACKOFF_SECONDS,
-        report=lambda crash: serving.observer.event("crash", report=crash),
+        report=lambda crash: observer.event("crash", report=crash),
     )
 
 
@@ -215,7 +214,7 @@ async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Ca
 
 def why_no_status(config: RunConfig) -> str:
     if is_server_here(config):
-        return f"no server is running on {config.directory}; start it with: hetero-async serve --run {config.path}"
+        return f"no server answers on {config.directory}; start it with: hetero-async serve --run {config.path}"
     return f"no answer from {config.server.address} in {STATUS_SECONDS:g} s"
 
 

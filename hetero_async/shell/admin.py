@@ -30,7 +30,7 @@ Verb = Callable[..., object]
 
 
 class NotServing(HeteroAsyncError):
-    """No server runs on that directory now."""
+    """No server runs on that directory now, or none that answers."""
 
 
 async def serve_admin(listener: trio.socket.SocketType, verbs: Mapping[str, Verb]) -> None:
@@ -59,7 +59,7 @@ async def ask(directory: Path, verb: str, **arguments: object) -> Any:
     except PermissionError:
         raise UserError(f"{directory}: only the user that the server runs as may ask it") from None
     except trio.TooSlowError:
-        raise HeteroAsyncError(f"no answer at {directory / SOCKET} in {QUESTION_SECONDS:g} s") from None
+        raise NotServing(f"no answer at {directory / SOCKET} in {QUESTION_SECONDS:g} s") from None
     if "error" in told:
         raise UserError(told["error"])
     return told["answer"]

@@ -174,7 +174,7 @@ def test_status_without_a_server_says_so_and_how_to_start_one(tmp_path: Path) ->
         said = forked(tmp_path, "status", "--run", run.config.path)
         assert said.exit_code == 1
         assert said.errors == (
-            f"error: no server is running on {run.config.directory}; "
+            f"error: no server answers on {run.config.directory}; "
             f"start it with: hetero-async serve --run {run.config.path}"
         )
 

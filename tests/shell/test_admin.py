@@ -186,7 +186,7 @@ def test_a_server_that_does_not_answer_is_told_of(tmp_path: Path, monkeypatch: p
 
     async def main() -> None:
         with open_admin(tmp_path / "admin"):
-            with pytest.raises(HeteroAsyncError, match=f"no answer at {tmp_path}/admin/socket in 0.3 s"):
+            with pytest.raises(NotServing, match=f"no answer at {tmp_path}/admin/socket in 0.3 s"):
                 await ask(tmp_path / "admin", "status")
 
     run(main)

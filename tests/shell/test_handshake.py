@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 import trio
+import trio.lowlevel
 import zmq
 from shell.place import Place, heartbeat, run, serving
 
@@ -11,8 +12,8 @@ from hetero_async.formats.frames import encode
 from hetero_async.shell import wire
 from hetero_async.shell.keys import load_secret
 
-# Enough to meet, more often than not, a monitor closed before its socket's (libzmq's only thread then waits for good), or
-# a monitor's address used again too soon.
+# Enough to meet a monitor that was closed before its socket (libzmq's only thread then waits for good), or a monitor's
+# address that is used again too soon.
 DIALS = 300
 
 
@@ -31,7 +32,7 @@ def test_a_socket_that_is_closed_while_it_tries_leaves_all_others_alone(
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(socket.watch)
                         while not socket.problem:
-                            await trio.sleep(0)
+                            await trio.lowlevel.checkpoint()
                         nursery.cancel_scope.cancel()
             async with serving(place) as (_, heard):
                 with closing(
