@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import byte_gpt
 
-from hetero_async import assembly
+from hetero_async import assembly, looking
 from hetero_async.config import RunConfig
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.tables import template
@@ -123,7 +123,7 @@ class Conductor:
         """Watch until all processes have ended by themselves; kill one worker and the server on the way."""
         worker_lives = server_lives = True
         with trio.fail_after(LIMIT_SECONDS):
-            async with assembly.open_status(self.config, LineObserver(NOISE)) as ask:
+            async with looking.open_status(self.config, LineObserver(NOISE)) as ask:
                 while True:
                     status = await ask()
                     if status is not None:
@@ -252,8 +252,8 @@ def main() -> None:
 def finish(conductor: Conductor, console: Console) -> None:
     config, story = conductor.config, conductor.story
     paths = {name: config.directory / file for name, file in OUTPUTS.items()}
-    assembly.export(config, paths["model"])
-    verdict = assembly.verify_directory(config.log, lambda _: None)
+    looking.export(config, paths["model"])
+    verdict = looking.verify_directory(config.log, lambda _: None)
     report = figures(story, verdict, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
     points = [(0.0, report["loss_start"]), *story.losses, (report["seconds"], report["loss_end"])]

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hetero_async import assembly, cli_log
+from hetero_async import agent, assembly, cli_keys, cli_log, looking
 from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
 from hetero_async.errors import (
@@ -32,6 +32,7 @@ from hetero_async.errors import (
     first_error,
 )
 from hetero_async.restoring import restore
+from hetero_async.roster import join_line
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -67,17 +68,23 @@ def init(
     samples: Annotated[int, typer.Option(help="How many samples to train on in all.")] = 200_000,
     address: Annotated[str, typer.Option(help="Where the workers reach the server.")] = "tcp://127.0.0.1:7710",
 ) -> None:
-    """Write a commented run.toml and all keys.
+    """Write a commented run.toml and the server's keys, and print the address by which sites join.
 
-    Example: hetero-async init my-run --site amsterdam=2 --site shanghai=1 --samples 500000
+    Example: hetero-async init my-run --samples 500000 --address tcp://server.example:7710
+
+    With --site it makes the keys of that site's workers too, all in one place: for a run on one machine, or for files
+    that you carry to the sites yourself.
     """
-    sites = dict(_site(given) for given in site or ["here=1"])
+    sites = dict(_site(given) for given in site or [])
     text = template(run={"name": name, "samples": samples}, sites=sites, server={"address": address})
     config = assembly.initialize(directory, text)
     print(f"wrote {config.path} and the keys of the server, the operator and {len(config.workers())} workers")
     print(f"next: hetero-async serve --run {config.path}")
     for name in sites:
         print(f"      hetero-async work --run {config.path} --site {name} -- python train.py")
+    print(f"on the host of another site:\n      {join_line(config)}")
+    if address.startswith("tcp://127."):
+        print("(127.… is reached from this machine alone; for others: init --address tcp://HOST:PORT)")
 
 
 def _site(given: str) -> tuple[str, int]:
@@ -90,13 +97,14 @@ def _site(given: str) -> tuple[str, int]:
 @app.command()
 def serve(
     run: RunOption = Path("run.toml"),
+    name: Annotated[str, typer.Option(help="Which node this is; a standby that was promoted, by its name.")] = SERVER,
     exit_when_finished: Annotated[bool, typer.Option(help="End when the run is trained and all have left.")] = False,
 ) -> None:
     """Run the parameter server; after a crash, start it again with the same words.
 
     Example: hetero-async serve --run my-run/run.toml
     """
-    trio.run(assembly.serve_run, RunConfig.load(run), SERVER, exit_when_finished, LineObserver(QUIET))
+    trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
 @app.command()
@@ -112,6 +120,28 @@ def standby(
     trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
+@app.command()
+def promote(
+    name: Annotated[str, typer.Option(help="The standby that shall serve: a [standbys.NAME] of run.toml, or server.")],
+    run: RunOption = Path("run.toml"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, whatever would be lost.")] = False,
+) -> None:
+    """Make a standby of this host the server: says what would be lost, if anything, and asks.
+
+    A server that is in reach hands over first, and nothing is lost. Example: hetero-async promote --name b
+    """
+    config = RunConfig.load(run)
+    against = trio.run(looking.promote, config, name, yes)
+    if against and not yes:
+        print("\n".join(against))
+        if not typer.confirm(f"make {name} the server all the same?"):
+            raise UserError(f"{name} stays a standby")
+        against = trio.run(looking.promote, config, name, True)
+    if against:
+        raise UserError("; ".join(against))
+    print(f"{name} takes over; see it with: hetero-async status --run {run}")
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def work(
     command: Annotated[list[str], typer.Argument(help="The training script, after --.")],
@@ -122,7 +152,7 @@ def work(
 
     Example: hetero-async work --site amsterdam -- python train.py --dtype bf16
     """
-    trio.run(assembly.work, RunConfig.load(run), site, command, LineObserver())
+    trio.run(agent.work, RunConfig.load(run), site, command, LineObserver())
 
 
 @app.command()
@@ -143,11 +173,11 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
     rate = Rate()
     live = Live(console=console, auto_refresh=False) if watch else contextlib.nullcontext()
     with live as screen:
-        async with assembly.open_status(config, LineObserver()) as ask:
+        async with looking.open_status(config, LineObserver()) as ask:
             while True:
                 answer = await ask()
                 if answer is None and not watch:
-                    raise HeteroAsyncError(f"no answer from {config.server.address} in {assembly.STATUS_SECONDS:g} s")
+                    raise HeteroAsyncError(looking.why_no_status(config))
                 if answer is not None and isinstance(screen, Live):
                     screen.update(render(rate.added_to(answer, time.monotonic())), refresh=True)
                 elif as_json:
@@ -159,6 +189,10 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
                 await trio.sleep(STATUS_EVERY_SECONDS)
 
 
+app.command("join-site", cls=cli_keys.WithScript)(cli_keys.join_site)
+app.add_typer(cli_keys.app, name="keys")
+
+
 @app.command()
 def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run's log directory.")]) -> None:
     """Recompute the run from its log and check every promise; changes nothing, the server may be running.
@@ -167,7 +201,7 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
     """
     with Progress(transient=True) as progress:
         task = progress.add_task("records", total=None)
-        verdict = assembly.verify_directory(log, lambda lsn: progress.update(task, completed=lsn))
+        verdict = looking.verify_directory(log, lambda lsn: progress.update(task, completed=lsn))
     for line in verdict.lines():
         print(line)
     if not verdict.is_ok:
@@ -180,7 +214,7 @@ def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run:
 
     Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
     """
-    state = assembly.export(RunConfig.load(run), out)
+    state = looking.export(RunConfig.load(run), out)
     print(f"wrote {out}: version {state.version}")
 
 

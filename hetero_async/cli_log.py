@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from hetero_async import assembly
+from hetero_async import looking
 from hetero_async.watch.audit import render
 
 LogArgument = Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run's log directory.")]
@@ -22,7 +22,7 @@ def audit(
 
     Example: hetero-async audit my-run/log
     """
-    audited = assembly.audit_directory(log)
+    audited = looking.audit_directory(log)
     if as_json:
         print(json.dumps(audited.summary()))
     else:
@@ -48,7 +48,7 @@ def replay(
     """
     with Progress(transient=True) as progress:
         task = progress.add_task("records", total=None)
-        rebuilt = assembly.replay_without(log, without or [], out, lambda lsn: progress.update(task, completed=lsn))
+        rebuilt = looking.replay_without(log, without or [], out, lambda lsn: progress.update(task, completed=lsn))
     for line in rebuilt.lines():
         print(line)
     if out is not None:

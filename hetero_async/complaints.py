@@ -50,13 +50,17 @@ BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at m
 
 def read(path: Path) -> File:
     """Raises ConfigError for the first thing that is wrong with the file."""
-    content = _read(path)
+    return checked(_read(path), str(path))
+
+
+def checked(content: Mapping[str, Any], source: str) -> File:
+    """The same for what has come from `source` in another way."""
     try:
         file = File.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first_complaint(error, content)}") from None
+        raise ConfigError(f"{source}: {_first_complaint(error, content)}") from None
     for complaint in _contradictions(file):
-        raise ConfigError(f"{path}: {complaint}")
+        raise ConfigError(f"{source}: {complaint}")
     return file
 
 
@@ -143,12 +147,9 @@ def _bad_sites(file: File) -> Iterator[str]:
     for site in file.sites:
         if not NAME.fullmatch(site):
             yield f"sites.{site}: a site's name must be {NAME_ALLOWED}"
-    if not any(table.workers for table in file.sites.values()):
-        yield "sites: no site has a worker; give at least one table such as [sites.amsterdam] with workers = 1"
     for key, table in _servers(file).items():
-        if table.site not in file.sites:
-            sites = tuple(file.sites)
-            yield f"{key}.site = {shown(table.site)}: must be {one_of(sites)}{_closest(table.site, sites)}"
+        if not NAME.fullmatch(table.site):
+            yield f"{key}.site = {shown(table.site)}: must be {NAME_ALLOWED}"
 
 
 def _servers(file: File) -> dict[str, ServerTable | StandbyTable]:

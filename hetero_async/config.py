@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hetero_async.complaints import SERVER, one_of, read, shown
 from hetero_async.core.records import RunSettings
@@ -26,6 +27,8 @@ from hetero_async.tables import (
 # How `hetero-async work` tells a training script what it is part of.
 ENV_RUN = "HETERO_ASYNC_RUN"
 ENV_WORKER = "HETERO_ASYNC_WORKER"
+# Keys of [server] and of a standby's table.
+TOLD_OF_SERVERS = ("site", "address", "bulk_address")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,11 @@ class Node:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    @property
+    def admin(self) -> Path:
+        """Where the operator's socket is, while it runs."""
+        return self.directory / "admin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +94,22 @@ class RunConfig:
     @property
     def keys(self) -> Path:
         return self.directory / "keys"
+
+    @property
+    def allowed(self) -> Path:
+        """The list of keys that are let in; it lies where a server does."""
+        return self.keys / "allowed.json"
+
+    def told_to_sites(self) -> dict[str, Any]:
+        """What a site's host must know of it. How the server's own host is set up is nobody else's business."""
+        return {
+            "run": self.run.model_dump(exclude={"directory"}, exclude_defaults=True),
+            "server": {key: getattr(self.server, key) for key in TOLD_OF_SERVERS},
+            "training": self.training.model_dump(exclude_defaults=True),
+            "standbys": {
+                name: {key: getattr(table, key) for key in TOLD_OF_SERVERS} for name, table in self.standbys.items()
+            },
+        }
 
     def nodes(self) -> dict[str, Node]:
         """The server that the run began with, and its standbys, in the order in which they are tried."""

@@ -52,6 +52,7 @@ class Parts:
     observer: Observer
     witness: Witness | None
     ask: Ask
+    told_to_sites: Callable[[], Mapping[str, object]]  # what a SettingsRequest is answered with, JSON-able
     check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
     archiving: Archiving | None = None
 
@@ -94,6 +95,7 @@ def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> S
         observer=parts.observer,
         checkpoint_every=parts.checkpoint_every,
         keep_log=parts.keep_log,
+        told_to_sites=parts.told_to_sites,
         ask=parts.ask if parts.witness is None else None,
         witness=None if parts.witness is None or reign is None else (parts.witness, reign),
         archiving=parts.archiving,
@@ -145,6 +147,7 @@ def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> S
         checkpoint_every=parts.checkpoint_every,
         keep_log=parts.keep_log,
         rules=parts.rules,
+        told_to_sites=parts.told_to_sites,
         witness=parts.witness,
     )
 

@@ -6,7 +6,7 @@ lane (bulk.py) and the checkpointer run beside the task that decides; that one a
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -16,7 +16,15 @@ from hetero_async.archiving import Archiving
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
-from hetero_async.core.messages import Fence, Hello, Nack, StatusReport, StatusRequest
+from hetero_async.core.messages import (
+    Fence,
+    Hello,
+    Nack,
+    SettingsReport,
+    SettingsRequest,
+    StatusReport,
+    StatusRequest,
+)
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
@@ -52,11 +60,15 @@ class Serving:
         observer: Observer,
         checkpoint_every: int,
         keep_log: bool,
+        told_to_sites: Callable[[], Mapping[str, object]],
         witness: tuple[Witness, Reign] | None = None,
         ask: Ask | None = None,
         archiving: Archiving | None = None,
     ) -> None:
-        """`witness` comes with the reign that it has on record for this server; without one, others are asked."""
+        """`witness` comes with the reign that it has on record for this server; without one, others are asked.
+
+        `told_to_sites`: what a SettingsRequest is answered with, JSON-able.
+        """
         self.machine = machine
         self.model = model
         self.log = log
@@ -66,6 +78,7 @@ class Serving:
         self.observer = observer
         self.keep_log = keep_log
         self.archiving = archiving
+        self.told_to_sites = told_to_sites
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
@@ -231,6 +244,9 @@ class Serving:
             if isinstance(incoming.message, StatusRequest):
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
+            elif isinstance(incoming.message, SettingsRequest):
+                told = json.dumps(self.told_to_sites()).encode()
+                await self.link.control.send(incoming.peer.key, SettingsReport(), told)
             elif incoming.peer.role == "worker":
                 await self._pass_on(self._heard(incoming))
             elif incoming.peer.role == "standby":
@@ -239,11 +255,10 @@ class Serving:
     async def _hear_standby(self, incoming: Incoming) -> None:
         standby, message = incoming.peer.worker, incoming.message
         await self._pass_on(Followed(now_ms=_now_ms(), standby=standby, message=message))
+        self._keys[standby] = incoming.peer.key
         if not isinstance(message, Fence):
-            self._keys[standby] = incoming.peer.key
             return
-        # Answered from here: it comes over another connection than the one by which the standby follows. One that takes
-        # over must hear where we end, so we end first.
+        # Whoever takes over must hear where we end, so we end first.
         if message.term > self.machine.state.term:
             with trio.move_on_after(HANDING_OVER_SECONDS):
                 await self._handing_over.wait()

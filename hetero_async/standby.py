@@ -5,6 +5,7 @@ come in their order; the lanes, the peers who ask, the witness and the checkpoin
 """
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -19,6 +20,8 @@ from hetero_async.core.messages import (
     Follow,
     Gone,
     Redirect,
+    SettingsReport,
+    SettingsRequest,
     StatusReport,
     StatusRequest,
     Wait,
@@ -70,6 +73,7 @@ class StandingBy:
         checkpoint_every: int,
         keep_log: bool,
         rules: Durability,
+        told_to_sites: Callable[[], Mapping[str, object]],
         witness: Witness | None = None,
     ) -> None:
         """`listening` is where workers and others ask whether this is the server; `dialling` leads to the server."""
@@ -81,6 +85,7 @@ class StandingBy:
         self._log, self._store, self._promises = log, store, promises
         self._listening, self._dialling = listening, dialling
         self._blocking = blocking
+        self._told_to_sites = told_to_sites
         self._silence_ms = rules.lease_ms
         self.takeover = Takeover(machine=machine, witness=witness, rules=rules, observer=observer)
         self._storing = trio.Lock()
@@ -275,6 +280,9 @@ class StandingBy:
                 case StatusRequest():
                     status = json.dumps(self.status()).encode()
                     await self._listening.control.send(incoming.peer.key, StatusReport(), status)
+                case SettingsRequest():
+                    told = json.dumps(self._told_to_sites()).encode()
+                    await self._listening.control.send(incoming.peer.key, SettingsReport(), told)
                 case Fence() as fence if incoming.peer.role == "standby":
                     position = self.machine.fence(fence, incoming.peer.worker)
                     await self._settle()

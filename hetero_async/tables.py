@@ -17,6 +17,8 @@ from hetero_async.core.worker import HEARTBEAT_EVERY_MS
 # A lease that is shorter than a few heartbeats would call a healthy worker dead.
 LEASE_TTL_SECONDS_MIN = 3 * HEARTBEAT_EVERY_MS / 1000
 
+SITE_WORKERS_MAX = 1000
+
 DEFAULTS = RunSettings(run="")
 Merge = Literal["window", "per-push", "all"]
 Rule = Literal["nesterov", "lookahead", "sgd"]
@@ -108,14 +110,14 @@ class WitnessTable(Table):
 
 
 class SiteTable(Table):
-    workers: int = Field(ge=0, le=1000, description="processes that train here")
+    workers: int = Field(ge=0, le=SITE_WORKERS_MAX, description="processes that train here")
 
 
 class File(Table):
     run: RunTable
     server: ServerTable
     training: TrainingTable = TrainingTable()
-    sites: dict[str, SiteTable]
+    sites: dict[str, SiteTable] = {}
     standbys: dict[str, StandbyTable] = {}
     witness: WitnessTable = WitnessTable()
 
@@ -133,7 +135,7 @@ def template(
     goal = {} if "passes" in run else {"samples": EXAMPLES["samples"]}
     tables = [
         _table_text("run", RunTable, {**goal, **run}),
-        _table_text("server", ServerTable, {"site": next(iter(sites), ""), **(server or {})}),
+        _table_text("server", ServerTable, {"site": next(iter(sites), "server"), **(server or {})}),
         _table_text("training", TrainingTable, training or {}),
         _table_text("witness", WitnessTable, witness or {}),
         *(_table_text(f"standbys.{name}", StandbyTable, values) for name, values in (standbys or {}).items()),

@@ -16,7 +16,7 @@ from shell.bucket import REQUEST_SECONDS, proxied, s3_server
 from shell.small_log import inline
 from small_run import SmallRun
 
-from hetero_async import assembly
+from hetero_async import looking
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, LogCorrupt, UserError
 from hetero_async.replay import recover, replay
@@ -67,7 +67,7 @@ def test_a_restored_server_stands_where_the_lost_one_stood(node: Node, tmp_path:
     assert "verify      ok" in lines
     assert re.search(r"archived    2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC, \S+ s ago\n", lines)
     assert "may lack    deltas acknowledged since" in lines
-    assert assembly.verify_directory(tmp_path / "again" / "log", lambda _: None).is_ok
+    assert looking.verify_directory(tmp_path / "again" / "log", lambda _: None).is_ok
 
 
 def test_a_server_restored_from_a_checkpoint_alone_is_equal_to_the_bit(
@@ -81,7 +81,7 @@ def test_a_server_restored_from_a_checkpoint_alone_is_equal_to_the_bit(
     assert restored.verdict.records == 0
     state, model = replayed(run.entries[:20])
     assert hashes(tmp_path / "again") == (20, state.digest().hex(), model.model_hash().hex())
-    assert assembly.verify_directory(tmp_path / "again" / "log", lambda _: None).state.lsn == 20
+    assert looking.verify_directory(tmp_path / "again" / "log", lambda _: None).state.lsn == 20
 
 
 def test_what_is_there_already_is_not_touched(node: Node, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_run_whose_server_is_killed_goes_on_from_the_archive_alone(tmp_path: P
         answer = forked(tmp_path, "restore", tmp_path / "back", "--from", archive)
         assert answer.exit_code == 0, answer.errors
         assert "verify      ok" in answer.output
-        came_back = assembly.verify_directory(tmp_path / "back" / "log", lambda _: None)
+        came_back = looking.verify_directory(tmp_path / "back" / "log", lambda _: None)
         assert came_back.state.lsn >= status["lsn"]
         assert came_back.state.lsn >= status["checkpoint"]
         assert (came_back.state.digest(), came_back.model_hash) == at_record(lost, came_back.state.lsn)
@@ -223,7 +223,7 @@ def test_a_run_whose_server_is_killed_goes_on_from_the_archive_alone(tmp_path: P
 def at_record(run: Run, lsn: int) -> tuple[bytes, bytes]:
     """State and model of the lost server after that record, from its own log."""
     model, seen = ServerModel(), dict[int, tuple[bytes, bytes]]()
-    start, entries = assembly._oldest_start(run.config.log)
+    start, entries = looking.oldest_start(run.config.log)
 
     def note(entry: object, state: State) -> None:
         seen[state.lsn] = state.digest(), model.model_hash()

@@ -88,6 +88,11 @@ class StatusRequest:
     """Ask for the status table; answered to any admitted key."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsRequest:
+    """Ask for what a site must know of the run's settings; answered to any admitted key."""
+
+
 # --- server → worker, control ---
 
 
@@ -199,6 +204,11 @@ class Finished:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
     """Payload: the status as JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsReport:
+    """Payload: tables of run.toml, and the standbys' public keys, as JSON."""
 
 
 # --- between servers: a standby, or one that becomes the server, to another ---
@@ -345,15 +355,28 @@ class PublishNote:
 
 
 Message = (
-    Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest
+    Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest | SettingsRequest
     | Welcome | Provide | Wait | Refused | Rejoin | Beat | Lease | Window | Ack | Nack | PublishReady
-    | Finished | StatusReport
+    | Finished | StatusReport | SettingsReport
     | Follow | Confirm | Fence | Following | Cut | Redirect | Position
     | Push | Offer | Want | Chunk | Gone
 )  # fmt: skip
 MESSAGE_TYPES: tuple[type, ...] = (
-    Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest,
+    Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest, SettingsRequest,
     Welcome, Provide, Wait, Refused, Rejoin, Beat, Lease, Window, Ack, Nack, PublishReady, Finished, StatusReport,
-    Follow, Confirm, Fence, Following, Cut, Redirect, Position,
+    SettingsReport, Follow, Confirm, Fence, Following, Cut, Redirect, Position,
     Push, Offer, Want, Chunk, Gone, PublishNote,
 )  # fmt: skip
+
+# Anybody who is let in may look on, and a node may ask another where it stands. Such a question may come over a
+# connection of its own, beside that of a worker or standby with the same key, and its answer goes back there.
+QUESTIONS: tuple[type, ...] = (StatusRequest, SettingsRequest, Fence)
+ANSWERS: tuple[type, ...] = (StatusReport, SettingsReport, Position)
+# Role of a key → what its holder may say to a server. What changes a run otherwise is not said over the network at all.
+SAID_BY: dict[str, tuple[type, ...]] = {
+    "worker": (
+        Hello, Heartbeat, LeaseRequest, MetricReport, Bye, Push, Offer, Want, Chunk, StatusRequest, SettingsRequest,
+    ),
+    "standby": (Follow, Confirm, Redirect, Want, *QUESTIONS),
+    "admin": (StatusRequest, SettingsRequest),
+}  # fmt: skip

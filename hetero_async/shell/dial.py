@@ -13,13 +13,15 @@ from pathlib import Path
 
 import tenacity
 import trio
+import zmq
 
 from hetero_async.core.messages import Message
 from hetero_async.errors import PeerError
 from hetero_async.formats.chunks import CREDITS
 from hetero_async.ports import Incoming, Observer, Peer
-from hetero_async.shell import wire
+from hetero_async.shell import handshake, wire
 from hetero_async.shell.gate import Seldom
+from hetero_async.shell.handshake import DialSocket
 from hetero_async.shell.keys import load_secret
 from hetero_async.shell.sockets import TrioSocket
 
@@ -46,7 +48,7 @@ class DialLane:
     """The DEALER of the present connection, and what was received on all of them. Fulfils ports.Lane."""
 
     def __init__(self, link: "DialLink", size: int) -> None:
-        self.socket: TrioSocket | None = None
+        self.socket: DialSocket | None = None
         self._link = link
         self.arrived, self._inbox = trio.open_memory_channel[Incoming](size)
 
@@ -68,7 +70,7 @@ class DialLink:
     """`run` must run."""
 
     def __init__(
-        self, *, servers: Sequence[Endpoint], secret: bytes, observer: Observer, silence_seconds: float
+        self, *, servers: Sequence[Endpoint], secret_path: Path, observer: Observer, silence_seconds: float
     ) -> None:
         self.control = DialLane(self, CONTROL_INBOX)
         self.bulk = DialLane(self, CREDITS)
@@ -79,7 +81,9 @@ class DialLink:
         self._turn = 0
         self._is_turned = False  # to another server, on purpose
         self._connection = trio.CancelScope()
-        self._secret = secret
+        self._secret_path = secret_path
+        self._secret = load_secret(secret_path)
+        self.problem = ""  # why nothing was heard on the last connection
         self._observer = observer
         self._complaints = Seldom()
         self._silence_seconds = silence_seconds
@@ -125,39 +129,47 @@ class DialLink:
         Raises TooSlowError when it was never heard on them; it is another's turn then.
         """
         generation, self._is_turned = self.generation, False
+        self._secret = load_secret(self._secret_path)  # a key that was rotated is used from here on
         dialled = self._endpoint
         with (
             closing(self._dial(context, wire.CONTROL, dialled.control)) as self.control.socket,
             closing(self._dial(context, wire.BULK, dialled.bulk)) as self.bulk.socket,
         ):
-            monitor = wire.monitor(self.control.socket)
             try:
                 async with trio.open_nursery() as nursery:
                     self._connection = nursery.cancel_scope
                     self._connection.deadline = trio.current_time() + self._first_word_seconds
-                    for socket in (self.control.socket, self.bulk.socket, monitor):
+                    for socket in (self.control.socket, self.bulk.socket):
                         nursery.start_soon(socket.watch)
-                    nursery.start_soon(self._notice_end, monitor, self._connection)
+                        nursery.start_soon(self._notice_end, socket, self._connection)
                     nursery.start_soon(self._receive_control, self.control.socket, self._connection)
                     nursery.start_soon(self._receive_bulk, self.bulk.socket)
             finally:
                 self.connected = False
+                self.problem = self.control.socket.problem
                 self.control.socket = self.bulk.socket = None
         if not self._is_turned:
             self._turn = (self._turn + 1) % len(self._servers)
         if self.generation == generation and not self._is_turned:
             raise trio.TooSlowError
 
-    async def _notice_end(self, monitor: TrioSocket, connection: trio.CancelScope) -> None:
-        """A server that closes, or refuses, is known at once; one that vanishes, by its silence."""
-        await monitor.receive()
+    async def _notice_end(self, socket: DialSocket, connection: trio.CancelScope) -> None:
+        """A server that closes, or refuses, is known at once; one that vanishes, by its silence.
+
+        A link that loses only what is large is known by this alone, since heartbeats pass.
+        """
+        await socket.ended.wait()
+        if self.connected:
+            self._observer.event(
+                "connection lost", address=self._endpoint.control, reason=f"{socket.problem}; dialling anew"
+            )
         connection.cancel()
 
     @property
     def _first_word_seconds(self) -> float:
         return self._silence_seconds if len(self._servers) == 1 else min(FIRST_WORD_SECONDS, self._silence_seconds)
 
-    def _dial(self, context: wire.Context, settings: wire.Settings, address: str) -> TrioSocket:
+    def _dial(self, context: wire.Context, settings: wire.Settings, address: str) -> DialSocket:
         return wire.dial(context, settings, address, server_key=self._endpoint.key, secret=self._secret)
 
     async def _receive_control(self, socket: TrioSocket, connection: trio.CancelScope) -> None:
@@ -203,8 +215,18 @@ class DialLink:
             address=", ".join(endpoint.control for endpoint in self._servers),
             silent_seconds=round(attempts.seconds_since_start or 0.0, 1),
             next_try_seconds=round(attempts.next_action.sleep, 1),
-            reason="no answer; is it running, and is this key in its allowed.json? Trying again until stopped",
+            reason=f"{self._why_missed()} Trying again until stopped",
         )
+
+    def _why_missed(self) -> str:
+        key, server_key = zmq.curve_public(self._secret).decode(), self.server.key.decode()
+        cures = {
+            handshake.NOBODY: "is the server running, and is this its address?",
+            handshake.NOT_LET_IN: f"on its host, its operator can: hetero-async keys allow '{key}' --site SITE.",
+            handshake.OTHER_SERVER: f"that key is {server_key}, ours is {key}; nothing was sent.",
+        }
+        cure = cures.get(self.problem)
+        return f"{self.problem}; {cure}" if cure else f"{self.problem or 'no answer'}."
 
 
 @asynccontextmanager
@@ -215,9 +237,7 @@ async def open_dial_link(
 
     A caller that has nothing to ask for `silence_seconds` hears nothing either, and gets a new connection.
     """
-    link = DialLink(
-        servers=servers, secret=load_secret(secret_path), observer=observer, silence_seconds=silence_seconds
-    )
+    link = DialLink(servers=servers, secret_path=secret_path, observer=observer, silence_seconds=silence_seconds)
     async with wire.open_context() as context, trio.open_nursery() as nursery:
         nursery.start_soon(link.run, context)
         yield link

@@ -1,18 +1,21 @@
 """Keys as files: the pair that a machine proves itself with, and the list of those that a server lets in.
 
-`init` writes them, servers and workers load them, link.py asks the list about every message. A key is 40 characters of
-Z85, as libzmq prints it. Nothing here opens a connection or logs a secret.
+enrolment.py writes them, servers and workers load them, link.py asks the list about every message. A key is 40
+characters of Z85, as libzmq prints it. Nothing here opens a connection or logs a secret.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tenacity
 import zmq
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from zmq.utils import z85
@@ -26,22 +29,41 @@ SECRET, PUBLIC = "curve-secret", "curve-public"
 Z85_KEY = re.compile(rb"[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 KEY_FILE_BYTES_MAX = 256
 ALLOWED_BYTES_MAX = 16 * 1024 * 1024
+# A change of the list takes milliseconds; another command that takes so long hangs.
+LOCK_SECONDS, LOCK_RETRY_SECONDS = 5.0, 0.02
 
 
 def create_keypair(path: Path) -> bytes:
     """Write `path`.secret (mode 0600) and `path`.public, and return the public key. Never overwrites a secret."""
+    secret_path = _suffixed(path, ".secret")
+    with _locked(path.parent):
+        if os.path.lexists(secret_path):
+            raise ConfigError(f"{secret_path}: there is one already; for another: hetero-async keys rotate")
+        return replace_keypair(path)
+
+
+def replace_keypair(path: Path) -> bytes:
+    """The same, in the place of what is there. A crash leaves the old pair, or the new secret: it counts."""
     public, secret = zmq.curve_keypair()
-    secret_path, public_path = _suffixed(path, ".secret"), _suffixed(path, ".public")
-    try:
-        descriptor = os.open(secret_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise ConfigError(f"{secret_path}: there is one already; remove it first if the key shall change") from None
-    except OSError as error:
-        raise ConfigError(f"{secret_path}: cannot be written: {error.strerror}") from None
-    with open(descriptor, "wb") as file:
-        file.write(_line(SECRET, secret))
-    public_path.write_bytes(_line(PUBLIC, public))
+    while public.startswith(b"-"):  # on a command line it would be taken for an option
+        public, secret = zmq.curve_keypair()
+    _write(_suffixed(path, ".secret"), _line(SECRET, secret))
+    save_public(path, public)
     return public
+
+
+def public_of(path: Path) -> bytes:
+    """The public key that belongs to the secret in `path`.secret; its file is written again if it says otherwise."""
+    public = zmq.curve_public(load_secret(_suffixed(path, ".secret")))
+    public_path = _suffixed(path, ".public")
+    if not public_path.exists() or load_public(public_path) != public:
+        save_public(path, public)
+    return public
+
+
+def save_public(path: Path, public: bytes) -> None:
+    """Write `path`.public."""
+    _write(_suffixed(path, ".public"), _line(PUBLIC, public))
 
 
 def load_secret(path: Path) -> bytes:
@@ -90,6 +112,13 @@ def _status(path: Path) -> os.stat_result:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def _line(kind: str, key: bytes) -> bytes:
     return kind.encode() + b" " + key + b"\n"
 
@@ -107,11 +136,14 @@ def _checked(key: str) -> str:
     return key
 
 
+Role = Literal["worker", "standby", "admin"]
+
+
 class Entry(BaseModel):
-    """One line of allowed.json: who the holder of a key is."""
+    """One line of allowed.json: who the holder of a key is, and by its role what it may say (core.messages.SAID_BY)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    role: Literal["worker", "standby", "admin"]
+    role: Role
     site: str = Field(min_length=1, max_length=64)
     worker: str = Field(min_length=1, max_length=64)
 
@@ -144,13 +176,28 @@ class AllowList:
             self._reload(signature)
         return self._peers.get(key)
 
-    def admit(self, key: bytes, *, role: Literal["worker", "standby", "admin"], site: str, worker: str) -> None:
+    def peers(self) -> list[Peer]:
+        """All that are let in, by the file as it is now."""
+        self.lookup(b"")
+        return list(self._peers.values())
+
+    def admit(self, key: bytes, *, role: Role, site: str, worker: str) -> None:
         """Let a key in, from the next message on."""
-        self._change({**self._entries(), key.decode(): {"role": role, "site": site, "worker": worker}})
+        entry = Entry(role=role, site=site, worker=worker)
+        self.change(lambda entries: {**entries, key.decode(): entry})
 
     def revoke(self, key: bytes) -> None:
         """Shut a key out, from the next message on."""
-        self._change({known: entry for known, entry in self._entries().items() if known != key.decode()})
+        self.change(lambda entries: {known: entry for known, entry in entries.items() if known != key.decode()})
+
+    def change(self, changed: Callable[[dict[str, Entry]], Mapping[str, Entry]]) -> None:
+        """Write what `changed` makes of the entries, by key; nobody else changes them meanwhile. Raises ConfigError."""
+        with _locked(self.path.parent):
+            entries = changed(_parse(self.path) if self.path.exists() else {})
+            written = {key: entry.model_dump() for key, entry in entries.items()}
+            ALLOWED.validate_python(written)
+            _write(self.path, (json.dumps(written, indent=2) + "\n").encode())
+            self.load()
 
     def _reload(self, signature: tuple[int, ...] | None) -> None:
         """While serving, a file that somebody is editing must neither end the run nor throw everybody out."""
@@ -161,20 +208,34 @@ class AllowList:
             self._signature = signature
             self.problem = str(error)
 
-    def _entries(self) -> Mapping[str, object]:
-        return {key: entry.model_dump() for key, entry in _parse(self.path).items()} if self.path.exists() else {}
-
-    def _change(self, entries: Mapping[str, object]) -> None:
-        ALLOWED.validate_python(entries)
-        write_durably(self.path, (json.dumps(entries, indent=2) + "\n").encode())
-        self.load()
-
     def _sign(self) -> tuple[int, ...] | None:
         try:
             status = self.path.stat()
         except OSError:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """For those who change a file in there; whoever only reads it sees it before or after."""
+    patiently = tenacity.retry(
+        retry=tenacity.retry_if_exception_type(BlockingIOError),
+        wait=tenacity.wait_fixed(LOCK_RETRY_SECONDS),
+        stop=tenacity.stop_after_delay(LOCK_SECONDS),
+        reraise=True,
+    )
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(f"{directory}: keys cannot be kept here: {error.strerror}") from None
+    try:
+        patiently(fcntl.flock)(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(f"{directory}: another command has been changing the keys for {LOCK_SECONDS:g} s") from None
+    finally:
+        os.close(descriptor)
 
 
 def _parse(path: Path) -> dict[str, Entry]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 import zmq
 
-from hetero_async.core.messages import Message
+from hetero_async.core.messages import ANSWERS, QUESTIONS, SAID_BY, Message
 from hetero_async.errors import PeerError
 from hetero_async.ports import Incoming, Observer
 from hetero_async.shell import gate, wire
@@ -38,6 +38,7 @@ class ServerLane:
         self._link = link
         self._socket = socket
         self._routes: dict[bytes, bytes] = {}  # key → routing id of its newest connection
+        self._askers: dict[bytes, bytes] = {}  # the same for connections that only ask
 
     async def receive(self) -> Incoming:
         while True:
@@ -47,7 +48,7 @@ class ServerLane:
 
     async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
         await trio.lowlevel.checkpoint()
-        route = self._routes.get(key)
+        route = (self._askers if isinstance(message, ANSWERS) else self._routes).get(key)
         if route is None or self._link.gate.admitted(key) is None:
             return False
         parts = wire.pack(message, payload, self._link.term)
@@ -68,7 +69,11 @@ class ServerLane:
         except PeerError as error:
             self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error))
             return None
-        self._routes[peer.key] = route.bytes
+        if not isinstance(message, SAID_BY[peer.role]):
+            reason = f"{type(message).__name__} is not for a {peer.role} to say"
+            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=reason)
+            return None
+        (self._askers if isinstance(message, QUESTIONS) else self._routes)[peer.key] = route.bytes
         return Incoming(peer=peer, message=message, payload=payload, term=term)
 
 

@@ -23,7 +23,6 @@ class TrioSocket:
         self._descriptor = int(raw.getsockopt(zmq.FD))
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
-        self._monitor: TrioSocket | None = None
 
     async def watch(self) -> None:
         """Wake those who wait, until cancelled."""
@@ -53,18 +52,10 @@ class TrioSocket:
             self._settle()
         return True
 
-    def monitor(self, events: int) -> "TrioSocket":
-        """Another socket, on which libzmq reports these events of this one; closed together with it."""
-        self._monitor = TrioSocket(self._raw.get_monitor_socket(events))
-        return self._monitor
-
     def close(self) -> None:
         """To be called when `watch` has ended. Whoever still waits on the descriptor gets ClosedResourceError."""
         if not self._raw.closed:
             trio.lowlevel.notify_closing(self._descriptor)
-            if self._monitor is not None:
-                self._raw.disable_monitor()  # first: libzmq must not report to a socket that is gone
-                self._monitor.close()
             self._raw.close()
 
     async def _when(self, event: int, lot: trio.lowlevel.ParkingLot, operate: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ from hetero_async.core.messages import Message
 from hetero_async.errors import ConfigError, PeerError
 from hetero_async.formats.chunks import CHUNK_BYTES
 from hetero_async.formats.frames import HEADER_BYTES_MAX, decode, encode
+from hetero_async.shell.handshake import DialSocket
 from hetero_async.shell.sockets import TrioSocket
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
@@ -89,7 +90,7 @@ async def listen(
     return TrioSocket(raw)
 
 
-def dial(context: Context, settings: Settings, address: str, *, server_key: bytes, secret: bytes) -> TrioSocket:
+def dial(context: Context, settings: Settings, address: str, *, server_key: bytes, secret: bytes) -> DialSocket:
     """A DEALER that speaks with the holder of that key or with nobody. Goes on trying by itself until it is closed."""
     raw = _configured(context.socket(zmq.DEALER), settings, address)
     raw.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a connection that is not there
@@ -98,13 +99,9 @@ def dial(context: Context, settings: Settings, address: str, *, server_key: byte
     raw.setsockopt(zmq.CURVE_SERVERKEY, server_key)
     raw.setsockopt(zmq.CURVE_SECRETKEY, secret)
     raw.setsockopt(zmq.CURVE_PUBLICKEY, zmq.curve_public(secret))
-    raw.connect(address)
-    return TrioSocket(raw)
-
-
-def monitor(socket: TrioSocket) -> TrioSocket:
-    """Has a message when the socket's connection has ended, or could not be made."""
-    return socket.monitor(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+    socket = DialSocket(raw)
+    socket.connect(address)
+    return socket
 
 
 def _configured(raw: "zmq.Socket[bytes]", settings: Settings, address: str) -> "zmq.Socket[bytes]":

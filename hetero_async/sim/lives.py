@@ -68,6 +68,7 @@ class NodeLife:
             witness=self._witness(),
             ask=self._ask,
             check=lambda _: None,
+            told_to_sites=dict,
         )
         try:
             serving = await (begin_serving(parts) if world.serves.get(name) else self._stand_by(parts))

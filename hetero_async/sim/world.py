@@ -16,7 +16,6 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run
 
-from hetero_async.assembly import verify_directory
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Message
 from hetero_async.core.replication import REPLICATED, WAIT
@@ -24,6 +23,7 @@ from hetero_async.core.state import State
 from hetero_async.desk import Desk
 from hetero_async.errors import ConfigError, Deposed, DiskFull, HeteroAsyncError, LogCorrupt, UserError
 from hetero_async.formats import chunks
+from hetero_async.looking import verify_directory
 from hetero_async.ports import Peer
 from hetero_async.serve import Serving
 from hetero_async.sim.chaos import Chaos

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(int(sys.argv[1]))
-from hetero_async.assembly import verify_directory
+from hetero_async.looking import verify_directory
 print(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
 for log in sys.argv[2:]:
     verdict = verify_directory(Path(log), lambda _: None)

@@ -164,6 +164,21 @@ def test_an_acknowledged_delta_is_in_the_log_with_its_ranges() -> None:
     assert told_to("a", Nack, bench.push("a")), "nothing is leased any more"
 
 
+def test_nobody_can_report_the_samples_that_another_has_leased() -> None:
+    bench = Bench().begin("a", "b")
+    bench.lease("a", 8)
+    bench.lease("b", 8)
+    [(start, stop)] = bench.server.state.ledger.held("b")
+    claim = Push(
+        incarnation=1, seq=1, anchor=0, steps=1, ranges=((start, stop),), codec="int8", payload_bytes=0,
+        payload_hash=b"x",
+    )  # fmt: skip
+    [nack] = told_to("a", Nack, bench.say("a", claim))
+    assert isinstance(nack, Nack) and nack.reason == f"positions {start}..{stop - 1} are not leased to it"
+    assert bench.server.state.ledger.held("b") == ((start, stop),)
+    assert not bench.records(Delta)
+
+
 def test_a_delta_said_again_is_acknowledged_again_and_logged_once() -> None:
     bench = Bench(merge="per-push").begin("a", "b")
     bench.lease("a", 8)

@@ -22,8 +22,8 @@ import trio
 from e2e import tiny
 from e2e.lives import PROMISED, WITNESS, ServerPlan, serve_life, together_life, worker_life
 
-from hetero_async import assembly
-from hetero_async.assembly import Status
+from hetero_async import assembly, looking
+from hetero_async.looking import Status
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Beacon, Delta, Entry
 from hetero_async.core.state import State
@@ -196,7 +196,7 @@ class Run:
 
     async def _ask(self) -> Status:
         with trio.fail_after(PATIENCE_SECONDS):
-            async with assembly.open_status(self.config, Silent()) as ask:
+            async with looking.open_status(self.config, Silent()) as ask:
                 while True:
                     with trio.move_on_after(0.5):  # a question that met a dying server is asked again
                         if answer := await ask():
@@ -224,7 +224,7 @@ class Run:
         return self.check()
 
     def check(self) -> Verdict:
-        verdict = assembly.verify_directory(self.config.log, lambda _: None)
+        verdict = looking.verify_directory(self.config.log, lambda _: None)
         assert verdict.is_ok, "\n".join(verdict.lines())
         assert verdict.state.is_finished, f"{verdict.lines()}\n{self.story()}"
         self._check_promises(verdict)
@@ -256,7 +256,7 @@ class Run:
                 assert found == witnessed[entry.lsn], f"after record {entry.lsn}"
                 compared += 1
 
-        start, entries = assembly._oldest_start(self.config.log)
+        start, entries = looking.oldest_start(self.config.log)
         state = replay(start, entries, model, compare)
         last_beacon = max(entry.lsn for entry in self.entries() if isinstance(entry.record, Beacon))
         assert compared > 0

@@ -63,6 +63,15 @@ def remove_secret(run: Run) -> None:
     (run.config.keys / "server.secret").unlink()
 
 
+def truncate_secret(run: Run) -> None:
+    secret = run.config.keys / "server.secret"
+    secret.write_bytes(secret.read_bytes()[:30])
+
+
+def mix_up_keys(run: Run) -> None:
+    (run.config.keys / "server.secret").write_bytes((run.config.keys / "server.public").read_bytes())
+
+
 def rename_run(run: Run) -> None:
     edit(run, r'^name = "tiny"', 'name = "other"')
 
@@ -85,6 +94,11 @@ def mistype(run: Run) -> None:
         (misspell, r"run\.toml: run\.sede = 0: unknown key \(did you mean seed\?\); known keys: name, "),
         (mistype, r'run\.toml: training\.momentum = "much": must be a number at least 0 and less than 1'),
         (remove_secret, r"server\.secret: there is no such key file; copy it from where `hetero-async init` ran"),
+        (
+            truncate_secret,
+            r"server\.secret: is not a key file; it must be one line, \"curve-secret \" and 40 characters",
+        ),
+        (mix_up_keys, r"server\.secret: this is a curve-public key, and a curve-secret key is needed here"),
     ],
 )
 def test_a_server_says_what_is_wrong_with_its_files(

@@ -25,7 +25,8 @@ from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.segments import read_log
 
 VERBS = (
-    "init", "serve", "standby", "work", "status", "verify", "export", "restore", "audit", "replay", "sim",
+    "init", "serve", "standby", "promote", "work", "join-site", "keys", "status", "verify", "export", "restore",
+    "audit", "replay", "sim",
 )  # fmt: skip
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")
@@ -49,7 +50,8 @@ class Answer:
 
 def forked(tmp_path: Path, *words: object) -> Answer:
     """The same, from the process that has everything imported."""
-    output, errors = tmp_path / "command.output", tmp_path / "command.errors"
+    number = len(list(tmp_path.glob("command-*.errors")))
+    output, errors = tmp_path / f"command-{number}.output", tmp_path / f"command-{number}.errors"
     life = Life("command", errors, command_life, [str(word) for word in words], str(tmp_path), str(output), str(errors))
     return Answer(life.ending(), output.read_text(), errors.read_text().strip())
 
@@ -170,8 +172,19 @@ def test_status_draws_a_table_of_the_workers(tmp_path: Path) -> None:
         run.finish()
 
 
-def test_status_without_a_server_says_whom_it_asked(tmp_path: Path) -> None:
+def test_status_without_a_server_says_so_and_how_to_start_one(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
+        said = forked(tmp_path, "status", "--run", run.config.path)
+        assert said.exit_code == 1
+        assert said.errors == (
+            f"error: no server answers on {run.config.directory}; "
+            f"start it with: hetero-async serve --run {run.config.path}"
+        )
+
+
+def test_status_on_another_host_without_a_server_says_whom_it_asked(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        (run.config.keys / "server.secret").unlink()
         said = forked(tmp_path, "status", "--run", run.config.path)
         assert said.exit_code == 1
         assert said.errors.splitlines()[-1] == f"error: no answer from {run.config.server.address} in 5 s"

@@ -10,7 +10,7 @@ from e2e.harness import Run
 from e2e.tiny import NextByte, loss_on_all, seeded
 from safetensors.torch import load_file
 
-from hetero_async import assembly
+from hetero_async import looking
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict
 
@@ -21,7 +21,7 @@ PLAIN = {"rule": "sgd", "outer_learning_rate": 1.0}
 def exported(run: Run, model: torch.nn.Module) -> torch.nn.Module:
     """The run's parameters in a fresh model, by way of the file that a user gets."""
     out = run.config.directory / "model.safetensors"
-    assembly.export(run.config, out)
+    looking.export(run.config, out)
     model.load_state_dict(load_file(out), strict=True)
     return model
 

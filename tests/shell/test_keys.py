@@ -13,7 +13,16 @@ from zmq.utils import z85
 
 from hetero_async.errors import ConfigError
 from hetero_async.ports import Peer
-from hetero_async.shell.keys import AllowList, create_keypair, is_key, load_public, load_secret
+from hetero_async.shell.keys import (
+    AllowList,
+    create_keypair,
+    is_key,
+    load_public,
+    load_secret,
+    public_of,
+    replace_keypair,
+    save_public,
+)
 
 KEY, OTHER = (zmq.curve_keypair()[0] for _ in range(2))
 ENTRY = {"role": "worker", "site": "amsterdam", "worker": "amsterdam-0"}
@@ -37,6 +46,29 @@ def test_nobody_else_can_read_a_new_secret_whatever_the_umask(tmp_path: Path) ->
     finally:
         os.umask(before)
     assert (tmp_path / "server.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_public_key_can_be_taken_for_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = zmq.curve_keypair()
+    drawn = iter([(b"-" + good[0][1:], good[1]), (b"--" + good[0][2:], good[1]), (b"0" * 40, good[1])])
+    monkeypatch.setattr(zmq, "curve_keypair", lambda: next(drawn))
+    assert create_keypair(tmp_path / "a-0") == b"0" * 40
+
+
+def test_a_pair_that_is_replaced_leaves_no_old_half(tmp_path: Path) -> None:
+    old = create_keypair(tmp_path / "server")
+    new = replace_keypair(tmp_path / "server")
+    assert new != old
+    assert public_of(tmp_path / "server") == load_public(tmp_path / "server.public") == new
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["server.public", "server.secret"]
+
+
+def test_where_no_file_can_be_written_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path}/none: keys cannot be kept here: No such file or directory"):
+        create_keypair(tmp_path / "none" / "server")
+    (tmp_path / "server.public.new").mkdir()
+    with pytest.raises(ConfigError, match=f"{tmp_path}/server.public: cannot be written: Is a directory"):
+        save_public(tmp_path / "server", KEY)
 
 
 def test_a_secret_is_never_overwritten(tmp_path: Path) -> None:
@@ -134,6 +166,14 @@ def test_a_change_by_another_process_acts_at_the_next_lookup(tmp_path: Path) -> 
     assert serving.lookup(KEY) is None
 
 
+def test_all_who_are_let_in_are_those_of_the_file_as_it_is_now(tmp_path: Path) -> None:
+    allowed, operator = AllowList(tmp_path / "allowed.json"), AllowList(tmp_path / "allowed.json")
+    operator.admit(KEY, role="standby", site="shanghai", worker="b")
+    assert allowed.peers() == [Peer(key=KEY, role="standby", site="shanghai", worker="b")]
+    operator.revoke(KEY)
+    assert allowed.peers() == []
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -141,7 +181,7 @@ def test_a_change_by_another_process_acts_at_the_next_lookup(tmp_path: Path) -> 
         ("[]", "the file: .*dictionary"),
         ({"short": ENTRY}, "short: .*40 characters of Z85"),
         ({KEY.decode(): {}}, f"{KEY.decode()} → role: Field required"),
-        ({KEY.decode(): {**ENTRY, "role": "root"}}, f"{KEY.decode()} → role: .*'worker' or 'admin'"),
+        ({KEY.decode(): {**ENTRY, "role": "root"}}, f"{KEY.decode()} → role: .*'worker', 'standby' or 'admin'"),
         ({KEY.decode(): {**ENTRY, "site": 7}}, f"{KEY.decode()} → site: .*string"),
         ({KEY.decode(): {**ENTRY, "worker": ""}}, f"{KEY.decode()} → worker: .*at least 1"),
         ({KEY.decode(): {**ENTRY, "more": 1}}, f"{KEY.decode()} → more: "),
