@@ -1,13 +1,8 @@
-"""A short life of log, checkpoints and outbox on a real file system that loses its power in it, and what must be left.
-
-Also a program, for a process in which changed code is in force: `python -m filesystems.power KIND DIRECTORY` tells the
-first promise that broke.
-"""
+"""A short life of log, checkpoints and outbox on a file system that loses its power in it, and what must be left."""
 
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,16 +175,12 @@ def push(seq: int) -> Push:
     )
 
 
-def main(words: Sequence[str]) -> None:
-    kind, directory = words
+def first_broken(kind: str, directory: Path) -> str:
+    """What breaks when the power goes in either way; "" when nothing does."""
     for leaving in (NOTHING_MORE, JOURNAL_ONLY):
-        with Volume(kind, Path(directory) / str(leaving)) as volume:
+        with Volume(kind, directory / str(leaving)) as volume:
             try:
                 sweep(volume, leaving)
             except Exception as error:
-                print(f"{type(error).__name__}: {error} ({'; '.join(error.__notes__)})")
-                return
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+                return f"{type(error).__name__}: {error} ({'; '.join(error.__notes__)})"
+    return ""

@@ -1,4 +1,4 @@
-"""Rows 29, 33–36, 39: the power goes before every single disk call of a short life; all that was promised is there after.
+"""Rows 29, 33–36, 39: the power goes before every disk call of a short life; all that was promised is there after it.
 
 The same lives with code that forgets one sync must break a promise, or they would prove nothing.
 """
@@ -6,18 +6,18 @@ The same lives with code that forgets one sync must break a promise, or they wou
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from filesystems.power import CALLS, PowerCut, sweep
-from filesystems.volumes import JOURNAL_ONLY, NOTHING_MORE, volume, why_not
-from shell.small_log import append, entries_of, open_log, read_by_owner
+from filesystems.changed import BROKEN
+from filesystems.power import CALLS, SEGMENT_BYTES, PowerCut, sweep
+from filesystems.volumes import JOURNAL_ONLY, NOTHING_MORE, Volume, volume, why_not
+from shell.small_log import append, entries_of, inline
 from sim.mutants import MUTANTS, Mutant, plant
 
 from hetero_async.shell.disk import Disk
+from hetero_async.shell.log import FileLog
 
-AT_ONCE = 2
 KINDS = ("ext4", "xfs")
 SIMULATED = {mutant.name: mutant for mutant in MUTANTS}
 # Each where it shows: XFS makes a segment's name durable with the first record that is written behind it.
@@ -55,26 +55,19 @@ def test_a_power_cut_before_any_disk_call_takes_nothing_that_was_promised(
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """By mutant: the first promise that it broke."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        running = {
-            mutant.name: pool.submit(broken_by, mutant, kind, tmp_path_factory.mktemp("mutant"))
-            for kind, mutant in FORGETFUL
-            if not why_not(kind)
-        }
-        return {name: future.result() for name, future in running.items()}
-
-
-def broken_by(mutant: Mutant, kind: str, directory: Path) -> str:
-    plant(mutant, directory / "planted")
-    said = subprocess.run(
-        [sys.executable, "-m", "filesystems.power", kind, directory / "volume"],
-        cwd=directory / "planted",  # where `-m` looks first
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
+    possible = [(kind, mutant) for kind, mutant in FORGETFUL if not why_not(kind)]
+    directories = {mutant.name: tmp_path_factory.mktemp("mutant") for _, mutant in possible}
+    for _, mutant in possible:
+        plant(mutant, directories[mutant.name])
+    words = [word for kind, mutant in possible for word in (kind, str(directories[mutant.name]))]
+    tests = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-m", "filesystems.changed", *words],
+        cwd=tests,
+        env={**os.environ, "PYTHONPATH": str(tests)},
         check=True,
     )
-    return said.stdout
+    return {name: (directory / BROKEN).read_text() for name, directory in directories.items()}
 
 
 @pytest.mark.parametrize(("kind", "mutant"), FORGETFUL, ids=lambda given: getattr(given, "name", given))
@@ -90,19 +83,25 @@ class UnsyncedDisk(Disk):
         raise PowerCut
 
 
+def opened(volume: Volume, disk: Disk) -> FileLog:
+    return FileLog.open(volume.path / "log", "demo", inline, disk, SEGMENT_BYTES)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_restart_has_seen_in_the_page_cache_is_on_the_disk_before_it_goes_on(tmp_path: Path, kind: str) -> None:
     with volume(kind, tmp_path) as disk:
-        log = open_log(disk.path / "log", Disk())
+        log = opened(disk, Disk())
         append(log, entries_of(1, 1))
         log.close()
-        log = open_log(disk.path / "log", UnsyncedDisk())
+        log = opened(disk, UnsyncedDisk())
         with pytest.raises(PowerCut):
             append(log, entries_of(2, 2))
         log.close()
-        log = open_log(disk.path / "log", Disk())
+        log = opened(disk, Disk())
         assert log.last_lsn == 2, "read from memory: the disk has never got it"
         log.close()
         disk.cut_power()
         disk.power_on()
-        assert read_by_owner(disk.path / "log") == entries_of(1, 2)
+        log = opened(disk, Disk())
+        assert list(log.entries()) == entries_of(1, 2)
+        log.close()
