@@ -18,10 +18,10 @@ from hetero_async.core.messages import StatusReport, StatusRequest
 from hetero_async.core.records import Entry
 from hetero_async.core.server import Server, changed_for_good
 from hetero_async.core.state import State
-from hetero_async.errors import ConfigError, LogCorrupt, UserError, WorkerDied
+from hetero_async.errors import ConfigError, DiskFull, LogCorrupt, UserError, WorkerDied
 from hetero_async.ports import Checkpoint, Link, Observer
 from hetero_async.replay import recover, replay
-from hetero_async.serve import Serving
+from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log, run_of
@@ -47,7 +47,7 @@ WORKER_BACKOFF_SECONDS = 1.0
 
 async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its directory and serve it until told to stop."""
-    log = FileLog.open(config.log, config.run.name, in_thread)
+    log = await _open_log(config, observer)
     try:
         store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
         model = ServerModel()
@@ -76,6 +76,23 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
             await _until_stopped(serving, exit_when_finished)
     finally:
         log.close()
+
+
+async def _open_log(config: RunConfig, observer: Observer) -> FileLog:
+    """A disk that is full at the start is waited for, like one that fills up later."""
+    is_paused = False
+    while True:
+        try:
+            log = FileLog.open(config.log, config.run.name, in_thread)
+        except DiskFull as error:
+            if not is_paused:
+                observer.event("log paused", reason=str(error))
+            is_paused = True
+            await trio.sleep(DISK_FULL_RETRY_SECONDS)
+        else:
+            if is_paused:
+                observer.event("log resumed")
+            return log
 
 
 def _check_settings(config: RunConfig, state: State) -> None:
