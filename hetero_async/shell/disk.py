@@ -16,6 +16,12 @@ from typing import NoReturn
 from hetero_async.errors import EXIT_DISK_FAILED, DiskFull
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What else than a repair may help.
+REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n) and restart",
+    errno.ENFILE: "raise the system's limit of open files (fs.file-max) and restart",
+    errno.EROFS: "restart when it can be written again",
+}
 # Linux's IOV_MAX: so many buffers may one write have.
 BUFFERS_MAX = 1024
 STDERR = 2
@@ -47,7 +53,8 @@ class Disk:
 
     def failed(self, path: Path, error: OSError) -> NoReturn:
         """End the process, with one line and no further write or acknowledgement."""
-        line = f"the disk failed: {path}: {error.strerror}: stopping at once, restart when it is repaired\n"
+        remedy = REMEDIES.get(error.errno or 0, "restart when it is repaired")
+        line = f"the disk failed: {path}: {error.strerror}: stopping at once, {remedy}\n"
         os.write(STDERR, line.encode())
         os._exit(EXIT_DISK_FAILED)
 

@@ -50,8 +50,12 @@ class Volume:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.unmount()
-        self._image.unlink(missing_ok=True)
+        try:
+            self.unmount()
+        finally:
+            if self._is_mounted:  # nothing of a failed test shall stay behind
+                call("umount", "--lazy", str(self.path))
+            self._image.unlink(missing_ok=True)
 
     def mount(self) -> None:
         source = "none" if self.kind == "tmpfs" else str(self._image)
