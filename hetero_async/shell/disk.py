@@ -55,8 +55,10 @@ class Disk:
         """End the process, with one line and no further write or acknowledgement."""
         remedy = REMEDIES.get(error.errno or 0, "restart when it is repaired")
         line = f"the disk failed: {path}: {error.strerror}: stopping at once, {remedy}\n"
-        os.write(STDERR, line.encode())
-        os._exit(EXIT_DISK_FAILED)
+        try:
+            os.write(STDERR, line.encode())
+        finally:
+            os._exit(EXIT_DISK_FAILED)  # also if the line went to the same disk
 
 
 DISK = Disk()
