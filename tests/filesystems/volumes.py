@@ -81,6 +81,15 @@ class Volume:
         self.unmount()
         self.mount()
 
+    def remount(self, options: str) -> None:
+        call("mount", "-o", f"remount,{options}", str(self.path))
+
+    def find_error(self) -> None:
+        """ext4 behaves as if it had come upon a fault in its own structures."""
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        [device] = [source for source, target, *_ in mounts if target == str(self.path)]
+        Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+
     def fill(self, leaving_bytes: int = 0) -> None:
         """Take all space but so much."""
         descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
