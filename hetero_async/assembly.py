@@ -47,7 +47,7 @@ WORKER_BACKOFF_SECONDS = 1.0
 
 async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its directory and serve it until told to stop."""
-    log = await _open_log(config, observer)
+    log = await _open_log(config.log, config.run.name, observer)
     try:
         store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
         model = ServerModel()
@@ -78,12 +78,12 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
         log.close()
 
 
-async def _open_log(config: RunConfig, observer: Observer) -> FileLog:
+async def _open_log(directory: Path, run: str, observer: Observer) -> FileLog:
     """A disk that is full at the start is waited for, like one that fills up later."""
     is_paused = False
     while True:
         try:
-            log = FileLog.open(config.log, config.run.name, in_thread)
+            log = FileLog.open(directory, run, in_thread)
         except DiskFull as error:
             if not is_paused:
                 observer.event("log paused", reason=str(error))

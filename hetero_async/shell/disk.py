@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hetero_async.errors import EXIT_DISK_FAILED, DiskFull
+from hetero_async.errors import EXIT_DISK_FAILED, DiskFull, HeteroAsyncError
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 # What else than a repair may help.
@@ -89,6 +89,16 @@ def full_is_told(path: Path) -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         raise DiskFull(f"no space left to write {path}: free some, the work goes on by itself then") from error
+
+
+@contextlib.contextmanager
+def failure_is_told(path: Path) -> Iterator[None]:
+    """For a worker: an OSError in here raises HeteroAsyncError. Its next life reads what is really there."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "restart when it is repaired")
+        raise HeteroAsyncError(f"the disk failed: {path}: {error.strerror}: this worker stops, {remedy}") from error
 
 
 def write_all(disk: Disk, descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:

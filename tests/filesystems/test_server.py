@@ -243,3 +243,15 @@ def test_32_a_disk_that_is_read_only_at_the_start_is_named(tmp_path: Path) -> No
         assert line.startswith(f"the disk failed: {run.config.log}") and "Read-only file system" in line
         disk.remount("rw")
         run.finish(*start(run))
+
+
+def test_28_a_worker_whose_disk_fails_stops_and_its_next_life_goes_on(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", **SHORT) as run:
+        server = run.start_server()
+        hurt, other = (run.start_worker(name, awaited=run.names, step_seconds=STEP_SECONDS) for name in run.names)
+        wait_for_promises(run)
+        with injected(hurt, tmp_path, "fsync:error=EIO:when=1"):
+            assert hurt.ending() == 1
+        told = f"the disk failed: {run.config.worker_directory(run.names[0])}: Input/output error: this worker stops"
+        assert told in hurt.said.splitlines()[-1]
+        run.finish(server, other, run.start_worker(run.names[0], step_seconds=STEP_SECONDS))
