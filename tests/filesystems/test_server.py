@@ -5,6 +5,7 @@ judges each run at its end: what was acknowledged is in the log at the place tha
 """
 
 import contextlib
+import re
 import resource
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from hetero_async.shell.threads import in_thread
 
 # Smaller than the initial parameters: the first segment's last write goes beyond what was preallocated.
 SEGMENT_BYTES = 8 * 1024
-SHORT: dict[str, Any] = {"samples": 400, "seconds_per_round": 0.06, "steps_per_round": 4}
+SHORT: dict[str, Any] = {"samples": 800, "seconds_per_round": 0.06, "steps_per_round": 4}
 STEP_SECONDS = 0.004
 
 
@@ -68,7 +69,14 @@ def injected(life: Life, directory: Path, fault: str) -> Iterator[None]:
         words = ["strace", "-f", "-p", str(life.pid), "-e", f"trace={call}", "-e", f"inject={fault}"]
         strace = subprocess.Popen(words, stderr=file)
     try:
-        until(lambda: "attached" in said.read_text(), "strace attaches", PATIENCE_SECONDS, said.read_text)
+        until(
+            lambda: "attached" in said.read_text() or strace.poll() is not None,
+            "strace attaches",
+            PATIENCE_SECONDS,
+            said.read_text,
+        )
+        if "attached" not in said.read_text():
+            pytest.skip(said.read_text().strip())
         yield
     finally:
         strace.terminate()
@@ -105,12 +113,16 @@ def test_28_29_after_a_failed_fdatasync_nothing_is_acknowledged_and_the_page_cac
         run.finish(start_server(run), workers)
 
 
+def slow_commits(server: Life) -> list[float]:
+    return [float(seconds) for seconds in re.findall(r"slow disk seconds=([\d.]+)", server.said)]
+
+
 def test_41_a_slow_disk_slows_acknowledgements_and_nobody_is_given_up_for_it(tmp_path: Path) -> None:
     with volume("ext4", tmp_path / "disk") as disk, run_on(disk, tmp_path / "run", lease_ttl_seconds=3.0) as run:
         server, workers = start(run)
         wait_for_promises(run)
         with injected(server, tmp_path, "fdatasync:delay_enter=3500000:when=1"):
-            run.wait(lambda: "slow disk seconds=3.5" in server.said, "the server tells of it")
+            run.wait(lambda: any(seconds >= 3.5 for seconds in slow_commits(server)), "the server tells of it")
         run.finish(server, workers)
         assert {left.reason for left in run.records(Left)} == {"said bye"}
 
@@ -212,12 +224,13 @@ def forbid_more_files(disk: Volume, server: Life) -> None:
 @pytest.mark.parametrize(
     ("hurt", "options", "told"),
     [
+        # What a commit under way gets to see is the journal's end, the next call the read-only file system.
         (
             make_read_only,
             "errors=remount-ro",
-            "Read-only file system: stopping at once, restart when it can be written",
+            "(Read-only file system|Input/output error): stopping at once, restart when",
         ),
-        (forbid_more_files, "", "Too many open files: stopping at once, raise the limit of open files (ulimit -n)"),
+        (forbid_more_files, "", "Too many open files: stopping at once, raise the limit of open files"),
     ],
     ids=["EROFS", "EMFILE"],
 )
@@ -229,7 +242,7 @@ def test_32_a_disk_that_refuses_ends_the_server_with_a_clear_line(
         wait_for_promises(run)
         hurt(disk, server)
         assert server.ending() == 74
-        assert told in server.said.splitlines()[-1]
+        assert re.search(f"^the disk failed: .*: {told}", server.said.splitlines()[-1]), server.said
         disk.power_on()
         run.finish(start_server(run), workers)
 
