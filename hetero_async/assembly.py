@@ -19,10 +19,10 @@ from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import Fence, Position
 from hetero_async.core.records import changed_for_good
 from hetero_async.core.state import State
-from hetero_async.errors import ConfigError
+from hetero_async.errors import ConfigError, DiskFull
 from hetero_async.node import Parts, begin_serving, stand_by
 from hetero_async.ports import Observer, Witness
-from hetero_async.serve import Serving
+from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals
 from hetero_async.shell.admin import Verb, open_admin, serve_admin
 from hetero_async.shell.archive import open_archive
@@ -116,7 +116,7 @@ async def _serve(
 async def _open_parts(config: RunConfig, name: str, observer: Observer) -> AsyncIterator[Parts]:
     """All that a node lives on: its log locked, its addresses taken. Raises ConfigError, LogCorrupt, DiskFull."""
     node = config.node(name)
-    log = FileLog.open(node.log, config.run.name, in_thread)
+    log = await _open_log(node.log, config.run.name, observer)
     observer = notes = RefusalNotes(node.log.parent / refusals.NAME, observer)
     allowed = AllowList(config.allowed)
     try:
@@ -153,6 +153,23 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
     finally:
         notes.write()
         log.close()
+
+
+async def _open_log(directory: Path, run: str, observer: Observer) -> FileLog:
+    """A disk that is full at the start is waited for, like one that fills up later."""
+    is_paused = False
+    while True:
+        try:
+            log = FileLog.open(directory, run, in_thread)
+        except DiskFull as error:
+            if not is_paused:
+                observer.event("log paused", reason=str(error))
+            is_paused = True
+            await trio.sleep(DISK_FULL_RETRY_SECONDS)
+        else:
+            if is_paused:
+                observer.event("log resumed")
+            return log
 
 
 @contextlib.asynccontextmanager

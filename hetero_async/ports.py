@@ -273,7 +273,7 @@ class Outbox(Protocol):
         ...
 
     def drop(self, seq: int, is_acknowledged: bool) -> None:
-        """Answered: forget it, but keep a note of an acknowledgement."""
+        """Answered: forget it, but keep a note of an acknowledgement. Raises DiskFull."""
         ...
 
     def load(self) -> dict[int, tuple[Push, bytes]]:

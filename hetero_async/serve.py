@@ -41,6 +41,8 @@ BATCH_EVENTS_MAX = 64
 DISK_FULL_RETRY_SECONDS = 1.0
 # The deciding task may be at work on a batch; longer than this it is waiting for its disk.
 HANDING_OVER_SECONDS = 2.0
+# A commit that takes longer than this is told: acknowledgements are as slow as the disk.
+SLOW_COMMIT_SECONDS = 2.0
 # The lanes and the checkpointer may crash and come back; the deciding task may not: its state is the log's.
 RESTARTS = 3
 RESTART_PERIOD_SECONDS = 60.0
@@ -190,16 +192,20 @@ class Serving:
 
     async def _append(self, entries: Sequence[Entry]) -> None:
         while True:
+            begun = trio.current_time()
             try:
                 await self.log.append(entries)
             except DiskFull as error:
+                if not self.paused:
+                    self.observer.event("log paused", reason=str(error))
                 self.paused = f"paused: {error}"
-                self.observer.event("log paused", reason=str(error))
                 await trio.sleep(DISK_FULL_RETRY_SECONDS)
             else:
                 if self.paused:
                     self.observer.event("log resumed")
                 self.paused = ""
+                if (seconds := trio.current_time() - begun) > SLOW_COMMIT_SECONDS:
+                    self.observer.event("slow disk", seconds=round(seconds, 1), records=len(entries))
                 return
 
     async def _apply(self, entries: Sequence[Entry]) -> None:

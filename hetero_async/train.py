@@ -4,6 +4,8 @@ It lives in its own thread under trio, and meets the training loop at the Desk o
 go through `blocking`, so a heartbeat never waits for any of them.
 """
 
+from collections.abc import Callable
+
 import trio
 import xxhash
 
@@ -108,7 +110,7 @@ class Training:
         for push in owed.saves:
             await self._save(push.seq)
         for dropped in owed.drops:
-            await self.blocking(self.outbox.drop, dropped.seq, not dropped.refusal)
+            await self._on_disk(self.outbox.drop, dropped.seq, not dropped.refusal)
             if dropped.refusal:
                 self._payloads.pop(dropped.seq, None)
                 self.observer.event("delta refused", seq=dropped.seq, reason=dropped.refusal)
@@ -134,9 +136,13 @@ class Training:
 
     async def _save(self, seq: int) -> None:
         push, (_, payload) = self.machine.outbox[seq], self._payloads[seq]
+        await self._on_disk(self.outbox.save, push, payload)
+
+    async def _on_disk(self, change: Callable[..., None], *arguments: object) -> None:
+        """As soon as there is space for it."""
         while True:
             try:
-                await self.blocking(self.outbox.save, push, payload)
+                await self.blocking(change, *arguments)
             except DiskFull as error:
                 self.observer.event("outbox paused", reason=str(error))
                 await trio.sleep(DISK_FULL_RETRY_SECONDS)

@@ -13,9 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hetero_async.errors import EXIT_DISK_FAILED, DiskFull
+from hetero_async.errors import EXIT_DISK_FAILED, DiskFull, HeteroAsyncError
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What else than a repair may help.
+REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n) and restart",
+    errno.ENFILE: "raise the system's limit of open files (fs.file-max) and restart",
+    errno.EROFS: "restart when it can be written again",
+}
 # Linux's IOV_MAX: so many buffers may one write have.
 BUFFERS_MAX = 1024
 STDERR = 2
@@ -47,9 +53,12 @@ class Disk:
 
     def failed(self, path: Path, error: OSError) -> NoReturn:
         """End the process, with one line and no further write or acknowledgement."""
-        line = f"the disk failed: {path}: {error.strerror}: stopping at once, restart when it is repaired\n"
-        os.write(STDERR, line.encode())
-        os._exit(EXIT_DISK_FAILED)
+        remedy = REMEDIES.get(error.errno or 0, "restart when it is repaired")
+        line = f"the disk failed: {path}: {error.strerror}: stopping at once, {remedy}\n"
+        try:
+            os.write(STDERR, line.encode())
+        finally:
+            os._exit(EXIT_DISK_FAILED)  # also if the line went to the same disk
 
 
 DISK = Disk()
@@ -80,6 +89,16 @@ def full_is_told(path: Path) -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         raise DiskFull(f"no space left to write {path}: free some, the work goes on by itself then") from error
+
+
+@contextlib.contextmanager
+def failure_is_told(path: Path) -> Iterator[None]:
+    """For a worker: an OSError in here raises HeteroAsyncError. Its next life reads what is really there."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "restart when it is repaired")
+        raise HeteroAsyncError(f"the disk failed: {path}: {error.strerror}: this worker stops, {remedy}") from error
 
 
 def write_all(disk: Disk, descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:

@@ -27,7 +27,16 @@ from hetero_async.formats.segment import (
 )
 from hetero_async.formats.shipment import ENTRIES_MAX
 from hetero_async.ports import Blocking
-from hetero_async.shell.disk import DISK, Disk, fatal, fatal_unless_full, sync_directory, write_all, write_durably
+from hetero_async.shell.disk import (
+    DISK,
+    Disk,
+    fatal,
+    fatal_unless_full,
+    full_is_told,
+    sync_directory,
+    write_all,
+    write_durably,
+)
 from hetero_async.shell.segments import Linked, first_lsn_of, open_segment, read_linked, read_log, segment_paths
 
 # A segment's preallocated size: large enough that making one is rare, small enough to be deleted soon. One with a
@@ -347,8 +356,9 @@ def _blocks(path: Path, count: int) -> Iterator[bytes]:
 def _lock(directory: Path, disk: Disk) -> int:
     """Held by the directory's descriptor, so that it goes with the process, however that ends."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        sync_directory(directory.parent, disk)
+        with full_is_told(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(directory.parent, disk)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ConfigError(f"{directory}: no log can be kept here: {error.strerror}") from error

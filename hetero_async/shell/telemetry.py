@@ -1,5 +1,6 @@
 """What happened, for people: one line an event on standard error."""
 
+import contextlib
 import sys
 import time
 
@@ -15,7 +16,9 @@ class LineObserver:
             return
         told = " ".join(f"{key}={value}" for key, value in fields.items() if key != "record")
         record = fields.get("record")
-        print(f"{time.strftime('%H:%M:%S')} {name} {told} {record or ''}".rstrip(), file=sys.stderr, flush=True)
+        line = f"{time.strftime('%H:%M:%S')} {name} {told} {record or ''}".rstrip()
+        with contextlib.suppress(OSError):  # no room, or nobody reads any more: the work goes on
+            print(line, file=sys.stderr, flush=True)
 
 
 class NullObserver:

@@ -107,7 +107,8 @@ def _hold_against(verdict: Verdict, outbox: Path, checkpoint: Checkpoint | None)
     """
     worker = outbox.parent.name
     covered = State.load(checkpoint.state).members.get(worker) if checkpoint else None
-    for line in outbox.read_text().splitlines():
+    whole = outbox.read_bytes().rpartition(b"\n")[0]  # a line without an end is being written, or was when power went
+    for line in whole.splitlines():
         note = json.loads(line)
         verdict.acknowledged += 1
         is_covered = covered is not None and note["seq"] <= covered.last_seq

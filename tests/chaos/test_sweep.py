@@ -80,13 +80,13 @@ def test_a_full_disk_pauses_the_run_and_nothing_is_lost(tmp_path: Path, call: in
         assert "no space left to write" in server.said
 
 
-def test_a_disk_that_is_full_from_the_start_is_named_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_from_the_start_is_waited_for(tmp_path: Path) -> None:
     with short_run(tmp_path / "run", keep_log=True) as run:
         server = run.start_server(fault=Fault(kind="full", at=1))
-        workers = run.start_together(step_seconds=STEP_SECONDS)
-        assert server.ending() == 1
-        assert f"error: no space left to write {run.config.log}" in server.said
-        run.finish(run.start_server(), workers)
+        run.start_together(step_seconds=STEP_SECONDS)
+        run.finish()
+        assert f"log paused reason=no space left to write {run.config.log}" in server.said
+        assert server.said.count("log paused") == server.said.count("log resumed") == 1
 
 
 def test_a_failing_fdatasync_ends_the_server_at_once_and_a_restart_is_fine(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from e2e import tiny
 from e2e.lives import PROMISED, WITNESS, ServerPlan, serve_life, together_life, worker_life
 
 from hetero_async import assembly, looking
-from hetero_async.looking import Status
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Beacon, Delta, Entry
 from hetero_async.core.state import State
+from hetero_async.looking import Status
 from hetero_async.replay import replay
 from hetero_async.shell.segments import read_log
 from hetero_async.tables import template

@@ -137,6 +137,13 @@ def test_a_failing_disk_ends_the_process_without_an_acknowledgement(
     log.close()
 
 
+def test_a_failing_disk_ends_the_process_even_if_nothing_can_be_said(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", FAILING_SERVER, str(tmp_path), "fdatasync", "2", "EIO"]
+    with open("/dev/full", "w") as full:
+        server = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=full, timeout=60)
+    assert (server.returncode, server.stdout) == (EXIT_DISK_FAILED, b"acknowledged 1\n")
+
+
 # --- crashes ---
 
 

@@ -48,6 +48,13 @@ def test_a_refused_delta_goes_without_a_note(tmp_path: Path) -> None:
     assert outbox.load() == {}
 
 
+def test_a_note_that_a_power_cut_has_torn_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    (tmp_path / ACKNOWLEDGED).write_text('{"seq": 1, "payload_hash": ""}\n{"seq": 2, "payl')
+    FileOutbox(tmp_path).drop(3, is_acknowledged=True)
+    notes = (tmp_path / ACKNOWLEDGED).read_text().splitlines()
+    assert [json.loads(note)["seq"] for note in notes] == [1, 3]
+
+
 @pytest.mark.parametrize("position", [0, 9, 40, -1])
 def test_a_damaged_file_is_set_aside_and_not_sent(tmp_path: Path, position: int) -> None:
     FileOutbox(tmp_path).save(push(1, b"payload"), b"payload")

@@ -213,13 +213,18 @@ MUTANTS = (
 )
 
 
-def seeds_until_caught(mutant: Mutant, directory: Path, most: int) -> tuple[int, str]:
-    """Run worlds 0, 1, … with the mutant's code until one fails: how many it took, and what broke ("" for nothing)."""
+def plant(mutant: Mutant, directory: Path) -> None:
+    """A copy of the package in `directory`, with that one change."""
     shutil.copytree(PACKAGE, directory / "hetero_async", ignore=shutil.ignore_patterns("__pycache__"))
     path = directory / "hetero_async" / mutant.file
     source = path.read_text()
     assert source.count(mutant.old) == 1, f"{mutant.file} holds {mutant.old!r} {source.count(mutant.old)} times"
     path.write_text(source.replace(mutant.old, mutant.new))
+
+
+def seeds_until_caught(mutant: Mutant, directory: Path, most: int) -> tuple[int, str]:
+    """Run worlds 0, 1, … with the mutant's code until one fails: how many it took, and what broke ("" for nothing)."""
+    plant(mutant, directory)
     sys.path.insert(0, str(directory))
     from hetero_async.sim import runner
 

@@ -8,9 +8,9 @@ import trio
 from sim.logs import copy_of, segments, start_and_halt, start_on, train_and_stop
 from sim.scenario import ScriptedWorld, die_at_every_call, make_plan, run
 
-from hetero_async.looking import verify_directory
 from hetero_async.core.records import Beacon, Entry, Stepped
 from hetero_async.errors import LogCorrupt
+from hetero_async.looking import verify_directory
 from hetero_async.sim.plan import SERVER
 from hetero_async.sim.watched import WatchedModel
 

@@ -17,9 +17,9 @@ from sim.logs import (
 )
 from sim.scenario import ScriptedWorld, make_plan, run
 
-from hetero_async.looking import verify_directory
 from hetero_async.core.messages import Ack
 from hetero_async.formats.segment import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES
+from hetero_async.looking import verify_directory
 from hetero_async.shell.outbox import ACKNOWLEDGED
 from hetero_async.sim.disk import SECTOR_BYTES
 from hetero_async.sim.plan import SERVER

@@ -40,6 +40,13 @@ def verified(entries: list[Entry], outboxes: list[Path] | None = None, start: Ch
     return verify(start, entries, ServerModel(), outboxes or [], lambda _: None)
 
 
+def test_a_note_that_was_cut_in_two_says_nothing(run: SmallRun, tmp_path: Path) -> None:
+    notes = noted(tmp_path, run)
+    notes[0].write_bytes(notes[0].read_bytes()[:-5])
+    verdict = verified(run.entries, notes)
+    assert (verdict.is_ok, verdict.acknowledged) == (True, 7)
+
+
 def test_a_good_log_is_found_good_and_comes_out_as_the_server_was(run: SmallRun, tmp_path: Path) -> None:
     verdict = verified(run.entries, noted(tmp_path, run))
     assert verdict.is_ok
