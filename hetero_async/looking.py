@@ -1,4 +1,4 @@
-"""Looking at a run from outside: status, its log verified, audited, replayed, exported; and having a standby promoted."""
+"""Looking at a run from outside: status, its log verified, audited, replayed, exported; having a standby promoted."""
 
 import contextlib
 import functools
