@@ -23,8 +23,9 @@ from hetero_async.ports import Checkpoint, Link, Observer
 from hetero_async.replay import recover, replay
 from hetero_async.serve import Serving
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
-from hetero_async.shell.link import open_server_link, open_worker_link
+from hetero_async.shell.link import SOFTWARE, open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log, run_of
+from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
@@ -54,12 +55,14 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
         state = recover(log, store, model, observer)
         _check_settings(config, state)
         machine = Server(config.settings(), state)
+        quarantine = open_quarantine(config.keys / "quarantine.json", observer)
         async with open_server_link(
             control=config.server.address,
             bulk=config.server.bulk,
             secret_path=config.keys / "server.secret",
             allowed=AllowList(config.keys / "allowed.json"),
             observer=observer,
+            quarantine=quarantine,
         ) as link:
             observer.event("serving", run=config.run.name, address=config.server.address, version=state.version)
             serving = Serving(
@@ -72,6 +75,8 @@ async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Obser
                 observer=observer,
                 checkpoint_every=config.server.checkpoint_every,
                 keep_log=config.server.keep_log,
+                quarantine=quarantine,
+                software=SOFTWARE,
             )
             await _until_stopped(serving, exit_when_finished)
     finally:

@@ -16,12 +16,13 @@ from hetero_async.actors.mailbox import Mailbox
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.bulk import Bulk
 from hetero_async.core.events import Applied, Event, Provided, Ready, Received, Tick
-from hetero_async.core.messages import Hello, StatusReport, StatusRequest
+from hetero_async.core.messages import Hello, Push, Refused, StatusReport, StatusRequest
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
-from hetero_async.errors import DiskFull
-from hetero_async.ports import Blocking, Checkpoint, Incoming, Link, Log, Model, Observer, Store
+from hetero_async.errors import DiskFull, UserError
+from hetero_async.ports import Blocking, Checkpoint, Incoming, Link, Log, Model, Observer, Peer, Store
+from hetero_async.quarantine import Quarantine
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
 INBOX_SIZE = 256
@@ -47,7 +48,10 @@ class Serving:
         observer: Observer,
         checkpoint_every: int,
         keep_log: bool,
+        quarantine: Quarantine | None = None,
+        software: str = "",
     ) -> None:
+        """`software`: its version; workers of another MAJOR.MINOR are turned away. "": whoever comes."""
         self.machine = machine
         self.model = model
         self.log = log
@@ -63,7 +67,9 @@ class Serving:
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
-        self._keys: dict[str, bytes] = {}
+        self._software = software
+        self.quarantine = quarantine or Quarantine(observer)
+        self._peers: dict[str, Peer] = {}
         self._bulk = Bulk(
             state=machine.state,
             model=model,
@@ -71,6 +77,7 @@ class Serving:
             link=link,
             blocking=blocking,
             observer=observer,
+            quarantine=self.quarantine,
             arrived=self._arrived,
         )
         self._checkpointed = machine.state.version
@@ -104,7 +111,7 @@ class Serving:
             now = _now_ms()
             due = self.machine.timer(now)
             with trio.move_on_after(math.inf if due is None else max(0, due - now) / 1000):
-                self.machine.step(await self._inbox.receive())
+                self._step(await self._inbox.receive())
             self._drain()
             self.machine.step(Tick(now_ms=_now_ms()))
             await self._settle()
@@ -112,9 +119,14 @@ class Serving:
     def _drain(self) -> None:
         for _ in range(BATCH_EVENTS_MAX):
             try:
-                self.machine.step(self._inbox.receive_nowait())
+                self._step(self._inbox.receive_nowait())
             except trio.WouldBlock:
                 return
+
+    def _step(self, event: Event) -> None:
+        self.machine.step(event)
+        if isinstance(event, Received) and isinstance(event.message, Push):
+            self._bulk.decided(event.worker)
 
     async def _settle(self) -> None:
         """Do all work the machine owes, the work that follows from it included."""
@@ -168,8 +180,10 @@ class Serving:
 
     async def _send(self, ready: Ready) -> None:
         for outgoing in ready.messages:
-            if key := self._keys.get(outgoing.worker):
-                await self.link.control.send(key, outgoing.message)
+            if peer := self._peers.get(outgoing.worker):
+                await self.link.control.send(peer.key, outgoing.message)
+        for strike in ready.strikes:
+            self.quarantine.strike(self._peers[strike.worker], strike.reason)
 
     # --- checkpoints ---
 
@@ -214,7 +228,11 @@ class Serving:
             if isinstance(incoming.message, StatusRequest):
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
-            elif incoming.peer.role == "worker":
+            elif incoming.peer.role != "worker":
+                continue
+            elif refusal := self.quarantine.refusal(incoming.peer.key):
+                await self.link.control.send(incoming.peer.key, Refused(reason=refusal))
+            else:
                 await self._pass_on(self._heard(incoming))
 
     async def _pass_on(self, received: Received) -> None:
@@ -227,11 +245,11 @@ class Serving:
 
     def _heard(self, incoming: Incoming) -> Received:
         worker = incoming.peer.worker
-        self._keys[worker] = incoming.peer.key
+        self._peers[worker] = incoming.peer
         mismatch = ""
         if isinstance(incoming.message, Hello):
-            mismatch = self.model.mismatch(incoming.payload)
-            if self.machine.state.settings is None:
+            mismatch = self._other_software(incoming.message) or self.model.mismatch(incoming.payload)
+            if self.machine.state.settings is None and not mismatch:
                 self._bulk.schemas[worker] = (incoming.payload, incoming.message.schema_hash)
         return Received(
             now_ms=_now_ms(),
@@ -241,9 +259,21 @@ class Serving:
             mismatch=mismatch,
         )
 
-    async def _arrived(self, key: bytes, event: Received | Provided) -> None:
-        self._keys[event.worker] = key
+    def _other_software(self, hello: Hello) -> str:
+        if not self._software or hello.software.split(".")[:2] == self._software.split(".")[:2]:
+            return ""
+        return f"this server runs hetero-async {self._software}, and you run {hello.software}: install the same"
+
+    async def _arrived(self, peer: Peer, event: Received | Provided) -> None:
+        self._peers[event.worker] = peer
         await self._inbox_send.send(event)
+
+    def lift(self, key: str) -> str:
+        """Hear a quarantined key again; whose it is. Raises UserError when it is not in quarantine."""
+        found = self.quarantine.keys.get(key.encode())
+        if found is None or not self.quarantine.lift(key.encode()):
+            raise UserError(f"{key} is not in quarantine; `hetero-async status` lists the keys that are")
+        return found.worker
 
     def status(self) -> dict[str, Any]:
         status = summary(self.machine, _now_ms())
@@ -251,6 +281,7 @@ class Serving:
             status["state"] = self.paused
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
         status["log"] = {"lsn": self.machine.state.lsn}
+        status["quarantine"] = self.quarantine.listed()
         status["state_hash"] = self.machine.state.digest().hex()
         return status
 

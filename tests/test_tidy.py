@@ -23,7 +23,7 @@ LAYERS = [
     {"errors"},
     {"core"},
     {"ports", "formats", "actors"},
-    {"desk", "rounds", "transfers", "replay", "bulk", "serve", "train"},
+    {"desk", "rounds", "transfers", "replay", "quarantine", "bulk", "serve", "train"},
     {"tensors", "shell"},
     {"config", "watch"},
     {"session", "integrations", "assembly"},

@@ -11,7 +11,6 @@ Rules
 Stepping many events before one `ready` is group commit.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -67,6 +66,8 @@ STRETCH = 4
 TICK_MS, ABSENCE_MS = 1_000, 3_000
 # The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
 LEASE_POSITIONS_MAX = 1 << 20
+# Names of figures in a run: each is kept for good, in every checkpoint.
+METRICS_MAX = 256
 
 
 class Server:
@@ -75,7 +76,6 @@ class Server:
         self.settings = settings
         self.presences = Presences()
         self.windows = pace.Windows()
-        self.refusals: Counter[str] = Counter()
         self._provider: tuple[str, int] | None = None  # who was asked for the initial parameters, and when
         self._oldest_publish = state.publish + 1
         self._announced = state.publish
@@ -100,7 +100,7 @@ class Server:
                 self._advance(event.now_ms)
 
     def ready(self) -> Ready:
-        owed = Ready(tuple(self._records), tuple(self._messages))
+        owed = Ready(tuple(self._records), tuple(self._messages), self.presences.take_strikes())
         self._records, self._messages = [], []
         return owed
 
@@ -240,8 +240,7 @@ class Server:
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
-            self.refusals[verdict.reason.split(":")[0]] += 1
-            self.presences.hear(event.worker, event.now_ms).refused += 1
+            self.presences.refuse(event.worker, event.now_ms, verdict)
             self._send(event.worker, Nack(seq=push.seq, reason=verdict.reason))
         self._send_window(event.worker, event.now_ms)
 
@@ -266,7 +265,8 @@ class Server:
             self._merge(gain_share=1.0 / len(self.state.active))
 
     def _metric(self, event: Received, report: MetricReport) -> None:
-        if self._is_present(event, report.incarnation):
+        is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX
+        if self._is_present(event, report.incarnation) and is_known:
             version = self.state.publish_versions.get(report.publish, self.state.version)
             self._record(Metric(worker=event.worker, name=report.name, value=report.value, version=version))
 

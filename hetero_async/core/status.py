@@ -21,10 +21,10 @@ def summary(server: Server, now_ms: int) -> dict[str, Any]:
         "positions": state.ledger.positions,
         "deltas": {
             "acknowledged": sum(member.deltas for member in state.members.values()),
-            "refused": sum(server.refusals.values()),
+            "refused": sum(server.presences.refusals.values()),
             "pending": len(state.pending),
         },
-        "refusals": dict(server.refusals),
+        "refusals": dict(server.presences.refusals),
         "metrics": {name: {"value": value, "version": version} for name, (value, version) in state.metrics.items()},
         "workers": [_worker(server, worker, now_ms) for worker in sorted(state.members)],
     }

@@ -79,8 +79,10 @@ class Gate:
             self._observer.event("allow-list unusable", reason=f"{self._allowed.problem}; the last good one stays")
         return peer
 
-    def refused(self, event: str, key: bytes, **fields: object) -> None:
-        """Count it, and say so, at most once a minute for each key."""
+    def refused(self, event: str, key: bytes, **fields: object) -> bool:
+        """Count it, and say so, at most once a minute for each key; whether it was said now."""
         self.refusals += 1
-        if self._complaints.is_due((event, key)):
+        is_due = self._complaints.is_due((event, key))
+        if is_due:
             self._observer.event(event, key=key.decode(), **fields)
+        return is_due

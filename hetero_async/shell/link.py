@@ -6,6 +6,7 @@ whoever cares asks again.
 """
 
 import functools
+import importlib.metadata
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -16,18 +17,21 @@ import tenacity
 import trio
 import zmq
 
-from hetero_async.core.messages import Message
+from hetero_async.core.messages import Message, Refused
 from hetero_async.errors import PeerError
 from hetero_async.formats.chunks import CREDITS
 from hetero_async.ports import Incoming, Observer, Peer
+from hetero_async.quarantine import Quarantine
 from hetero_async.shell import gate, wire
 from hetero_async.shell.gate import Gate, Seldom
 from hetero_async.shell.keys import AllowList, load_secret
+from hetero_async.shell.quota import Quota
 from hetero_async.shell.sockets import TrioSocket
 
 # A worker beats, and is answered, once a second. A few answers may be late behind a full link; after that the
 # connection is made anew. It is also the only way in for a key that was refused: libzmq never tries again by itself.
 SILENCE_SECONDS = 6.0
+SOFTWARE = importlib.metadata.version("hetero-async")
 # Received, and not yet read by the loop; a reader that is slower stops the lane's socket.
 CONTROL_INBOX = 64
 
@@ -46,9 +50,10 @@ class Traffic:
 class ServerLane:
     """One ROUTER. Fulfils ports.Lane."""
 
-    def __init__(self, link: "ServerLink", socket: TrioSocket) -> None:
+    def __init__(self, link: "ServerLink", socket: TrioSocket, settings: wire.Settings) -> None:
         self._link = link
         self._socket = socket
+        self._quota = Quota(settings.messages_per_second, settings.bytes_per_second)
         self._routes: dict[bytes, bytes] = {}  # key → routing id of its newest connection
 
     async def receive(self) -> Incoming:
@@ -57,7 +62,7 @@ class ServerLane:
             if incoming is not None:
                 return incoming
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         await trio.lowlevel.checkpoint()
         route = self._routes.get(key)
         if route is None or self._link.gate.admitted(key) is None:
@@ -74,11 +79,19 @@ class ServerLane:
         peer = self._link.gate.sender(frames[-1])
         if peer is None:
             return None
-        self._link.count_up(peer.key, wire.size(parts))
+        size = wire.size(parts)
+        self._link.count_up(peer.key, size)
+        if not self._quota.take(peer.key, size):
+            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason="it says too much at once")
+            return None
         try:
             message, payload = wire.unpack(parts)
         except PeerError as error:
-            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error))
+            if self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error)):
+                # Other software, most likely: this message is one that does not change.
+                told = Refused(reason=f"hetero-async {SOFTWARE} does not understand what you say: {error}")
+                self._socket.try_send([route.bytes, *wire.pack(told, b"")])
+            self._link.quarantine.strike(peer, str(error))
             return None
         self._routes[peer.key] = route.bytes
         return Incoming(peer=peer, message=message, payload=payload)
@@ -87,10 +100,11 @@ class ServerLane:
 class ServerLink:
     """Fulfils ports.Link for the server."""
 
-    def __init__(self, gate: Gate, control: TrioSocket, bulk: TrioSocket) -> None:
+    def __init__(self, gate: Gate, quarantine: Quarantine, control: TrioSocket, bulk: TrioSocket) -> None:
         self.gate = gate
-        self.control = ServerLane(self, control)
-        self.bulk = ServerLane(self, bulk)
+        self.quarantine = quarantine
+        self.control = ServerLane(self, control, wire.CONTROL)
+        self.bulk = ServerLane(self, bulk, wire.BULK)
         self.bytes_up = self.bytes_down = 0
         self.generation = 0  # it dials nobody
         self.traffic: dict[bytes, Traffic] = {}  # by key
@@ -106,9 +120,18 @@ class ServerLink:
 
 @asynccontextmanager
 async def open_server_link(
-    *, control: str, bulk: str, secret_path: Path, allowed: AllowList, observer: Observer
+    *,
+    control: str,
+    bulk: str,
+    secret_path: Path,
+    allowed: AllowList,
+    observer: Observer,
+    quarantine: Quarantine | None = None,
 ) -> AsyncIterator[ServerLink]:
-    """Listen at two addresses. Raises ConfigError for unusable keys and for addresses that cannot be had."""
+    """Listen at two addresses. Raises ConfigError for unusable keys and for addresses that cannot be had.
+
+    Messages that nobody can understand are strikes for `quarantine`.
+    """
     secret = load_secret(secret_path)
     allowed.load()
     entrance = Gate(allowed, observer)
@@ -123,7 +146,7 @@ async def open_server_link(
                 for socket in (judge, control_socket, bulk_socket):
                     nursery.start_soon(socket.watch)
                 nursery.start_soon(entrance.answer, judge)
-                yield ServerLink(entrance, control_socket, bulk_socket)
+                yield ServerLink(entrance, quarantine or Quarantine(observer), control_socket, bulk_socket)
                 nursery.cancel_scope.cancel()
 
 
@@ -141,7 +164,7 @@ class WorkerLane:
     async def receive(self) -> Incoming:
         return await self._inbox.receive()
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         """False while there is no connection: nothing is kept, since it may not be true any more when there is one."""
         assert key == self._link.server.key, "a worker speaks with its server only"
         await trio.lowlevel.checkpoint()

@@ -52,7 +52,8 @@ COLUMNS = (
 
 def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
-    return Group(_headline(status), _progress(status), _counts(status), "", Workers(workers=status["workers"]))
+    head: list[RenderableType] = [_headline(status), _progress(status), _counts(status), *_quarantine(status)]
+    return Group(*head, "", Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,18 @@ def _counts(status: Status) -> Text:
     if status["refusals"]:
         line.append(f" ({', '.join(f'{_plain(why)} {count}' for why, count in status['refusals'].items())})", "yellow")
     return line
+
+
+def _quarantine(status: Status) -> list[Text]:
+    """One line a key, with what to do."""
+    return [
+        Text(
+            f"quarantined: {_plain(line['worker'])}: {_plain(line['reason'])}; "
+            f"when it is mended: hetero-async keys lift '{_plain(line['key'])}'",
+            "red",
+        )
+        for line in status.get("quarantine", [])
+    ]
 
 
 def _state(text: str) -> Text:
