@@ -1,5 +1,8 @@
 """Who may speak: answers libzmq's question about every new connection, and link.py's about every message.
 
+Those who never come so far as to show a key (port scanners, browsers, the slow and the silent) libzmq throws out by
+itself; they are counted here, and told of.
+
 Without an answer to the first, CURVE would let any key in; without the second, a key that was struck off would keep its
 living connection. Nobody's word counts here but allowed.json's.
 """
@@ -18,6 +21,8 @@ from hetero_async.shell.sockets import TrioSocket
 ADDRESS = "inproc://zeromq.zap.01"
 DOMAIN = b"hetero-async"
 COMPLAIN_EVERY_SECONDS = 60.0
+# Of a connection that ended before a key was shown, or in the middle of showing it.
+NOT_A_HANDSHAKE = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 # Keys cost a stranger nothing: past so many different ones in that time, we complain no more.
 COMPLAINTS_MAX = 256
 
@@ -47,6 +52,7 @@ def open_judge(context: "zmq.Context[zmq.Socket[bytes]]") -> TrioSocket:
 class Gate:
     def __init__(self, allowed: AllowList, observer: Observer) -> None:
         self.refusals = 0  # connections and messages
+        self.strangers = 0  # connections that came to nothing
         self._allowed = allowed
         self._observer = observer
         self._complaints = Seldom()
@@ -56,6 +62,15 @@ class Gate:
         while True:
             request = [frame.bytes for frame in await socket.receive()]
             await socket.send(self._verdict(request))
+
+    async def count_strangers(self, monitor: TrioSocket) -> None:
+        """Of one listening socket, until cancelled. Says how many there were, at most once a minute."""
+        while True:
+            await monitor.receive()
+            self.strangers += 1
+            if self._complaints.is_due("strangers"):
+                reason = "they did not shake hands as CURVE does, and were thrown out"
+                self._observer.event("strangers", connections_so_far=self.strangers, reason=reason)
 
     def _verdict(self, request: Sequence[bytes]) -> list[bytes]:
         version, request_id, _domain, address, _identity, mechanism, *credentials = request

@@ -141,10 +141,14 @@ async def open_server_link(
             closing(gate.open_judge(context)) as judge,  # before anybody can knock
             closing(await listen(wire.CONTROL, control, setting="server.address")) as control_socket,
             closing(await listen(wire.BULK, bulk, setting="server.bulk_address")) as bulk_socket,
+            closing(control_socket.monitor(gate.NOT_A_HANDSHAKE)) as control_monitor,
+            closing(bulk_socket.monitor(gate.NOT_A_HANDSHAKE)) as bulk_monitor,
         ):
             async with trio.open_nursery() as nursery:
-                for socket in (judge, control_socket, bulk_socket):
+                for socket in (judge, control_socket, bulk_socket, control_monitor, bulk_monitor):
                     nursery.start_soon(socket.watch)
+                for monitor in (control_monitor, bulk_monitor):
+                    nursery.start_soon(entrance.count_strangers, monitor)
                 nursery.start_soon(entrance.answer, judge)
                 yield ServerLink(entrance, quarantine or Quarantine(observer), control_socket, bulk_socket)
                 nursery.cancel_scope.cancel()

@@ -55,6 +55,10 @@ class TrioSocket:
             self._settle()
         return True
 
+    def monitor(self, events: int) -> "TrioSocket":
+        """Where libzmq tells what becomes of this socket's connections. To be closed before this one."""
+        return TrioSocket(self._raw.get_monitor_socket(events))
+
     def close(self) -> None:
         """To be called when `watch` has ended. Whoever still waits on the descriptor gets ClosedResourceError."""
         if not self._raw.closed:
