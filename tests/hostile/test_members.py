@@ -40,9 +40,11 @@ def test_55_under_any_attack_of_a_member_the_others_are_answered(place: Place, k
                 answered = 0
                 while answered < 50 or not _is_noticed(server.traffic, place):
                     answered += (await insist(worker, worker.control, heartbeat())).message == BEAT
+                    await trio.sleep(0.02)  # an honest worker keeps within its quota
             assert worker.generation == 1, "its connection was never lost"
-            assert not server.quarantine.refusal(worker.server.key)
-            assert len(place.notes.of("refused message")) <= 1, "a key is told of once a minute"
+            assert not server.quarantine.refusal(place.public("a-0"))
+            told = [fields["worker"] for fields in place.notes.of("refused message")]
+            assert told in ([], ["a-1"]), "a key is told of once a minute"
             assert {incoming.peer.worker for incoming in heard} <= {"a-0", "a-1"}
 
     run(main, PATIENCE_SECONDS)
