@@ -25,6 +25,7 @@ from hetero_async.serve import Serving
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
 from hetero_async.shell.link import SOFTWARE, open_server_link, open_worker_link
 from hetero_async.shell.log import FileLog, read_log, run_of
+from hetero_async.shell.memory import give_memory_back
 from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
@@ -48,6 +49,7 @@ WORKER_BACKOFF_SECONDS = 1.0
 
 async def serve_run(config: RunConfig, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its directory and serve it until told to stop."""
+    give_memory_back()
     log = FileLog.open(config.log, config.run.name, in_thread)
     try:
         store = CheckpointStore(config.checkpoints, config.run.name, in_thread)

@@ -22,14 +22,14 @@ from hetero_async.transfers import STALL_MS, Pull, send_chunks
 
 UPLOAD_CHECK_SECONDS = 1.0
 # What uploads may hold in memory, all together; of a large model so many at a time, however large they are.
-UPLOAD_BYTES_MAX = 256 * 1024 * 1024
-UPLOADS_MIN = 4
+UPLOAD_BYTES_MAX = 128 * 1024 * 1024
+UPLOADS_MIN = 8
 # An upload without any new chunk for so long is dropped; its worker offers it again when it can.
 UPLOAD_IDLE_MS = 60_000
 # Admitted and not merged yet, of one worker: what it has beyond that it offers again after the next merge.
 PENDING_MAX = 8
-# Deltas are unpacked to be looked at by so many threads at once.
-INSPECTIONS_MAX = 2
+# Deltas are unpacked one at a time to be looked at: each takes several times its size while that lasts.
+INSPECTIONS_MAX = 1
 # Hashes of the objects handed out lately: each is made once, not once a chunk and worker.
 HASHES_KEPT = 64
 

@@ -34,6 +34,7 @@ PORT_MAX = 65_535
 # A lease that is shorter than a few heartbeats would call a healthy worker dead.
 LEASE_TTL_SECONDS_MIN = 3 * HEARTBEAT_EVERY_MS / 1000
 VALUE_SHOWN_MAX = 60
+LINE_LENGTH_MAX = 1000
 
 # How a declaration reads in a complaint.
 NOUNS: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
@@ -220,14 +221,18 @@ def _line(key: str, field: FieldInfo, values: Mapping[str, object]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # What the parser makes of a long dotted name takes memory by the square of its length.
+        if max(map(len, text.splitlines()), default=0) > LINE_LENGTH_MAX:
+            raise ConfigError(f"{path}: is not valid TOML: a line is longer than {LINE_LENGTH_MAX} characters")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; write one with: hetero-async init") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
