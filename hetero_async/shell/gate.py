@@ -23,20 +23,23 @@ DOMAIN = b"hetero-async"
 COMPLAIN_EVERY_SECONDS = 60.0
 # Of a connection that ended before a key was shown, or in the middle of showing it.
 NOT_A_HANDSHAKE = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-# Keys cost a stranger nothing: past so many different ones in that time, we complain no more.
+# Past so many different subjects in that time, we complain no more.
 COMPLAINTS_MAX = 256
+# Keys cost nothing: of those that are not let in so many a minute are told of, which their operator may be waiting for.
+STRANGERS_MAX = 8
 
 
 class Seldom:
     """Whether it is time to speak of a subject again. Bounded, however many subjects there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, subjects_max: int = COMPLAINTS_MAX) -> None:
+        self._subjects_max = subjects_max
         self._spoken: dict[object, float] = {}
 
     def is_due(self, subject: object) -> bool:
         start = trio.current_time() - COMPLAIN_EVERY_SECONDS
         self._spoken = {known: at for known, at in self._spoken.items() if at > start}
-        if subject in self._spoken or len(self._spoken) >= COMPLAINTS_MAX:
+        if subject in self._spoken or len(self._spoken) >= self._subjects_max:
             return False
         self._spoken[subject] = trio.current_time()
         return True
@@ -56,6 +59,7 @@ class Gate:
         self._allowed = allowed
         self._observer = observer
         self._complaints = Seldom()
+        self._strangers = Seldom(STRANGERS_MAX)
 
     async def answer(self, socket: TrioSocket) -> None:
         """Answer libzmq (RFC 27) about every handshake, until cancelled."""
@@ -77,7 +81,10 @@ class Gate:
         key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
         if key and self.admitted(key) is not None:
             return [version, request_id, b"200", b"OK", key, b""]
-        self.refused("refused key", key or address, address=address.decode(), reason="it is not in allowed.json")
+        self.refusals += 1
+        if self._strangers.is_due(key or address):
+            told, reason = (key or address).decode(), "it is not in allowed.json"
+            self._observer.event("refused key", key=told, address=address.decode(), reason=reason)
         return [version, request_id, b"400", b"not allowed", b"", b""]
 
     def sender(self, frame: zmq.Frame) -> Peer | None:

@@ -8,6 +8,7 @@ whoever cares asks again.
 import functools
 import importlib.metadata
 import math
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -55,12 +56,30 @@ class ServerLane:
         self._socket = socket
         self._quota = Quota(settings.messages_per_second, settings.bytes_per_second)
         self._routes: dict[bytes, bytes] = {}  # key → routing id of its newest connection
+        self._in_flight: Counter[bytes] = Counter()  # by key: received, and not yet read by the loop
+        self._in_flight_max = settings.in_flight
+        self._arrived, self._inbox = trio.open_memory_channel[Incoming](math.inf)  # bounded for each key
 
-    async def receive(self) -> Incoming:
+    async def listen(self) -> None:
+        """Read at once whatever comes, until cancelled: a key that is faster than the loop loses what is too much."""
         while True:
             incoming = self._accepted(await self._socket.receive())
-            if incoming is not None:
-                return incoming
+            if incoming is None:
+                continue
+            if self._in_flight[incoming.peer.key] == self._in_flight_max:
+                self._refuse_too_much(incoming.peer)
+                continue
+            self._in_flight[incoming.peer.key] += 1
+            self._arrived.send_nowait(incoming)
+
+    def _refuse_too_much(self, peer: Peer) -> None:
+        """No strike: a script may record too much, and our own loop may be slow."""
+        self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason="it says too much at once")
+
+    async def receive(self) -> Incoming:
+        incoming = await self._inbox.receive()
+        self._in_flight[incoming.peer.key] -= 1
+        return incoming
 
     async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         await trio.lowlevel.checkpoint()
@@ -82,7 +101,7 @@ class ServerLane:
         size = wire.size(parts)
         self._link.count_up(peer.key, size)
         if not self._quota.take(peer.key, size):
-            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason="it says too much at once")
+            self._refuse_too_much(peer)
             return None
         try:
             message, payload = wire.unpack(parts)
@@ -150,7 +169,10 @@ async def open_server_link(
                 for monitor in (control_monitor, bulk_monitor):
                     nursery.start_soon(entrance.count_strangers, monitor)
                 nursery.start_soon(entrance.answer, judge)
-                yield ServerLink(entrance, quarantine or Quarantine(observer), control_socket, bulk_socket)
+                link = ServerLink(entrance, quarantine or Quarantine(observer), control_socket, bulk_socket)
+                nursery.start_soon(link.control.listen)
+                nursery.start_soon(link.bulk.listen)
+                yield link
                 nursery.cancel_scope.cancel()
 
 

@@ -31,12 +31,12 @@ FRAME_BYTES_MAX = max(CHUNK_BYTES, HEADER_BYTES_MAX)
 class Settings:
     """How a lane's sockets are set. Times in milliseconds, queues in messages for each peer.
 
-    A server keeps few of what comes in: messages beyond that wait at their sender, and so does no other peer.
-    `messages_per_second` and `bytes_per_second` are what one key may send to a server.
+    The rest is what one key may do at a server: `in_flight` messages received and not yet read by the loop, and so many
+    messages and bytes a second.
     """
 
     queue: int
-    server_inbox: int
+    in_flight: int
     messages_per_second: int
     bytes_per_second: int
     heartbeat_every: int
@@ -47,7 +47,7 @@ class Settings:
 # A site that vanished is known by its silence here. The last words (a Bye) get half a second to leave.
 # A worker says about four things a second, and what its script records; its largest message is the schema in a Hello.
 CONTROL = Settings(
-    queue=64, server_inbox=8, messages_per_second=100, bytes_per_second=4 * 1024 * 1024, linger=500,
+    queue=64, in_flight=32, messages_per_second=100, bytes_per_second=4 * 1024 * 1024, linger=500,
     heartbeat_every=5_000, heartbeat_timeout=15_000,
 )  # fmt: skip
 # A frame on its way does not count as a sign of life until it is whole, so the time-out must be longer than 1 MiB takes
@@ -55,7 +55,7 @@ CONTROL = Settings(
 # The queue holds the credits of a transfer, the next ones, and what libzmq has not reported as sent yet (up to half).
 # CURVE does about 600 chunks of 1 MiB a second, and a worker asks once for each that it fetches.
 BULK = Settings(
-    queue=16, server_inbox=4, messages_per_second=2_000, bytes_per_second=1024 * 1024 * 1024, linger=0,
+    queue=16, in_flight=24, messages_per_second=2_000, bytes_per_second=1024 * 1024 * 1024, linger=0,
     heartbeat_every=15_000, heartbeat_timeout=60_000,
 )  # fmt: skip
 
@@ -75,7 +75,9 @@ async def listen(
     local = await _numeric(address, setting)
     raw = _configured(context.socket(zmq.ROUTER), settings, local)
     raw.setsockopt(zmq.ROUTER_MANDATORY, 1)  # without it, what cannot be delivered vanishes without a word
-    raw.setsockopt(zmq.RCVHWM, settings.server_inbox)
+    # No limit, since the link reads at once. libzmq 4.3.5 ends the whole process (stream_engine_base.cpp, assertion
+    # !_io_error) when a peer leaves whose queue is full and a heartbeat falls due before somebody has read from it.
+    raw.setsockopt(zmq.RCVHWM, 0)
     raw.setsockopt(zmq.BACKLOG, BACKLOG)
     raw.setsockopt(zmq.CURVE_SERVER, 1)
     raw.setsockopt(zmq.CURVE_SECRETKEY, secret)

@@ -185,9 +185,31 @@ def test_a_flood_of_good_messages_is_cut_to_the_quota_and_others_are_answered(pl
                     assert (await insist(worker, worker.control, heartbeat())).message == BEAT
                 flood = sum(incoming.peer.worker == "a-1" for incoming in heard)
                 most = burst + CONTROL.messages_per_second * (trio.current_time() - began)
-                assert burst <= flood <= most
+                assert 0 < flood <= most
                 [told] = place.notes.of("refused message")
                 assert (told["worker"], told["reason"]) == ("a-1", "it says too much at once")
                 assert not server.quarantine.keys, "it may be a script that records too much"
+
+    run(main)
+
+
+def test_a_member_that_says_much_and_leaves_while_the_loop_is_busy_does_not_end_the_server(place: Place) -> None:
+    """libzmq ends the process when its queue for such a peer is full and a heartbeat falls due."""
+
+    async def main() -> None:
+        with zmq.Context() as context:
+            async with place.server() as server, place.worker("a-0", silence_seconds=30) as worker:
+                with closing(plain_dealer(context, place, "a-1")) as leaving:
+                    leaving.setsockopt(zmq.LINGER, 5000)
+                    for number in range(CONTROL.in_flight + 100):
+                        leaving.send(encode(heartbeat(number)))
+                    while server.traffic.get(place.public("a-1")) is None:
+                        await moment()
+                await trio.sleep(CONTROL.heartbeat_every / 1000 + 1)
+                await reach(worker, server)
+                heard = 1
+                while (await server.control.receive()).peer.worker == "a-1":
+                    heard += 1
+                assert heard == CONTROL.in_flight, "what is too much at once is dropped, and the rest is kept"
 
     run(main)
