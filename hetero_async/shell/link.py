@@ -32,6 +32,8 @@ from hetero_async.shell.sockets import TrioSocket
 # A worker beats, and is answered, once a second. A few answers may be late behind a full link; after that the
 # connection is made anew. It is also the only way in for a key that was refused: libzmq never tries again by itself.
 SILENCE_SECONDS = 6.0
+# Of all keys together, received on one lane and not yet read by the loop.
+HELD_BYTES_MAX = 48 * 1024 * 1024
 SOFTWARE = importlib.metadata.version("hetero-async")
 # Received, and not yet read by the loop; a reader that is slower stops the lane's socket.
 CONTROL_INBOX = 64
@@ -58,6 +60,7 @@ class ServerLane:
         self._routes: dict[bytes, bytes] = {}  # key → routing id of its newest connection
         self._in_flight: Counter[bytes] = Counter()  # by key: received, and not yet read by the loop
         self._in_flight_max = settings.in_flight
+        self._held_bytes = 0
         self._arrived, self._inbox = trio.open_memory_channel[Incoming](math.inf)  # bounded for each key
 
     async def listen(self) -> None:
@@ -66,10 +69,12 @@ class ServerLane:
             incoming = self._accepted(await self._socket.receive())
             if incoming is None:
                 continue
-            if self._in_flight[incoming.peer.key] == self._in_flight_max:
+            is_full = self._held_bytes + len(incoming.payload) > HELD_BYTES_MAX
+            if is_full or self._in_flight[incoming.peer.key] == self._in_flight_max:
                 self._refuse_too_much(incoming.peer)
                 continue
             self._in_flight[incoming.peer.key] += 1
+            self._held_bytes += len(incoming.payload)
             self._arrived.send_nowait(incoming)
 
     def _refuse_too_much(self, peer: Peer) -> None:
@@ -79,6 +84,7 @@ class ServerLane:
     async def receive(self) -> Incoming:
         incoming = await self._inbox.receive()
         self._in_flight[incoming.peer.key] -= 1
+        self._held_bytes -= len(incoming.payload)
         return incoming
 
     async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
