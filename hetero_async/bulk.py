@@ -22,8 +22,8 @@ from hetero_async.transfers import STALL_MS, Pull, send_chunks
 
 UPLOAD_CHECK_SECONDS = 1.0
 # What uploads may hold in memory, all together; of a large model so many at a time, however large they are.
-UPLOAD_BYTES_MAX = 128 * 1024 * 1024
-UPLOADS_MIN = 8
+UPLOAD_BYTES_MAX = 64 * 1024 * 1024
+UPLOADS_MIN = 4
 # An upload without any new chunk for so long is dropped; its worker offers it again when it can.
 UPLOAD_IDLE_MS = 60_000
 # Admitted and not merged yet, of one worker: what it has beyond that it offers again after the next merge.

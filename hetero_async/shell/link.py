@@ -33,7 +33,7 @@ from hetero_async.shell.sockets import TrioSocket
 # connection is made anew. It is also the only way in for a key that was refused: libzmq never tries again by itself.
 SILENCE_SECONDS = 6.0
 # Of all keys together, received on one lane and not yet read by the loop.
-HELD_BYTES_MAX = 48 * 1024 * 1024
+HELD_BYTES_MAX = 24 * 1024 * 1024
 SOFTWARE = importlib.metadata.version("hetero-async")
 # Received, and not yet read by the loop; a reader that is slower stops the lane's socket.
 CONTROL_INBOX = 64
