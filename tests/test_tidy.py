@@ -51,7 +51,8 @@ NOT_CALLED_IN_CORE = {"open", "print", "input", "id", "hash"}
 # Each of these runs or allocates what a peer or a file says, without a bound; or retries for ever.
 BANNED_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "jsonpickle", "yaml"}
 BANNED_NAMES = {
-    "eval", "exec", "builtins.eval", "builtins.exec", "__import__", "allow_pickle", "torch.load", "recv_pyobj", "send_pyobj", "recv_json", "send_json",
+    "eval", "exec", "builtins.eval", "builtins.exec", "__import__", "allow_pickle", "torch.load",
+    "recv_pyobj", "send_pyobj", "recv_json", "send_json",
     "retry_if_not_exception_type", "retry_always",
 }  # fmt: skip
 # A thing belongs to its subject, not to a drawer.
@@ -159,8 +160,8 @@ def dangers(path: Path) -> list[str]:
 
 
 DANGEROUS = [
-    "import pickle", "from pickle import loads", "import marshal", "import shelve", "from dill import load", "import yaml",
-    "eval('1')", "exec(code)", "import builtins\nbuiltins.exec(code)", "run = eval", "__import__(name)",
+    "import pickle", "from pickle import loads", "import marshal", "import shelve", "import dill", "import yaml",
+    "eval(x)", "exec(code)", "import builtins\nbuiltins.exec(code)", "run = eval", "__import__(name)",
     "socket.recv_pyobj()", "self._raw.recv_pyobj()", "torch.load(path)", "from torch import load",
     "numpy.load(path, allow_pickle=True)",
 ]  # fmt: skip
