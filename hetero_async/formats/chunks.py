@@ -49,11 +49,11 @@ class Assembly:
         if len(chunk) != expected:
             raise PeerError(f"chunk {index} has {len(chunk)} bytes, expected {expected}")
         self._under_way.discard(index)
-        if self._chunks[index] is not None:
-            return False
-        self._chunks[index] = bytes(chunk)
-        self._missing -= 1
-        return True
+        is_new = self._chunks[index] is None
+        if self._chunks[index] is None:
+            self._chunks[index] = bytes(chunk)
+            self._missing -= 1
+        return is_new
 
     def wanted(self, credits: int = CREDITS) -> list[tuple[int, int]]:
         """Runs (first, count) to ask for now, so that at most `credits` chunks are under way; they count as asked."""
