@@ -4,6 +4,7 @@ PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 MINUTES ?= 30
+FUZZ_MINUTES ?= 10
 ROUNDS ?= 1
 
 .DEFAULT_GOAL := help
@@ -26,8 +27,9 @@ lint: $(INSTALLED) ## style, format and types
 bench: $(INSTALLED) ## how fast the parts are on this machine
 	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
 
-soak: $(INSTALLED) ## look for rare faults: MINUTES=30 of simulated worlds, then ROUNDS=1 times all tests with more cases
+soak: $(INSTALLED) ## look for rare faults: MINUTES=30 of simulated worlds, FUZZ_MINUTES=10 of each decoder, then all tests with more cases
 	@$(PYTHON) -m hetero_async sim --minutes $(MINUTES)
+	@$(PYTHON) tests/fuzz/soak.py --minutes $(FUZZ_MINUTES)
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "round $$round of $(ROUNDS)"; \
 		$(PYTHON) -m pytest --exitfirst --hypothesis-profile soak --timeout 1800 $(ARGS) || exit 1; \

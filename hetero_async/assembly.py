@@ -5,7 +5,6 @@ site.py starts a site's workers, looking.py looks at a run from outside; a worke
 
 import contextlib
 import functools
-import importlib.metadata
 import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -29,9 +28,11 @@ from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
-from hetero_async.shell.link import open_server_link
+from hetero_async.shell.link import SOFTWARE, open_server_link
 from hetero_async.shell.log import FileLog
+from hetero_async.shell.memory import give_memory_back
 from hetero_async.shell.promise import FilePromises
+from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.refusals import RefusalNotes
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.telemetry import NullObserver
@@ -100,9 +101,10 @@ async def _serve(
 ) -> None:
     node, state = config.node(parts.name), serving.machine.state
     parts.observer.event("serving", run=config.run.name, address=node.control, term=state.term, version=state.version)
+    verbs: dict[str, Verb] = {"status": serving.status, "lift": serving.lift}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-        nursery.start_soon(_answer_operator, listener, {"status": serving.status}, parts.observer)
+        nursery.start_soon(_answer_operator, listener, verbs, parts.observer)
         nursery.start_soon(serving.run)
         if exit_when_finished:
             await serving.finished.wait()
@@ -115,10 +117,12 @@ async def _serve(
 @contextlib.asynccontextmanager
 async def _open_parts(config: RunConfig, name: str, observer: Observer) -> AsyncIterator[Parts]:
     """All that a node lives on: its log locked, its addresses taken. Raises ConfigError, LogCorrupt, DiskFull."""
+    give_memory_back()
     node = config.node(name)
     log = await _open_log(node.log, config.run.name, observer)
     observer = notes = RefusalNotes(node.log.parent / refusals.NAME, observer)
     allowed = AllowList(config.allowed)
+    quarantine = open_quarantine(config.keys / "quarantine.json", observer)
     try:
         async with (
             open_server_link(
@@ -127,12 +131,13 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 secret_path=config.keys / f"{name}.secret",
                 allowed=allowed,
                 observer=observer,
+                quarantine=quarantine,
             ) as link,
             _open_witness(config) as witness,
         ):
             yield Parts(
                 name=name,
-                software=importlib.metadata.version("hetero-async"),
+                software=SOFTWARE,
                 settings=config.settings(),
                 rules=config.durability(),
                 checkpoint_every=config.server.checkpoint_every,
@@ -148,6 +153,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 ask=functools.partial(ask_nodes, config, name),
                 check=functools.partial(_check_settings, config),
                 archiving=_archiving(config, node, observer),
+                quarantine=quarantine,
                 told_to_sites=functools.partial(_told_to_sites, config, allowed),
             )
     finally:

@@ -83,6 +83,15 @@ async def promote(config: RunConfig, name: str, in_spite: bool) -> list[str]:
     return answer
 
 
+async def lift(config: RunConfig, key: str) -> str:
+    """Have the server of this host hear a quarantined key again; whose it is. Raises NotServing, UserError."""
+    for node in nodes_here(config):
+        with contextlib.suppress(NotServing):
+            if "standby" not in await ask(node.admin, "status"):
+                return str(await ask(node.admin, "lift", key=key))
+    raise NotServing(f"no server is running on {config.directory}: a key is lifted where it runs")
+
+
 def _key_to_ask_with(config: RunConfig) -> Path:
     """An operator's own key where there is one, else a worker's, who is not disturbed by it."""
     names = ["operator", *(worker for _, worker in config.workers())]

@@ -27,6 +27,7 @@ from hetero_async.ports import (
     Store,
     Witness,
 )
+from hetero_async.quarantine import Quarantine
 from hetero_async.reigning import begin
 from hetero_async.replay import recover
 from hetero_async.serve import Serving
@@ -52,6 +53,7 @@ class Parts:
     observer: Observer
     witness: Witness | None
     ask: Ask
+    quarantine: Quarantine
     told_to_sites: Callable[[], Mapping[str, object]]  # what a SettingsRequest is answered with, JSON-able
     check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
     archiving: Archiving | None = None
@@ -96,6 +98,8 @@ def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> S
         checkpoint_every=parts.checkpoint_every,
         keep_log=parts.keep_log,
         told_to_sites=parts.told_to_sites,
+        quarantine=parts.quarantine,
+        software=parts.software,
         ask=parts.ask if parts.witness is None else None,
         witness=None if parts.witness is None or reign is None else (parts.witness, reign),
         archiving=parts.archiving,

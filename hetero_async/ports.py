@@ -43,7 +43,7 @@ class Lane(Protocol):
         """The next message. Cancel-atomic: a message is returned, or still waiting."""
         ...
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         """Hand one message to the network. False: the peer is away or slow and it was dropped (peers ask again)."""
         ...
 
@@ -306,6 +306,10 @@ class Follower(Protocol):
     def initial_upload(self) -> bytes: ...
 
     def encode(self, delta: object, codec: str) -> bytes: ...
+
+    def norm(self, delta: object) -> float:
+        """L2, as the server will find it: not finite for a delta that holds a NaN, an infinity or far too much."""
+        ...
 
     def take(self, kind: str, blob: bytes) -> int:
         """Move the shadow by a publish or snapshot object; returns its number. Raises PeerError."""

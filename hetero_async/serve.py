@@ -20,6 +20,8 @@ from hetero_async.core.messages import (
     Fence,
     Hello,
     Nack,
+    Push,
+    Refused,
     SettingsReport,
     SettingsRequest,
     StatusReport,
@@ -29,9 +31,10 @@ from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
-from hetero_async.errors import Deposed, DiskFull
+from hetero_async.errors import Deposed, DiskFull, UserError
 from hetero_async.feed import Feed
-from hetero_async.ports import Ask, Blocking, Incoming, Log, Model, Observer, ServerLink, Store, Witness
+from hetero_async.ports import Ask, Blocking, Incoming, Log, Model, Observer, Peer, ServerLink, Store, Witness
+from hetero_async.quarantine import Quarantine
 from hetero_async.reigning import Keeper, Lookout
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
@@ -66,10 +69,13 @@ class Serving:
         witness: tuple[Witness, Reign] | None = None,
         ask: Ask | None = None,
         archiving: Archiving | None = None,
+        quarantine: Quarantine | None = None,
+        software: str = "",
     ) -> None:
         """`witness` comes with the reign that it has on record for this server; without one, others are asked.
 
-        `told_to_sites`: what a SettingsRequest is answered with, JSON-able.
+        `told_to_sites`: what a SettingsRequest is answered with, JSON-able. `software`: its version; workers of another
+        MAJOR.MINOR are turned away. "": whoever comes.
         """
         self.machine = machine
         self.model = model
@@ -88,7 +94,9 @@ class Serving:
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
-        self._keys: dict[str, bytes] = {}
+        self._software = software
+        self.quarantine = quarantine or Quarantine(observer)
+        self._peers: dict[str, Peer] = {}
         self._bulk = Bulk(
             state=machine.state,
             model=model,
@@ -96,6 +104,7 @@ class Serving:
             link=link,
             blocking=blocking,
             observer=observer,
+            quarantine=self.quarantine,
             arrived=self._arrived,
             feed=Feed(log=log, store=store, lane=link.bulk, blocking=blocking),
             announced=lambda: machine.announced,
@@ -155,7 +164,7 @@ class Serving:
             now = _now_ms()
             due = self.machine.timer(now)
             with trio.move_on_after(max(0, due - now) / 1000):
-                self.machine.step(await self._inbox.receive())
+                self._step(await self._inbox.receive())
             self._drain()
             self.machine.step(Tick(now_ms=_now_ms()))
             await self._settle()
@@ -163,9 +172,14 @@ class Serving:
     def _drain(self) -> None:
         for _ in range(BATCH_EVENTS_MAX):
             try:
-                self.machine.step(self._inbox.receive_nowait())
+                self._step(self._inbox.receive_nowait())
             except trio.WouldBlock:
                 return
+
+    def _step(self, event: Event) -> None:
+        self.machine.step(event)
+        if isinstance(event, Received) and isinstance(event.message, Push):
+            self._bulk.decided(event.worker)
 
     async def _settle(self) -> None:
         """Do all work the machine owes, the work that follows from it included."""
@@ -231,8 +245,10 @@ class Serving:
             if isinstance(outgoing.message, Nack):
                 member, reason = self.machine.state.members[outgoing.to], outgoing.message.reason
                 self.observer.event("refused", worker=outgoing.to, key=member.key, reason=reason)
-            if key := self._keys.get(outgoing.to):
-                await self.link.control.send(key, outgoing.message)
+            if peer := self._peers.get(outgoing.to):
+                await self.link.control.send(peer.key, outgoing.message)
+        for strike in ready.strikes:
+            self.quarantine.strike(self._peers[strike.worker], strike.reason)
 
     def _needed_log(self, covered: int) -> int | None:
         """From which record on the log is needed: by a recovery, the archive, and standbys on their way."""
@@ -253,15 +269,21 @@ class Serving:
             elif isinstance(incoming.message, SettingsRequest):
                 told = json.dumps(self.told_to_sites()).encode()
                 await self.link.control.send(incoming.peer.key, SettingsReport(), told)
-            elif incoming.peer.role == "worker":
-                await self._pass_on(self._heard(incoming))
             elif incoming.peer.role == "standby":
                 await self._hear_standby(incoming)
+            elif incoming.peer.role == "worker":
+                await self._hear_worker(incoming)
+
+    async def _hear_worker(self, incoming: Incoming) -> None:
+        if refusal := self.quarantine.refusal(incoming.peer.key):
+            await self.link.control.send(incoming.peer.key, Refused(reason=refusal))
+        else:
+            await self._pass_on(self._heard(incoming))
 
     async def _hear_standby(self, incoming: Incoming) -> None:
         standby, message = incoming.peer.worker, incoming.message
         await self._pass_on(Followed(now_ms=_now_ms(), standby=standby, message=message))
-        self._keys[standby] = incoming.peer.key
+        self._peers[standby] = incoming.peer
         if not isinstance(message, Fence):
             return
         # Whoever takes over must hear where we end, so we end first.
@@ -280,11 +302,11 @@ class Serving:
 
     def _heard(self, incoming: Incoming) -> Received:
         worker = incoming.peer.worker
-        self._keys[worker] = incoming.peer.key
+        self._peers[worker] = incoming.peer
         mismatch = ""
         if isinstance(incoming.message, Hello):
-            mismatch = self.model.mismatch(incoming.payload)
-            if self.machine.state.settings is None:
+            mismatch = self._other_software(incoming.message) or self.model.mismatch(incoming.payload)
+            if self.machine.state.settings is None and not mismatch:
                 self._bulk.schemas[worker] = (incoming.payload, incoming.message.schema_hash)
         return Received(
             now_ms=_now_ms(),
@@ -295,15 +317,28 @@ class Serving:
             mismatch=mismatch,
         )
 
-    async def _arrived(self, key: bytes, event: Received | Provided) -> None:
-        self._keys[event.worker] = key
+    def _other_software(self, hello: Hello) -> str:
+        if not self._software or hello.software.split(".")[:2] == self._software.split(".")[:2]:
+            return ""
+        return f"this server runs hetero-async {self._software}, and you run {hello.software}: install the same"
+
+    async def _arrived(self, peer: Peer, event: Received | Provided) -> None:
+        self._peers[event.worker] = peer
         await self._inbox_send.send(event)
+
+    def lift(self, key: str) -> str:
+        """Hear a quarantined key again; whose it is. Raises UserError when it is not in quarantine."""
+        found = self.quarantine.keys.get(key.encode())
+        if found is None or not self.quarantine.lift(key.encode()):
+            raise UserError(f"{key} is not in quarantine; `hetero-async status` lists the keys that are")
+        return found.worker
 
     def status(self) -> dict[str, Any]:
         status = summary(self.machine, _now_ms())
         if why := self.paused or self.machine.why_held(_now_ms()):
             status["state"] = why
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
+        status["quarantine"] = self.quarantine.listed()
         status["log"] = {"lsn": self.machine.state.lsn, "released": self.machine.replication.released}
         if self.archiving is not None:
             status["archive"] = self.archiving.status()

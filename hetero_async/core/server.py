@@ -12,7 +12,6 @@ Rules
 Stepping many events before one `ready` is group commit.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +71,8 @@ LEASE_POSITIONS_MAX = 1 << 20
 # Messages that no record must bear out: whoever gets one while a standby is awaited is not misled. A refusal that
 # waited could come after the same delta has been admitted.
 UNBOUND = (Beat, Nack, Provide, Refused, Rejoin, Wait, Window)
+# Names of figures in a run: each is kept for good, in every checkpoint.
+METRICS_MAX = 256
 
 
 class Server:
@@ -89,7 +90,6 @@ class Server:
         self.presences = Presences()
         self.windows = pace.Windows()
         self.replication = Replication(durability)
-        self.refusals: Counter[str] = Counter()
         self.announced = 0  # the publish that workers may know of
         self._provider: tuple[str, int] | None = None  # who was asked for the initial parameters, and when
         self._oldest_publish = state.publish + 1
@@ -128,7 +128,7 @@ class Server:
         while self._announcements and min(self._announcements.values()) <= released:
             self._announce(min(self._announcements))
         records, self._records = self._records, []
-        return Ready(tuple(records), self._post.take(released))
+        return Ready(tuple(records), self._post.take(released), self.presences.take_strikes())
 
     def timer(self, now_ms: int) -> int:
         """When the next Tick is wanted, in the caller's milliseconds."""
@@ -278,8 +278,7 @@ class Server:
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
-            self.refusals[verdict.reason.split(":")[0]] += 1
-            self.presences.hear(event.worker, event.now_ms).refused += 1
+            self.presences.refuse(event.worker, event.now_ms, verdict)
             self._send(event.worker, Nack(seq=push.seq, reason=verdict.reason))
         self._send_window(event.worker, event.now_ms)
 
@@ -304,7 +303,8 @@ class Server:
             self._merge()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
-        if self._is_present(event, report.incarnation):
+        is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX
+        if self._is_present(event, report.incarnation) and is_known:
             version = self.state.publish_versions.get(report.publish, self.state.version)
             self._record(Metric(worker=event.worker, name=report.name, value=report.value, version=version))
 

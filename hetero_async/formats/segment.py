@@ -24,6 +24,8 @@ ALIGNMENT = 8
 FIRST_CHAIN = bytes(16)  # before record 1
 RUN_NAME_BYTES = 64
 BLOCK_BYTES = 1024 * 1024
+# No file is longer, and sums of offsets stay within what a system call takes.
+PAYLOAD_BYTES_MAX = 1 << 48
 
 CRC = struct.Struct("<I")
 # magic, format version, run's name, first lsn, chain before it; then crc32c
@@ -192,6 +194,8 @@ class Scanner:
             raise self._corrupt(f"term {header.term} after term {self.term}")
         if header.record_bytes > frames.RECORD_BYTES_MAX:
             raise self._corrupt(f"{header.record_bytes} bytes, at most {frames.RECORD_BYTES_MAX} are allowed")
+        if header.payload_bytes > PAYLOAD_BYTES_MAX:
+            raise self._corrupt(f"a payload of {header.payload_bytes} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")
 
     def _body(self, header: RecordHeader) -> tuple[bytes, bytes]:
         end = self.offset + header.padded_bytes

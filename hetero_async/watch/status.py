@@ -53,8 +53,8 @@ COLUMNS = (
 def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
     archive = [_archive(status["archive"])] if "archive" in status else []
-    counts = _counts(status)
-    return Group(_headline(status), _progress(status), counts, *archive, "", Workers(workers=status["workers"]))
+    head: list[RenderableType] = [_headline(status), _progress(status), _counts(status), *_quarantine(status), *archive]
+    return Group(*head, "", Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +125,18 @@ def _archive(archive: Status) -> Text:
     if why := archive["alarm"] or archive["failing"]:
         line.append(f"  {plain(why)}; until it is well, the log only grows", "bold red")
     return line
+
+
+def _quarantine(status: Status) -> list[Text]:
+    """One line a key, with what to do."""
+    return [
+        Text(
+            f"quarantined: {plain(line['worker'])}: {plain(line['reason'])}; "
+            f"when it is mended: hetero-async keys lift '{plain(line['key'])}'",
+            "red",
+        )
+        for line in status.get("quarantine", [])
+    ]
 
 
 def _state(text: str) -> Text:
