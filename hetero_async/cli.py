@@ -209,12 +209,16 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
 
 
 @app.command()
-def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run: RunOption = Path("run.toml")) -> None:
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+    run: RunOption = Path("run.toml"),
+    name: Annotated[str, typer.Option(help="Whose log: a standby has one as well.")] = SERVER,
+) -> None:
     """Write the newest parameters under the model's own names.
 
     Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
     """
-    state = looking.export(RunConfig.load(run), out)
+    state = looking.export(RunConfig.load(run), out, name)
     print(f"wrote {out}: version {state.version}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from hetero_async.assembly import endpoints
+from hetero_async.complaints import SERVER
 from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import StatusReport, StatusRequest
 from hetero_async.core.records import Entry
@@ -159,14 +160,15 @@ def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
     return checkpoint, read_log(log, None, checkpoint.lsn)
 
 
-def export(config: RunConfig, out: Path) -> State:
-    """Write the newest parameters in the run's directory as safetensors. The server may be running."""
-    store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
+def export(config: RunConfig, out: Path, name: str = SERVER) -> State:
+    """Write the newest parameters in a node's directory as safetensors. It may be running."""
+    node = config.node(name)
+    store = CheckpointStore(node.checkpoints, config.run.name, in_thread)
     checkpoint = store.load_newest()
-    entries = read_log(config.log, config.run.name, checkpoint.lsn if checkpoint else 0)
+    entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
     model = ServerModel()
     state = replay(checkpoint, entries, model)
     if state.settings is None:
-        raise UserError(f"{config.directory} holds no parameters yet: no worker has joined the run")
+        raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
     model.export(out)
     return state
