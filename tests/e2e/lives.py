@@ -22,7 +22,7 @@ import torch
 from e2e import tiny
 
 import hetero_async
-from hetero_async import assembly, cli, serve, train, transfers
+from hetero_async import bulk, cli, node, train, transfers
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core import worker as core_worker
 from hetero_async.core.events import Ready
@@ -62,7 +62,7 @@ def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
     calls = Calls(plan.fault)
     calls.watch()
     _die_after_delta(directory, plan)
-    assembly.Serving = _witnessed(directory)
+    node.Serving = _witnessed(directory)
     sys.argv = ["hetero-async", "serve", "--run", run_toml, "--exit-when-finished"]
     try:
         cli.main()
@@ -144,7 +144,7 @@ def _hurry() -> None:
     core_worker.HEARTBEAT_EVERY_MS = 100
     core_worker.OFFER_AGAIN_MS = 300
     transfers.STALL_MS = 2_000
-    serve.UPLOAD_CHECK_SECONDS = serve.LOOK_SECONDS = train.TICK_SECONDS = 0.02
+    bulk.UPLOAD_CHECK_SECONDS = train.TICK_SECONDS = 0.02
     wire.RETRY_MS_MIN, wire.RETRY_MS_MAX = 10, 100
 
 
@@ -165,7 +165,7 @@ def _witnessed(directory: Path) -> type[Serving]:
             is_withheld = (directory / WITHHOLD).exists()
             for outgoing in ready.messages:
                 if isinstance(outgoing.message, Ack) and not is_withheld:
-                    _note(directory / PROMISED, f"{outgoing.worker} {outgoing.message.seq} {outgoing.message.lsn}")
+                    _note(directory / PROMISED, f"{outgoing.to} {outgoing.message.seq} {outgoing.message.lsn}")
             kept = [out for out in ready.messages if not (is_withheld and isinstance(out.message, Ack))]
             await super()._send(Ready(ready.records, tuple(kept)))
 
