@@ -83,9 +83,9 @@ MUTANTS = (
     ),
     Mutant(
         "the log is dropped too early",
-        "serve.py",
-        "self.log.drop_before, covered + 1",
-        "self.log.drop_before, checkpoint.lsn + 1",
+        "checkpoints.py",
+        "self._drop_log(covered)",
+        "self._drop_log(checkpoint.lsn)",
         ("damage checkpoint", "kill server"),
         first=24,
     ),
