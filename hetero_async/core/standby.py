@@ -6,8 +6,7 @@ end, and of records nothing.
 Rules
 1. A term is promised before a word of it is said: what was promised survives a crash, and no server of a lower term is
    followed or confirmed to from then on. That is how one that takes over fences the others.
-2. Only what is durable here is confirmed, and only to the server from whom it came, in that server's term: one of a
-   higher term is asked first whether these records are its own.
+2. Only what is durable here is confirmed, and only to the server from whom it came, in that server's term.
 3. From the moment that it tries to take over it confirms nothing more, unless the attempt has failed for certain.
 """
 
@@ -31,8 +30,6 @@ from hetero_async.core.state import State
 FOLLOW_EVERY_MS = 1_000
 TURN_EVERY_MS = 1_000
 CONFIRM_EVERY_MS = 500
-# A server that answers no confirmation for so long may be another one by now, in whose term ours do not count.
-SILENCE_MS = 2_000
 LONG_AGO_MS = -(10**9)
 
 
@@ -156,10 +153,9 @@ class Standby:
     def _speak(self, now_ms: int) -> None:
         if self.is_taking_over:
             return
-        is_answered = self.is_joined and self.hears_server(now_ms, SILENCE_MS)
-        if is_answered and now_ms - self._said_ms >= CONFIRM_EVERY_MS:
+        if self.is_joined and now_ms - self._said_ms >= CONFIRM_EVERY_MS:
             self._confirm(now_ms)
-        elif not is_answered and now_ms - self._said_ms >= FOLLOW_EVERY_MS:
+        elif not self.is_joined and now_ms - self._said_ms >= FOLLOW_EVERY_MS:
             self._said_ms = now_ms
             terms, began = zip(*self._state.promotions, strict=True) if self._state.promotions else ((), ())
             follow = Follow(run=self._run, software=self._software, lsn=self.lsn, terms=terms, began=began)
@@ -173,7 +169,6 @@ class Standby:
     def _promise(self, term: int) -> None:
         self.term = self._owed.promise = term
         self._candidate = ""
-        self.is_joined = False
 
     # --- taking over ---
 
