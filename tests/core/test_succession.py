@@ -82,19 +82,20 @@ def test_it_does_not_stop_for_the_word_of_its_own_or_an_older_term(term: int) ->
 
 
 @pytest.mark.parametrize(
-    ("confirm", "counts"),
+    ("confirm", "answers"),
     [
-        (Confirm(term=TERM, lsn=LSN), True),
-        (Confirm(term=TERM - 1, lsn=5), False),
-        (Confirm(term=TERM + 1, lsn=5), False),
-        (Confirm(term=TERM, lsn=LSN + 1), False),
+        (Confirm(term=TERM, lsn=LSN), [Following(lsn=LSN, partner="")]),
+        (Confirm(term=TERM - 1, lsn=5), [Redirect(server="a", term=TERM)]),
+        (Confirm(term=TERM + 1, lsn=5), [Redirect(server="a", term=TERM)]),
+        (Confirm(term=TERM, lsn=LSN + 1), []),
     ],
 )
-def test_only_confirmations_of_this_term_and_of_records_that_there_are_count(confirm: Confirm, counts: bool) -> None:
+def test_only_confirmations_of_this_term_and_of_records_that_there_are_count(
+    confirm: Confirm, answers: list[Message]
+) -> None:
     server = Server()
-    answers = server.hear(confirm)
-    assert [type(answer) for answer in answers] == ([Following] if counts else [])
-    assert list(server.replication.standings) == (["b"] if counts else [])
+    assert server.hear(confirm) == answers
+    assert list(server.replication.standings) == (["b"] if confirm == Confirm(term=TERM, lsn=LSN) else [])
 
 
 @pytest.mark.parametrize(
