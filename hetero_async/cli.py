@@ -212,13 +212,12 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
     run: RunOption = Path("run.toml"),
-    name: Annotated[str, typer.Option(help="Whose log: a standby has one as well.")] = SERVER,
 ) -> None:
     """Write the newest parameters under the model's own names.
 
     Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
     """
-    state = looking.export(RunConfig.load(run), out, name)
+    state = looking.export(RunConfig.load(run), out)
     print(f"wrote {out}: version {state.version}")
 
 

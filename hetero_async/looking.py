@@ -23,7 +23,7 @@ from hetero_async.shell import refusals
 from hetero_async.shell.admin import NotServing, ask
 from hetero_async.shell.dial import DialLink, open_dial_link
 from hetero_async.shell.refusals import load_refusals
-from hetero_async.shell.segments import read_log, run_of
+from hetero_async.shell.segments import end_of, read_log, run_of, segment_paths
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
@@ -116,8 +116,15 @@ async def _ask_status(link: DialLink) -> Status:
 def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
     """Verify the run whose log lies in `log`, beside its checkpoints and its workers' outboxes where they are."""
     checkpoint, entries = oldest_start(log)
-    outboxes = sorted(log.parent.glob("workers/*/acknowledged.jsonl"))
-    return verify(checkpoint, entries, ServerModel(), outboxes, progress)
+    return verify(checkpoint, entries, ServerModel(), _notes_beside(log), progress)
+
+
+def _notes_beside(log: Path) -> list[Path]:
+    """A standby's directory lies within the run's, where the workers' are."""
+    for directory in (log.parent, log.absolute().parent.parent):
+        if notes := sorted(directory.glob("workers/*/acknowledged.jsonl")):
+            return notes
+    return []
 
 
 def audit_directory(log: Path) -> Audit:
@@ -160,11 +167,10 @@ def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
     return checkpoint, read_log(log, None, checkpoint.lsn)
 
 
-def export(config: RunConfig, out: Path, name: str = SERVER) -> State:
-    """Write the newest parameters in a node's directory as safetensors. It may be running."""
-    node = config.node(name)
-    store = CheckpointStore(node.checkpoints, config.run.name, in_thread)
-    checkpoint = store.load_newest()
+def export(config: RunConfig, out: Path) -> State:
+    """Write the newest parameters on this host as safetensors. Server and standbys may be running."""
+    node = _furthest_here(config)
+    checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
     entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
     model = ServerModel()
     state = replay(checkpoint, entries, model)
@@ -172,3 +178,9 @@ def export(config: RunConfig, out: Path, name: str = SERVER) -> State:
         raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
     model.export(out)
     return state
+
+
+def _furthest_here(config: RunConfig) -> Node:
+    """Where several nodes have logs on this host: what a deposed one has in a lower term is not the run's."""
+    held = [node for node in config.nodes().values() if segment_paths(node.log)]
+    return max(held, key=lambda node: end_of(node.log), default=config.node(SERVER))
