@@ -19,7 +19,8 @@ from hetero_async.core.messages import Fence, Position
 from hetero_async.core.records import changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, DiskFull
-from hetero_async.node import Parts, begin_serving, stand_by
+from hetero_async.node import begin_serving, stand_by
+from hetero_async.parts import Parts
 from hetero_async.ports import Observer, Witness
 from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals

@@ -38,6 +38,7 @@ LAYERS = [
         "serve",
         "standby",
         "node",
+        "parts",
         "train",
     },
     {"tensors", "shell"},
