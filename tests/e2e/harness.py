@@ -118,7 +118,8 @@ class Run:
 
     def __init__(
         self, directory: Path, *, workers: int = 2, sites: dict[str, int] | None = None, samples: int = 1600,
-        server: dict[str, Any] | None = None, **training: Any,
+        server: dict[str, Any] | None = None, standbys: dict[str, dict[str, Any]] | None = None,
+        witness: dict[str, Any] | None = None, **training: Any,
     ) -> None:  # fmt: skip
         ports = {"address": f"tcp://127.0.0.1:{free_port()}", "bulk_address": f"tcp://127.0.0.1:{free_port()}"}
         text = template(
@@ -126,8 +127,11 @@ class Run:
             sites=sites or {"here": workers},
             server={**ports, "checkpoint_every": 4, "keep_log": True, **(server or {})},
             training={"steps_per_round": 8, "lease_ttl_seconds": 3.0, **training},
+            standbys=standbys,
+            witness=witness,
         )
         self.config: RunConfig = assembly.initialize(directory, text)
+        self.log = self.config.log  # that is looked at, and judged in the end
         self.names = [worker for _, worker in self.config.workers()]
         self.lives: list[Life] = []
 
@@ -143,6 +147,10 @@ class Run:
     def start_server(self, **plan: Any) -> Life:
         output = self._output("server")
         return self._start("server", output, serve_life, str(self.config.path), str(output), ServerPlan(**plan))
+
+    def start_standby(self, name: str) -> Life:
+        output, words = self._output(name), ("standby", "--name", name)
+        return self._start(name, output, serve_life, str(self.config.path), str(output), ServerPlan(words=words))
 
     def start_worker(
         self, worker: str, script: Callable[..., None] = tiny.train, *, awaited: Sequence[str] = (), **options: Any
@@ -182,7 +190,7 @@ class Run:
 
     def entries(self) -> Iterator[Entry]:
         """What the log holds now; the server may be writing it."""
-        return read_log(self.config.log, None) if list(self.config.log.glob("*.log")) else iter(())
+        return read_log(self.log, None) if list(self.log.glob("*.log")) else iter(())
 
     def deltas(self, worker: str = "") -> list[Delta]:
         found = [entry.record for entry in self.entries() if isinstance(entry.record, Delta)]
@@ -224,7 +232,7 @@ class Run:
         return self.check()
 
     def check(self) -> Verdict:
-        verdict = looking.verify_directory(self.config.log, lambda _: None)
+        verdict = looking.verify_directory(self.log, lambda _: None)
         assert verdict.is_ok, "\n".join(verdict.lines())
         assert verdict.state.is_finished, f"{verdict.lines()}\n{self.story()}"
         self._check_promises(verdict)
@@ -256,7 +264,7 @@ class Run:
                 assert found == witnessed[entry.lsn], f"after record {entry.lsn}"
                 compared += 1
 
-        start, entries = looking.oldest_start(self.config.log)
+        start, entries = looking.oldest_start(self.log)
         state = replay(start, entries, model, compare)
         last_beacon = max(entry.lsn for entry in self.entries() if isinstance(entry.record, Beacon))
         assert compared > 0

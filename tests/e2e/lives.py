@@ -22,7 +22,7 @@ import torch
 from e2e import tiny
 
 import hetero_async
-from hetero_async import assembly, cli, serve, train, transfers
+from hetero_async import bulk, cli, node, train, transfers
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core import worker as core_worker
 from hetero_async.core.events import Ready
@@ -51,6 +51,7 @@ class ServerPlan:
     fault: Fault = Fault()
     die_after_delta: int = 0  # SIGKILL when that many deltas are durable, before anybody is told
     take_along: str = ""  # and this worker with it
+    words: tuple[str, ...] = ("serve",)  # or those of a standby
     segment_bytes: int = 1 << 20
 
 
@@ -62,8 +63,8 @@ def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
     calls = Calls(plan.fault)
     calls.watch()
     _die_after_delta(directory, plan)
-    assembly.Serving = _witnessed(directory)
-    sys.argv = ["hetero-async", "serve", "--run", run_toml, "--exit-when-finished"]
+    node.Serving = _witnessed(directory)
+    sys.argv = ["hetero-async", *plan.words, "--run", run_toml, "--exit-when-finished"]
     try:
         cli.main()
     except SystemExit as ending:
@@ -144,7 +145,7 @@ def _hurry() -> None:
     core_worker.HEARTBEAT_EVERY_MS = 100
     core_worker.OFFER_AGAIN_MS = 300
     transfers.STALL_MS = 2_000
-    serve.UPLOAD_CHECK_SECONDS = serve.LOOK_SECONDS = train.TICK_SECONDS = 0.02
+    bulk.UPLOAD_CHECK_SECONDS = train.TICK_SECONDS = 0.02
     wire.RETRY_MS_MIN, wire.RETRY_MS_MAX = 10, 100
 
 
@@ -158,14 +159,15 @@ def _witnessed(directory: Path) -> type[Serving]:
         async def _settle(self) -> None:
             await super()._settle()
             state = self.machine.state
-            if state.settings is not None:
+            # What is not released, the server that takes over need not have.
+            if state.settings is not None and self.machine.replication.released >= state.lsn:
                 _note(directory / WITNESS, f"{state.lsn} {state.digest().hex()} {self.model.model_hash().hex()}")
 
         async def _send(self, ready: Ready) -> None:
             is_withheld = (directory / WITHHOLD).exists()
             for outgoing in ready.messages:
                 if isinstance(outgoing.message, Ack) and not is_withheld:
-                    _note(directory / PROMISED, f"{outgoing.worker} {outgoing.message.seq} {outgoing.message.lsn}")
+                    _note(directory / PROMISED, f"{outgoing.to} {outgoing.message.seq} {outgoing.message.lsn}")
             kept = [out for out in ready.messages if not (is_withheld and isinstance(out.message, Ack))]
             await super()._send(Ready(ready.records, tuple(kept)))
 
