@@ -156,12 +156,17 @@ def _witnessed(directory: Path) -> type[Serving]:
     """Serving that writes down what it came to, and what it promised, before it can be killed for it."""
 
     class WitnessedServing(Serving):
+        noted: dict[int, str]
+
         async def _settle(self) -> None:
             await super()._settle()
-            state = self.machine.state
-            # What is not released, the server that takes over need not have.
-            if state.settings is not None and self.machine.replication.released >= state.lsn:
-                _note(directory / WITNESS, f"{state.lsn} {state.digest().hex()} {self.model.model_hash().hex()}")
+            state, released = self.machine.state, self.machine.replication.released
+            self.noted = getattr(self, "noted", {})
+            if state.settings is not None:
+                self.noted[state.lsn] = f"{state.lsn} {state.digest().hex()} {self.model.model_hash().hex()}"
+            # What is not released, a server that takes over need not have.
+            for lsn in [lsn for lsn in self.noted if lsn <= released]:
+                _note(directory / WITNESS, self.noted.pop(lsn))
 
         async def _send(self, ready: Ready) -> None:
             is_withheld = (directory / WITHHOLD).exists()
