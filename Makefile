@@ -8,13 +8,16 @@ FUZZ_MINUTES ?= 10
 ROUNDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local test lint bench soak clean
+.PHONY: help run-local run-local-failover test lint bench soak clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 run-local: $(INSTALLED) ## one server and four workers on this machine, two of them killed (4 minutes)
 	@$(PYTHON) examples/run_local.py
+
+run-local-failover: $(INSTALLED) ## the server's whole site is killed, its standby takes over by itself (4 minutes; needs etcd)
+	@$(PYTHON) examples/run_failover.py
 
 test: $(INSTALLED) ## all tests; ARGS="-k staleness" picks some
 	@$(PYTHON) -m pytest $(ARGS)

@@ -65,13 +65,12 @@ async def serve_run(config: RunConfig, name: str, exit_when_finished: bool, obse
 async def stand_by_run(config: RunConfig, name: str, exit_when_finished: bool, observer: Observer) -> None:
     """Follow whichever node serves the run, and serve it when that is gone, until told to stop."""
     node, secret = config.node(name), config.keys / f"{name}.secret"
-    async with (
-        _open_parts(config, name, observer) as parts,
-        open_dial_link(endpoints(config, without=name), secret_path=secret, observer=observer) as dialling,
-    ):
+    async with _open_parts(config, name, observer) as parts:
         with open_admin(node.admin) as listener:
             observer.event("standing by", run=config.run.name, address=node.control, lsn=parts.log.last_lsn)
-            serving = await _stand_by(parts, dialling, listener)
+            others = endpoints(config, without=name)
+            async with open_dial_link(others, secret_path=secret, observer=observer) as dialling:
+                serving = await _stand_by(parts, dialling, listener)
             if serving is not None:
                 await _serve(config, parts, serving, listener, exit_when_finished)
 

@@ -16,7 +16,6 @@ from hetero_async.core.standby import Standby
 from hetero_async.core.state import State
 from hetero_async.errors import Deposed
 from hetero_async.ports import (
-    Ask,
     Blocking,
     DialLink,
     KeptLog,
@@ -28,7 +27,7 @@ from hetero_async.ports import (
     Witness,
 )
 from hetero_async.quarantine import Quarantine
-from hetero_async.reigning import begin
+from hetero_async.reigning import Ask, begin
 from hetero_async.replay import recover
 from hetero_async.serve import Serving
 from hetero_async.standby import Diverged, StandingBy

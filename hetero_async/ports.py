@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy
 
 from hetero_async.core.admission import Facts
-from hetero_async.core.messages import Message, Position, Push
+from hetero_async.core.messages import Message, Push
 from hetero_async.core.records import Entry
 from hetero_async.core.reign import Reign, Sighting
 
@@ -189,10 +189,6 @@ class Store(Protocol):
     def drop_after(self, lsn: int) -> None:
         """Delete checkpoints of later records: they are of a history that is not the run's."""
         ...
-
-
-# Tells all other nodes of a term (0: only asks), and says where each stands; None: it cannot be reached.
-Ask = Callable[[int], Awaitable[Mapping[str, Position | None]]]
 
 
 class Promises(Protocol):

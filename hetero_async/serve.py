@@ -33,9 +33,9 @@ from hetero_async.core.server import Server
 from hetero_async.core.status import summary
 from hetero_async.errors import Deposed, DiskFull, UserError
 from hetero_async.feed import Feed
-from hetero_async.ports import Ask, Blocking, Incoming, Log, Model, Observer, Peer, ServerLink, Store, Witness
+from hetero_async.ports import Blocking, Incoming, Log, Model, Observer, Peer, ServerLink, Store, Witness
 from hetero_async.quarantine import Quarantine
-from hetero_async.reigning import Keeper, Lookout
+from hetero_async.reigning import Ask, Keeper, Lookout
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
 INBOX_SIZE = 256
@@ -335,7 +335,7 @@ class Serving:
 
     def status(self) -> dict[str, Any]:
         status = summary(self.machine, _now_ms())
-        if why := self.paused or self.machine.why_held(_now_ms()):
+        if why := self.paused or self.machine.replication.why_held(_now_ms(), self.machine.state.lsn):
             status["state"] = why
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
         status["quarantine"] = self.quarantine.listed()

@@ -67,11 +67,6 @@ PROVIDER_SILENCE_MS = 10_000
 STRETCH = 4
 # Time is looked at so often; after a longer silence of the clock itself we were away.
 TICK_MS, ABSENCE_MS = 1_000, 3_000
-# The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
-LEASE_POSITIONS_MAX = 1 << 20
-# Messages that no record must bear out: whoever gets one while a standby is awaited is not misled. A refusal that
-# waited could come after the same delta has been admitted.
-UNBOUND = (Beat, Nack, Provide, Refused, Rejoin, Wait, Window)
 # Names of figures in a run: each is kept for good, in every checkpoint.
 METRICS_MAX = 256
 
@@ -256,21 +251,14 @@ class Server:
             reason = f"the dataset has {request.dataset_samples} samples here, but the run's has {ledger.samples}"
             self._send(event.worker, Refused(reason=reason))
             return
+        size = ledger.lease_size(request.samples, request.batch, len(self.state.active))
         forgotten = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
-        granted = forgotten or ranges.take(ledger.free, self._lease_size(request))[0]
+        granted = forgotten or ranges.take(ledger.free, size)[0]
         if granted and not forgotten:
             self._record(Leased(worker=event.worker, ranges=granted))
         self._send(event.worker, Lease(number=request.number, ranges=granted, samples=ledger.samples))
         if self._is_over:
             self._send(event.worker, Finished(publish=self.state.publish))
-
-    def _lease_size(self, request: LeaseRequest) -> int:
-        """What was asked for, but near the end no more than a fair share, so that nobody slow holds the last samples.
-
-        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of an even share of what is left."""
-        share = ranges.size(self.state.ledger.free) // (2 * max(1, len(self.state.active)))
-        batch = max(1, request.batch)
-        return max(1, min(request.samples, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
 
     def _push(self, event: Received, push: Push) -> None:
         if not self._is_life(event, push.incarnation):
@@ -278,7 +266,7 @@ class Server:
             return
         verdict = judge(self.state, event.worker, push, event.facts)
         if isinstance(verdict, Duplicate):
-            self._post.send_after(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
+            self._post.send_of(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
@@ -380,10 +368,6 @@ class Server:
 
     # --- small ---
 
-    def why_held(self, now_ms: int) -> str:
-        """Why acknowledgements wait, for people; "" when they do not."""
-        return self.replication.why_held(now_ms, self.state.lsn)
-
     @property
     def _ttl_ms(self) -> int:
         return int(1000 * self.settings.lease_ttl_seconds)
@@ -398,11 +382,8 @@ class Server:
         self._send(worker, window)
 
     def _send(self, worker: str, message: Message) -> None:
-        """What is said of the run as it stands: it may have to wait until that can be relied on."""
-        if isinstance(message, UNBOUND):
-            self._post.send(worker, message)
-        else:
-            self._post.send_after(self.state.lsn, worker, message)
+        """Of the run as it stands."""
+        self._post.send_of(self.state.lsn, worker, message)
 
     def _record(self, record: Record, payload: bytes = b"") -> Entry:
         term = record.term if isinstance(record, Promoted) else self.state.term

@@ -358,6 +358,8 @@ class Worker:
     # --- leases and windows ---
 
     def _lease(self, lease: Lease, now_ms: int) -> None:
+        if not self.joined:
+            return  # a new server's answer to the life before: it is not in the claims that we join with
         if lease.number != self._lease_number:
             return  # asked before we knew what we know now: it may name positions that are trained already
         self._lease_number += 1  # a request is made again until it is answered, and its first answer is taken
@@ -412,6 +414,8 @@ class Worker:
             publish=max(0, self.shadow),
             bytes_up=vitals.bytes_up,
             bytes_down=vitals.bytes_down,
+            device=self._hello.device,
+            dtype=self._hello.dtype,
         )
 
 

@@ -53,8 +53,8 @@ COLUMNS = (
 def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
     archive = [_archive(status["archive"])] if "archive" in status else []
-    head: list[RenderableType] = [_headline(status), _progress(status), _counts(status), *_quarantine(status), *archive]
-    return Group(*head, "", Workers(workers=status["workers"]))
+    head: list[RenderableType] = [_headline(status), _progress(status), _counts(status)]
+    return Group(*head, _serving(status), *_quarantine(status), *archive, "", Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,23 @@ def _counts(status: Status) -> Text:
     line.append(f"{deltas['refused']} refused", "yellow" if deltas["refused"] else "")
     if status["refusals"]:
         line.append(f" ({', '.join(f'{plain(why)} {count}' for why, count in status['refusals'].items())})", "yellow")
+    return line
+
+
+def _serving(status: Status) -> Text:
+    """Who serves, and how far behind its standbys are; a standby tells what it last heard of that."""
+    line = Text(f"server: {plain(status['server'] or '?')}")
+    if status.get("durability") == "replicated":
+        line.append(", replicated")
+    for standby in status.get("standbys", []):
+        is_partner = standby["standby"] == status["partner"]
+        line.append(f"; standby {plain(standby['standby'])}{' (partner)' if is_partner else ''}: ")
+        if standby["in_reach"]:
+            line.append("level" if standby["lag"] == 0 else f"{standby['lag']} records behind")
+        else:
+            line.append(f"silent {_duration(standby['seconds_since_heard'])}", "red")
+    if "standby" in status:
+        line.append(f"; told by standby {plain(status['standby']['name'])}", "yellow")
     return line
 
 

@@ -295,6 +295,14 @@ def test_an_answer_to_another_life_is_not_taken() -> None:
     assert grants(bench, older) == [], "it was asked before the server said what is still held"
 
 
+def test_a_new_servers_answer_to_the_life_under_the_old_one_is_not_taken() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    lease = Lease(number=ask(bench), ranges=((0, 4),), samples=64)
+    assert bench.hear(lease, term=2).granted == [], "it is not in the claims of the Hello that comes next"
+    assert only(bench.wait(0), Hello)
+
+
 def test_hellos_and_heartbeats_are_said_again_until_the_world_changes() -> None:
     bench = Bench(joined=False)
     assert [len(only(bench.wait(500), Hello)) for _ in range(4)] == [1, 0, 1, 0]

@@ -24,6 +24,7 @@ from e2e import tiny
 import hetero_async
 from hetero_async import bulk, cli, node, train, transfers
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
+from hetero_async.core import standby as core_standby
 from hetero_async.core import worker as core_worker
 from hetero_async.core.events import Ready
 from hetero_async.core.messages import Ack
@@ -51,11 +52,12 @@ class ServerPlan:
     fault: Fault = Fault()
     die_after_delta: int = 0  # SIGKILL when that many deltas are durable, before anybody is told
     take_along: str = ""  # and this worker with it
-    words: tuple[str, ...] = ("serve",)  # or those of a standby
     segment_bytes: int = 1 << 20
+    exit_when_finished: bool = True
 
 
-def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
+def node_life(run_toml: str, verb: Sequence[str], output: str, plan: ServerPlan) -> None:
+    """`verb`: serve, or standby --name NAME."""
     _speak_to(output)
     _hurry()
     directory = Path(run_toml).parent
@@ -64,7 +66,7 @@ def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
     calls.watch()
     _die_after_delta(directory, plan)
     node.Serving = _witnessed(directory)
-    sys.argv = ["hetero-async", *plan.words, "--run", run_toml, "--exit-when-finished"]
+    sys.argv = ["hetero-async", *verb, "--run", run_toml, *(["--exit-when-finished"] * plan.exit_when_finished)]
     try:
         cli.main()
     except SystemExit as ending:
@@ -144,6 +146,7 @@ def _hurry() -> None:
     core_worker.HELLO_EVERY_MS = core_worker.LEASE_EVERY_MS = 50
     core_worker.HEARTBEAT_EVERY_MS = 100
     core_worker.OFFER_AGAIN_MS = 300
+    core_standby.FOLLOW_EVERY_MS = core_standby.CONFIRM_EVERY_MS = 50
     transfers.STALL_MS = 2_000
     bulk.UPLOAD_CHECK_SECONDS = train.TICK_SECONDS = 0.02
     wire.RETRY_MS_MIN, wire.RETRY_MS_MAX = 10, 100
@@ -156,17 +159,12 @@ def _witnessed(directory: Path) -> type[Serving]:
     """Serving that writes down what it came to, and what it promised, before it can be killed for it."""
 
     class WitnessedServing(Serving):
-        noted: dict[int, str]
-
         async def _settle(self) -> None:
             await super()._settle()
-            state, released = self.machine.state, self.machine.replication.released
-            self.noted = getattr(self, "noted", {})
+            state = self.machine.state
             if state.settings is not None:
-                self.noted[state.lsn] = f"{state.lsn} {state.digest().hex()} {self.model.model_hash().hex()}"
-            # What is not released, a server that takes over need not have.
-            for lsn in [lsn for lsn in self.noted if lsn <= released]:
-                _note(directory / WITNESS, self.noted.pop(lsn))
+                hashes = f"{state.digest().hex()} {self.model.model_hash().hex()}"
+                _note(directory / WITNESS, f"{state.term} {state.lsn} {hashes}")
 
         async def _send(self, ready: Ready) -> None:
             is_withheld = (directory / WITHHOLD).exists()

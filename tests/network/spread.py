@@ -18,7 +18,7 @@ LEASE_SECONDS = 2.0  # of the witness
 class SpreadRun(Run):
     """`workers`: how many at each site. The server is in the first. `homes` says where a life of that name starts.
 
-    `standbys`: the site of each. `etcd`: the members' URLs.
+    `standbys`: their sites, after which they are named. `etcd`: the members' URLs.
     """
 
     def __init__(
@@ -28,29 +28,31 @@ class SpreadRun(Run):
         *,
         workers: dict[str, int],
         server: dict[str, Any] | None = None,
-        standbys: dict[str, str] | None = None,
+        standbys: Sequence[str] = (),
         etcd: Sequence[str] = (),
         connection_seconds: float = 0.0,
         **options: Any,
     ) -> None:
         """`connection_seconds`: end a connection without an answer so soon, in place of the product's minute."""
+        self.sites = sites
         home = next(iter(workers))
-        place = {"site": home, "address": f"tcp://{sites.address(home)}:{PORT}", "bulk_address": ""}
-        standbys = standbys or {}
         super().__init__(
             directory,
             sites=workers,
-            server=place | (server or {}),
-            standbys={
-                name: {"site": site, "address": f"tcp://{sites.address(site)}:{PORT}"}
-                for name, site in standbys.items()
-            },
+            server={"site": home, **self.place(home)} | (server or {}),
+            standbys=standbys,
             witness={"etcd": list(etcd), "lease_seconds": LEASE_SECONDS},
             **options,
         )
-        self.sites = sites
         self.connection_seconds = connection_seconds
-        self.homes = {"server": home} | standbys | {worker: site for site, worker in self.config.workers()}
+        self.homes = (
+            {"server": home}
+            | {name: name for name in standbys}
+            | {worker: site for site, worker in self.config.workers()}
+        )
+
+    def place(self, site: str) -> dict[str, str]:
+        return {"address": f"tcp://{self.sites.address(site)}:{PORT}", "bulk_address": ""}
 
     def _start(self, name: str, output: Path, target: Callable[..., None], *arguments: object) -> Life:
         namespace = self.sites.namespace(self.homes[name])

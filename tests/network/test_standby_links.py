@@ -20,9 +20,7 @@ MISSED = "no standby is in reach"
 def test_20_a_standby_behind_a_long_lossy_link_keeps_level(tmp_path: Path) -> None:
     with (
         Sites("a", "b") as sites,
-        SpreadRun(
-            sites, tmp_path / "run", workers={"a": 2}, standbys={"b": "b"}, samples=400, server=REPLICATED
-        ) as run,
+        SpreadRun(sites, tmp_path / "run", workers={"a": 2}, standbys=["b"], samples=400, server=REPLICATED) as run,
     ):
         sites.between("a", "b", rough=ROUGH)
         run.start_server()
@@ -43,7 +41,7 @@ def test_21_27_a_large_delta_on_its_way_to_the_standby_over_a_thin_link_makes_no
     with (
         Sites("a", "b") as sites,
         SpreadRun(
-            sites, tmp_path / "run", workers={"a": 1}, standbys={"b": "b"}, samples=2, steps_per_round=2,
+            sites, tmp_path / "run", workers={"a": 1}, standbys=["b"], samples=2, steps_per_round=2,
             codec_up="fp32", server=REPLICATED,
         ) as run,
     ):  # fmt: skip

@@ -61,7 +61,7 @@ def cluster(directory: Path, **options: Any) -> Iterator[Cluster]:
     with (
         Sites("a", "b", "c", *ETCD) as sites,
         Members(sites, directory / "etcd", ETCD) as members,
-        SpreadRun(sites, directory / "run", standbys={"b": "b"}, etcd=members.urls, **options) as run,
+        SpreadRun(sites, directory / "run", standbys=["b"], etcd=members.urls, **options) as run,
     ):
         yield Cluster(sites, run, members)
 
@@ -82,7 +82,6 @@ def test_17_10_a_server_cut_off_with_half_of_the_workers_cannot_acknowledge_and_
         here.await_promises(*run.names)
         here.apart(("a", "etcd-a"), ("b", "etcd-b", "etcd-c"))
         run.wait(lambda: "takes over" in here.standby.said, "the standby takes over")
-        run.log = run.config.node("b").log
         here.await_promises("b-0", "b-1")
         here.await_promises("c-0")  # it has moved over, while the old server is there and answers it
         assert here.server.exit_code is None
@@ -92,11 +91,10 @@ def test_17_10_a_server_cut_off_with_half_of_the_workers_cannot_acknowledge_and_
         back = run.start_standby("server")
         run.wait(lambda: " cut " in back.said, "its records that no other has are put aside")
         here.await_promises("a-0")
-        run.log = run.config.log  # it is the next server, of a run that is over
-        assert run.finish(*training, here.standby, back).samples == 8000
+        assert run.finish(*training, here.standby, back).samples == 8000, "it is the next server, of a run that is over"
         followed = [entry for entry in history(run, "server") if entry[1] <= 2]
         assert followed == history(run, "b")[: len(followed)], "the history that it took over from b is b's"
-        assert {joined.worker for joined in run.records(Joined)} == set(run.names)
+        assert {joined.worker for joined in run.records(Joined, "b")} == set(run.names)
 
 
 def test_13_14_15_16_cuts_between_server_standby_and_witness_pause_what_they_must_and_promote_nobody(
@@ -125,8 +123,8 @@ def test_13_14_15_16_cuts_between_server_standby_and_witness_pause_what_they_mus
         here.apart(("a",), ETCD, is_cut=False)
         run.wait(lambda: here.sighting().holder == "server", "the server holds its lease again")
         assert "takes over" not in here.standby.said
-        run.log = run.config.node("b").log  # when all is over and the server gone, it takes its place
-        assert run.finish().samples == 6000
+        # When all is over and the server gone, it takes its place.
+        assert run.finish(node="b").samples == 6000
 
 
 def test_06_a_frozen_server_is_taken_over_from_and_thawed_it_stops_and_says_why(tmp_path: Path) -> None:
@@ -138,12 +136,11 @@ def test_06_a_frozen_server_is_taken_over_from_and_thawed_it_stops_and_says_why(
         here.await_promises(*run.names)
         here.server.signal(signal.SIGSTOP)
         run.wait(lambda: "takes over" in here.standby.said, "the standby takes over")
-        run.log = run.config.node("b").log
         here.await_promises(*run.names)
         here.server.signal(signal.SIGCONT)
         assert here.server.ending() == EXIT_DEPOSED
         assert "b has taken over, in term 2: this server stops; start it again as a standby" in here.server.said
-        assert run.finish(*training, here.standby).samples == 4000
+        assert run.finish(*training, here.standby, node="b").samples == 4000
 
 
 # --- looking ---
