@@ -34,6 +34,7 @@ from hetero_async.core.messages import (
     Provide,
     PublishReady,
     Push,
+    Redirect,
     Refused,
     Rejoin,
     Wait,
@@ -105,7 +106,10 @@ class Server:
             case Received() if not self.succession.is_under_way:
                 self._now_ms = event.now_ms
                 self.presences.hear(event.worker, event.now_ms)
-                if answer := _ANSWERS.get(type(event.message)):
+                if isinstance(event.message, Hello | Heartbeat) and not self.replication.is_sure(event.now_ms):
+                    # Nothing leaves here that a worker could go on with, and there may be a server where it does.
+                    self._post.send(event.worker, Redirect(server="", term=self.state.term))
+                elif answer := _ANSWERS.get(type(event.message)):
                     answer(self, event, event.message)
             case Followed() | Witnessed():
                 self._now_ms = event.now_ms
