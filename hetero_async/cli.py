@@ -209,7 +209,10 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
 
 
 @app.command()
-def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run: RunOption = Path("run.toml")) -> None:
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+    run: RunOption = Path("run.toml"),
+) -> None:
     """Write the newest parameters under the model's own names.
 
     Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))

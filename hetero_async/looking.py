@@ -175,7 +175,7 @@ def export(config: RunConfig, out: Path) -> State:
     model = ServerModel()
     state = replay(checkpoint, entries, model)
     if state.settings is None:
-        raise UserError(f"{config.directory} holds no parameters yet: no worker has joined the run")
+        raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
     model.export(out)
     return state
 

@@ -186,8 +186,8 @@ class StandingBy:
     async def _receive_bulk(self) -> None:
         while True:
             incoming = await self._dialling.bulk.receive()
-            if incoming.term < self.machine.term:
-                continue  # a server whose reign has ended
+            if incoming.term != self.machine.term:
+                continue  # a server whose reign has ended, or one that has not said yet that our logs agree
             try:
                 match incoming.message:
                     case Chunk() as chunk:
@@ -225,7 +225,7 @@ class StandingBy:
     async def _store_records(self, blob: bytes) -> None:
         chain, entries = await self._blocking(unpack_shipment, blob)
         async with self._storing:
-            if self.machine.is_taking_over or entries[0].lsn != self.machine.lsn + 1:
+            if entries[0].lsn != self.machine.wanted:
                 self._pull = None
                 return
             if chain != self._log.chain:
@@ -233,6 +233,7 @@ class StandingBy:
                     f"record {entries[0].lsn} of {self.machine.server} does not continue record {self.machine.lsn} "
                     "of this log: they are of two histories; move this directory away, and the standby begins anew"
                 )
+            self.machine.is_storing = True
             while True:
                 try:
                     await self._log.append(entries)

@@ -35,6 +35,7 @@ class Presence:
         self.steps, self.steps_per_second = heartbeat.steps, heartbeat.steps_per_second
         self.publish = heartbeat.publish
         self.bytes_up, self.bytes_down = heartbeat.bytes_up, heartbeat.bytes_down
+        self.device, self.dtype = heartbeat.device or self.device, heartbeat.dtype or self.dtype
 
 
 class Presences:

@@ -50,6 +50,8 @@ class Heartbeat:
     publish: int  # the publish that the model stands on
     bytes_up: int
     bytes_down: int
+    device: str = ""  # said here as well: a server that was started again has forgotten what Hello said
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,7 @@ class Standby:
         self.server_lsn = 0
         self.partner = ""
         self.is_joined = False
+        self.is_storing = False  # records of the server that it followed last are on their way to the disk
         self.is_taking_over = False
         self.refusal = ""
         self.heard_ms = LONG_AGO_MS  # from a server that it follows
@@ -101,7 +102,7 @@ class Standby:
             case Heard():
                 self._hear(event)
             case Stored():
-                self.lsn, self.last_term = event.lsn, event.last_term
+                self.lsn, self.last_term, self.is_storing = event.lsn, event.last_term, False
                 self._confirm(event.now_ms)
             case Reconnected():
                 self.is_joined, self._said_ms = False, LONG_AGO_MS
@@ -155,7 +156,8 @@ class Standby:
             return
         if self.is_joined and now_ms - self._said_ms >= CONFIRM_EVERY_MS:
             self._confirm(now_ms)
-        elif not self.is_joined and now_ms - self._said_ms >= FOLLOW_EVERY_MS:
+        elif not self.is_joined and not self.is_storing and now_ms - self._said_ms >= FOLLOW_EVERY_MS:
+            # Where our log ends is what the answer is about, so it may not grow in between.
             self._said_ms = now_ms
             terms, began = zip(*self._state.promotions, strict=True) if self._state.promotions else ((), ())
             follow = Follow(run=self._run, software=self._software, lsn=self.lsn, terms=terms, began=began)
@@ -169,6 +171,7 @@ class Standby:
     def _promise(self, term: int) -> None:
         self.term = self._owed.promise = term
         self._candidate = ""
+        self.is_joined = False  # to a server of another term
 
     # --- taking over ---
 
@@ -180,8 +183,7 @@ class Standby:
         """Another takes over, or asks where we stand."""
         if fence.term > max(self.term, self._vowed):
             self._promise(fence.term)
-            self._candidate = candidate
-            self.is_joined, self.server = False, ""
+            self._candidate, self.server = candidate, ""
         is_granted = fence.term == 0 or (fence.term == self.term and self._candidate == candidate)
         return Position(lsn=self.lsn, last_term=self.last_term, term=self.term, is_granted=is_granted)
 

@@ -58,6 +58,9 @@ class Succession:
             case Confirm() as confirm if confirm.term == term and confirm.lsn <= self._state.lsn:
                 self._replication.confirm(standby, confirm.lsn, self._state.lsn, event.now_ms)
                 self._tell_following(standby)
+            case Confirm(term=theirs) if theirs != term:
+                # It was joined to another reign. Whatever it hears from here makes it ask anew, as it must.
+                self._post.send(standby, Redirect(server=self.name, term=term))
             case Fence(term=wanted) if wanted > term and not self._successor:
                 self._successor, self._latest_ms = standby, event.now_ms + HANDOVER_MS
             case Redirect(server=server, term=higher) if higher > term:

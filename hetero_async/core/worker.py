@@ -412,6 +412,8 @@ class Worker:
             publish=max(0, self.shadow),
             bytes_up=vitals.bytes_up,
             bytes_down=vitals.bytes_down,
+            device=self._hello.device,
+            dtype=self._hello.dtype,
         )
 
 

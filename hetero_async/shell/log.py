@@ -120,8 +120,10 @@ class FileLog:
             return None
         try:
             return _up_to(linked, last_lsn, count_bytes)
-        except UserError:
-            return None  # dropped between two looks
+        except (UserError, LogCorrupt):
+            if self.first_lsn > after_lsn + 1:
+                return None  # dropped between two looks
+            raise
 
     def drop_before(self, lsn: int) -> None:
         """Delete the segments that hold only records before this one; never the last. May run beside `append`."""

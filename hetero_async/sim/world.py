@@ -121,9 +121,13 @@ class World:
     # What looks on; a world that is there for something else than being judged has others.
 
     def make_judge(self) -> Judge:
+        return Judge(self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies)
+
+    @property
+    def copies(self) -> int:
+        """On so many disks is what is acknowledged."""
         rules = self.plan.rules
-        copies = 2 if rules.durability == REPLICATED and rules.when_alone == WAIT else 1
-        return Judge(self.plan.settings, self._failed, nodes=self.plan.nodes, copies=copies)
+        return 2 if rules.durability == REPLICATED and rules.when_alone == WAIT else 1
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return SimulatedDisk(directory, random)

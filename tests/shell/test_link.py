@@ -21,7 +21,8 @@ from shell.place import (
 from hetero_async.core.messages import Bye, StatusReport, StatusRequest, Want
 from hetero_async.errors import ConfigError
 from hetero_async.formats.chunks import CHUNK_BYTES
-from hetero_async.shell.link import CONTROL_INBOX, open_server_link
+from hetero_async.shell.dial import CONTROL_INBOX
+from hetero_async.shell.link import open_server_link
 from hetero_async.shell.wire import CONTROL
 
 

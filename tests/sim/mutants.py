@@ -27,6 +27,9 @@ class Mutant:
     first: int = 0
 
 
+# What happens to servers where there are several.
+CLUSTER = ("kill server", "kill standby", "cut servers apart", "lose the server's site", "lose the witness", "promote")
+
 MUTANTS = (
     Mutant(
         "acknowledged before it is written",
@@ -83,9 +86,9 @@ MUTANTS = (
     ),
     Mutant(
         "the log is dropped too early",
-        "serve.py",
-        "self.log.drop_before, covered + 1",
-        "self.log.drop_before, checkpoint.lsn + 1",
+        "checkpoints.py",
+        "self._drop_log(covered)",
+        "self._drop_log(checkpoint.lsn)",
         ("damage checkpoint", "kill server"),
         first=24,
     ),
@@ -160,7 +163,7 @@ MUTANTS = (
         "a delta is offered before it is in the outbox",
         "train.py",
         "        for push in owed.saves:\n            await self._save(push.seq)\n",
-        "        for message in owed.bulk:\n            await self.link.bulk.send(self.server, message)\n"
+        "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
         "        for push in owed.saves:\n            await self._save(push.seq)\n",
         first=6,
     ),
@@ -209,6 +212,133 @@ MUTANTS = (
         "for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):",
         "for worker in ():",
         ("kill worker", "lose site"),
+    ),
+    # --- several servers ---
+    Mutant(
+        "acknowledged before a standby has confirmed",
+        "core/replication.py",
+        "min(lsn, self._releasable(now_ms, lsn))",
+        "lsn",
+        CLUSTER,
+    ),
+    Mutant(
+        "publishes are announced before a standby has confirmed",
+        "core/server.py",
+        "while self._announcements and min(self._announcements.values()) <= released:",
+        "while self._announcements:",
+        CLUSTER,
+    ),
+    Mutant(
+        "what waits for a confirmation leaves at once",
+        "core/post.py",
+        "if lsn <= released]",
+        "]",
+        CLUSTER,
+    ),
+    Mutant(
+        "a standby confirms before its fsync",
+        "standby.py",
+        "            self.machine.is_storing = True\n",
+        "            await self._tell(Stored(now_ms=_now_ms(), lsn=entries[-1].lsn, last_term=entries[-1].term))\n",
+        CLUSTER,
+    ),
+    Mutant(
+        "a confirmation counts in any term",
+        "core/succession.py",
+        "as confirm if confirm.term == term and",
+        "as confirm if",
+        CLUSTER,
+    ),
+    Mutant(
+        "a server of a lower term is followed",
+        "core/standby.py",
+        "if heard.term and heard.term < self.term:",
+        "if False:",
+        CLUSTER,
+    ),
+    Mutant(
+        "records of another term are stored",
+        "standby.py",
+        "if incoming.term != self.machine.term:",
+        "if False:",
+        CLUSTER,
+    ),
+    Mutant(
+        "the place is claimed without all that was acknowledged",
+        "core/standby.py",
+        "if reign.partner == self.name and reign.term >= self.last_term:",
+        "if reign.term >= self.last_term:",
+        CLUSTER,
+    ),
+    Mutant(
+        "a deposed server keeps its tail",
+        "core/succession.py",
+        "elif follow.lsn > common:",
+        "elif False:",
+        CLUSTER,
+    ),
+    Mutant(
+        "a promise is not written down",
+        "standby.py",
+        "await self._blocking(self._promises.save, owed.promise)",
+        "pass",
+        CLUSTER,
+    ),
+    Mutant(
+        "a standby confirms while it takes over",
+        "core/standby.py",
+        "if self.is_joined and not self.is_taking_over:",
+        "if self.is_joined:",
+        CLUSTER,
+    ),
+    Mutant(
+        "a standby follows while it takes over",
+        "takeover.py",
+        "        machine.is_taking_over = True\n        if await witness.claim",
+        "        if await witness.claim",
+        CLUSTER,
+    ),
+    Mutant(
+        "a standby asks where to begin while its log grows",
+        "core/standby.py",
+        "elif not self.is_joined and not self.is_storing and",
+        "elif not self.is_joined and",
+        CLUSTER,
+    ),
+    Mutant(
+        "a standby that changes servers does not ask anew",
+        "core/succession.py",
+        "            case Confirm(term=theirs) if theirs != term:",
+        "            case Confirm(term=theirs) if False:",
+        CLUSTER,
+    ),
+    Mutant(
+        "the partner is forgotten without being told to the witness",
+        "core/replication.py",
+        "self.rules.has_witness and not self.partner",
+        "self.rules.has_witness",
+        CLUSTER,
+    ),
+    Mutant(
+        "every standby's confirmation counts",
+        "core/replication.py",
+        "        if not self.rules.has_witness:\n            return list(self.standings)",
+        "        if True:\n            return list(self.standings)",
+        CLUSTER,
+    ),
+    Mutant(
+        "a partner is named before it has everything",
+        "core/replication.py",
+        "if self.standings[name].confirmed >= self.released:",
+        "if True:",
+        CLUSTER,
+    ),
+    Mutant(
+        "whoever was deposed goes on",
+        "core/succession.py",
+        "        if reign.term > self._state.term or reign.server != self.name:",
+        "        if False:",
+        CLUSTER,
     ),
 )
 

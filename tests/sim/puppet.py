@@ -26,7 +26,7 @@ from hetero_async.core.messages import (
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.records import Left
 from hetero_async.ports import Lane
-from hetero_async.sim.network import WorkerEnd
+from hetero_async.sim.network import DialEnd
 from hetero_async.sim.plan import SERVER
 from hetero_async.sim.process import Process
 from hetero_async.tensors.codecs import encode_payload
@@ -46,7 +46,7 @@ class Puppet:
         self.wanted: list[Want] = []
         self._world = world
         self._follower = Follower(Replica(world.workload.student("fp32", 0).model))
-        self._end = WorkerEnd(world.network, process, SERVER)
+        self._end = DialEnd(world.network, process, [SERVER])
         self._blobs: dict[int, bytes] = {}
         self._requests = 0
 
@@ -129,7 +129,7 @@ class Puppet:
         """Offer it as a worker does, hand over what is asked for, and wait for the answer."""
         self._blobs[push.seq] = payload
         # What the judge would have seen at a worker's outbox.
-        if (PUPPET, push.seq) not in self._world.judge.deltas:
+        if (PUPPET, push.seq) not in self._world.judge.story.deltas:
             self._world.judge.account(PUPPET).saved[push.seq] = (push, payload)
         answer = await self.ask(push, Ack, Nack)
         assert isinstance(answer, Ack | Nack)

@@ -4,23 +4,24 @@ A script is given the world and waits in virtual time for a moment or for a cond
 test_scenarios_*.py, one test for each row of the fault catalogue (README.md beside this file).
 """
 
-import os
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 import trio
+from sim.noting import NotingDisk
 
-from hetero_async.core.messages import Message
+from hetero_async.core.messages import Ack, Message
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.records import Delta, Entry, RunSettings
+from hetero_async.core.replication import Durability
 from hetero_async.core.state import State
+from hetero_async.ports import Peer
 from hetero_async.sim.chaos import Chaos
 from hetero_async.sim.checkers import Judge, Life, Violation
 from hetero_async.sim.disk import SimulatedDisk
@@ -41,6 +42,17 @@ LEASE_SECONDS = 3.0
 CALLS_MAX = 6
 PUPPET = "puppet"  # stands where a worker would, and says what the test wants
 
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An acknowledgement on its way out: when, by which node, in which term, of which record."""
+
+    at: float
+    node: str
+    term: int
+    lsn: int
+
+
 Script = Callable[["ScriptedWorld"], Awaitable[None]]
 
 
@@ -58,6 +70,8 @@ def make_plan(
     keep_log: bool = False,
     segment_bytes: int = 256 * 1024,
     chunk_bytes: int = 1024 * 1024,
+    standbys: Sequence[str] = (),
+    rules: Durability | None = None,
     **settings: object,
 ) -> Plan:
     """Workers w0, w1, … in turn at site0, site1, …; about a window a second, and leases that end soon."""
@@ -78,30 +92,36 @@ def make_plan(
         keep_log=keep_log,
         segment_bytes=segment_bytes,
         chunk_bytes=chunk_bytes,
+        standbys=tuple(standbys),
+        rules=rules or Durability(),
     )
 
 
 class NotingJudge(Judge):
     """Keeps the records as well, each with the time at which it was applied first."""
 
-    def __init__(self, settings: RunSettings, fail: Callable[[Violation], None]) -> None:
-        super().__init__(settings, fail)
-        self.entries: list[tuple[float, Entry]] = []
-        self.recoveries: list[tuple[int, int]] = []  # up to which record; up to which one had been settled
-        self._settled = 0
+    def __init__(
+        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1
+    ) -> None:
+        super().__init__(settings, fail, nodes=nodes, copies=copies)
+        self.entries: list[tuple[float, Entry]] = []  # of the run's history, as far as it goes now
+        # A node's, each: up to which record it came back, up to which one it had settled, and its state's hash.
+        self.recoveries: dict[str, list[tuple[int, int, bytes]]] = {node: [] for node in nodes}
+        self._settled: dict[str, int] = {}
 
-    def applied(self, entry: Entry, shadow: torch.Tensor, publish: bytes) -> None:
-        if entry.lsn == len(self.entries) + 1:
-            self.entries.append((trio.current_time(), entry))
-        super().applied(entry, shadow, publish)
+    def applied(self, node: str, entry: Entry, shadow: torch.Tensor, publish: bytes) -> None:
+        known = self.story.at(entry.lsn)
+        super().applied(node, entry, shadow, publish)
+        if self.story.at(entry.lsn) is not known:
+            self.entries[entry.lsn - 1 :] = [(trio.current_time(), entry)]
 
-    def settled(self, state: State, model_hash: bytes) -> None:
-        self._settled = max(self._settled, state.lsn)
-        super().settled(state, model_hash)
+    def settled(self, node: str, state: State, model_hash: bytes) -> None:
+        self._settled[node] = max(self._settled.get(node, 0), state.lsn)
+        super().settled(node, state, model_hash)
 
-    def recovered(self, state: State, model_hash: bytes) -> None:
-        self.recoveries.append((state.lsn, self._settled))
-        super().recovered(state, model_hash)
+    def recovered(self, node: str, state: State, model_hash: bytes) -> None:
+        self.recoveries[node].append((state.lsn, self._settled.get(node, 0), state.digest()))
+        super().recovered(node, state, model_hash)
 
 
 class NotingLife(Life):
@@ -114,56 +134,6 @@ class NotingLife(Life):
     def aimed(self, publish: int, pending: Sequence[tuple[str, bytes]], target: torch.Tensor) -> None:
         self.target = (publish, target)
         super().aimed(publish, pending, target)
-
-
-class NotingDisk(SimulatedDisk):
-    """Asks before every call, by the call's name, and knows which one was the last."""
-
-    def __init__(self, root: Path, random: Random) -> None:
-        super().__init__(root, random)
-        self.last_call = ""
-        self.before: Callable[[str, str], None] = lambda name, path: None
-        self.misdirected_bytes = 0  # so far before its place the next write to the log lands
-        self.tear: Callable[[bytes], int | None] = lambda whole: None  # how much of an append arrives before the end
-
-    def adopt(self) -> None:
-        """What was put there by hand is durable."""
-        self._adopt(self.root)
-
-    def _ask(self, name: str, file: int | Path) -> None:
-        self.last_call = name
-        self.before(name, str(file) if isinstance(file, Path) else os.readlink(f"/proc/self/fd/{file}"))
-
-    def write(self, descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
-        self._ask("write", descriptor)
-        if not os.readlink(f"/proc/self/fd/{descriptor}").endswith(".log"):
-            return super().write(descriptor, buffers, offset)
-        if (arriving := self.tear(b"".join(buffers))) is not None:
-            os.pwrite(descriptor, b"".join(buffers)[:arriving], offset)
-            self._die()
-        astray, self.misdirected_bytes = self.misdirected_bytes, 0
-        return super().write(descriptor, buffers, offset - astray)
-
-    def fsync(self, descriptor: int) -> None:
-        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        self._ask("fsync of a directory" if is_directory else "fsync", descriptor)
-        super().fsync(descriptor)
-
-    def fallocate(self, descriptor: int, count: int) -> None:
-        self._ask("fallocate", descriptor)
-        super().fallocate(descriptor, count)
-
-    def truncate(self, descriptor: int, count: int) -> None:
-        self._ask("truncate", descriptor)
-        super().truncate(descriptor, count)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._ask("rename", source)
-        super().rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self._ask("unlink", path)
-        super().unlink(path)
 
 
 class ScriptedChaos(Chaos):
@@ -185,22 +155,23 @@ class ScriptedWorld(World):
         plan: Plan,
         directory: Path,
         script: Script,
-        make_model: Callable[[Judge], ServerModel] = WatchedModel,
+        make_model: Callable[[Judge, str], ServerModel] = WatchedModel,
         workload: Workload | None = None,
     ) -> None:
         self.lines: list[str] = []
-        self.said: list[tuple[float, str, Message]] = []  # by the server: when, to whom, what
+        self.said: list[tuple[float, str, Message]] = []  # to workers: when, to whom, what
+        self.acks: list[Said] = []  # acknowledgements, and who gave them
         self.newest: dict[str, NotingLife] = {}
         self.is_stopped = False
         self.halt = ""  # what the server said when it found its log damaged
-        self.before_sending: Callable[[str, Message], None] = lambda worker, message: None
+        self.before_sending: Callable[[str, str, Message], None] = lambda node, to, message: None
         self._make_model = make_model
         workload = workload or Regression(plan.dataset_samples, plan.seed)
         super().__init__(plan, directory, workload, Trace(self.lines.append))
         self._chaos = ScriptedChaos(self, script)
 
     def make_judge(self) -> Judge:
-        return NotingJudge(self.plan.settings, self._failed)
+        return NotingJudge(self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies)
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return NotingDisk(directory, random)
@@ -209,17 +180,20 @@ class ScriptedWorld(World):
         self.newest[worker] = NotingLife(self.judge, worker)
         return self.newest[worker]
 
-    def make_model(self) -> ServerModel:
-        return self._make_model(self.judge)
+    def make_model(self, node: str) -> ServerModel:
+        return self._make_model(self.judge, node)
 
-    def _sending(self, worker: str, message: Message) -> None:
-        self.before_sending(worker, message)
-        super()._sending(worker, message)
-        self.said.append((trio.current_time(), worker, message))
+    def sending(self, node: str, peer: Peer, term: int, message: Message) -> None:
+        self.before_sending(node, peer.worker, message)
+        super().sending(node, peer, term, message)
+        if peer.role == "worker":
+            self.said.append((trio.current_time(), peer.worker, message))
+            if isinstance(message, Ack):
+                self.acks.append(Said(trio.current_time(), node, term, message.lsn))
 
-    def _halted(self, error: BaseException) -> None:
+    def _halted(self, name: str, error: BaseException) -> None:
         self.halt = str(error)
-        super()._halted(error)
+        super()._halted(name, error)
 
     # --- what a script does ---
 
@@ -274,9 +248,16 @@ class ScriptedWorld(World):
 
     @property
     def disk(self) -> NotingDisk:
-        disk = self.disks[SERVER]
+        return self.disk_of(SERVER)
+
+    def disk_of(self, name: str) -> NotingDisk:
+        disk = self.disks[name]
         assert isinstance(disk, NotingDisk)
         return disk
+
+    def is_served_by(self, node: str) -> bool:
+        """Whether the node has begun to serve, and has not ended."""
+        return self.serving is not None and self.network.listeners.get(node) is self.serving.link
 
     @property
     def log(self) -> Path:
@@ -363,7 +344,7 @@ def run(
     script: Script,
     *,
     build: type[ScriptedWorld] = ScriptedWorld,
-    make_model: Callable[[Judge], ServerModel] = WatchedModel,
+    make_model: Callable[[Judge, str], ServerModel] = WatchedModel,
     workload: Workload | None = None,
 ) -> ScriptedWorld:
     """Run the world to its end. Nothing may break there, and unless the server had to halt the run is finished."""

@@ -26,7 +26,7 @@ def test_33_a_server_that_loses_its_power_at_every_disk_call_keeps_all_it_acknow
 
     world = run(make_plan(samples=500, checkpoint_every=1, segment_bytes=4096), tmp_path, script)
     assert len(deaths) >= 30
-    assert all(lsn >= settled for lsn, settled in world.noted.recoveries)
+    assert all(lsn >= settled for lsn, settled, _ in world.noted.recoveries[SERVER])
     assert ("fsync", "log", 6) in deaths, "many an append has been interrupted between write and fdatasync"
 
 
@@ -121,7 +121,7 @@ def test_69_a_crash_while_the_log_is_truncated_leaves_no_gap_and_the_rest_goes_l
                         world.disk.troubles.die_in_calls = 2
 
             world.disk.before = die
-            await world.until(lambda: world.network.server, "it serves")
+            await world.until(lambda: world.is_served_by(SERVER), "it serves")
             process = world.processes[SERVER]
             await world.until(lambda now=process: now.is_dead, f"it dies at {call}")
             world.disk.before = lambda name, path: None

@@ -46,10 +46,10 @@ def test_35_a_torn_append_is_cut_off_kept_aside_and_its_delta_is_sent_again(tmp_
 
             world.disk.tear = tear
             await world.until(lambda arrived=arrived: arrived, "an append with a delta of w0 is torn")
-            starts = len(world.noted.recoveries)
-            await world.until(lambda starts=starts: len(world.noted.recoveries) > starts, "the server is back")
-            await world.until(lambda: world.network.server, "it serves")
-            lsn = world.noted.recoveries[-1][0] + 1
+            starts = len(world.noted.recoveries[SERVER])
+            await world.until(lambda starts=starts: len(world.noted.recoveries[SERVER]) > starts, "the server is back")
+            await world.until(lambda: world.is_served_by(SERVER), "it serves")
+            lsn = world.noted.recoveries[SERVER][-1][0] + 1
             torn = world.serving.log.torn
             assert f"of the unfinished record {lsn} (" in torn
             assert "it was never acknowledged" in torn

@@ -10,7 +10,7 @@ from sim.scenario import LEASE_SECONDS, NEVER, ScriptedWorld, make_plan, positio
 from hetero_async.core.messages import Ack, Nack
 from hetero_async.core.records import Delta, Joined, Left, Stepped
 from hetero_async.formats.chunks import CREDITS
-from hetero_async.shell.link import SILENCE_SECONDS
+from hetero_async.shell.dial import SILENCE_SECONDS
 from hetero_async.sim.checkers import OUTBOX_MAX
 from hetero_async.sim.network import Condition
 from hetero_async.sim.plan import SERVER
