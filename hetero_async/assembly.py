@@ -210,7 +210,7 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
         positions[other.name] = None
         with trio.move_on_after(ASK_SECONDS):
             async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
-                positions[other.name] = await _asked(link, Fence(term=term))
+                positions[other.name] = await asked(link, Fence(term=term))
 
     async with trio.open_nursery() as nursery:
         for other in endpoints(config, without=name):
@@ -218,7 +218,8 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
     return dict(sorted(positions.items()))
 
 
-async def _asked(link: DialLink, fence: Fence) -> Position:
+async def asked(link: DialLink, fence: Fence) -> Position:
+    """The answer of the node that is dialled; its caller's deadline ends the wait."""
     while True:
         with trio.move_on_after(ASK_AGAIN_SECONDS):
             while not await link.control.send(link.server.key, fence):  # noqa: ASYNC110, the deadline ends it

@@ -24,6 +24,7 @@ from hetero_async.core.messages import (
     StatusReport,
     StatusRequest,
     Wait,
+    Want,
 )
 from hetero_async.core.records import Entry
 from hetero_async.core.reign import Reign
@@ -31,6 +32,7 @@ from hetero_async.core.standby import Event, Heard, Reconnected, Standby, Stored
 from hetero_async.core.state import State
 from hetero_async.core.status import standby_summary
 from hetero_async.errors import DiskFull, HeteroAsyncError, LogCorrupt, PeerError, RefusedError
+from hetero_async.feed import Feed
 from hetero_async.formats.shipment import unpack_shipment
 from hetero_async.parts import Parts
 from hetero_async.ports import DialLink, Model
@@ -67,6 +69,7 @@ class StandingBy:
         self._blocking = parts.blocking
         self._silence_ms = parts.rules.lease_ms
         self.takeover = Takeover(machine=machine, witness=parts.witness, rules=parts.rules, observer=parts.observer)
+        self._feed = Feed(log=parts.log, store=parts.store, lane=parts.listening.bulk, blocking=parts.blocking)
         self._storing = trio.Lock()
         self._speaking = trio.Lock()
         self._pull: Pull | None = None
@@ -82,6 +85,7 @@ class StandingBy:
                 self._receive_control,
                 self._receive_bulk,
                 self._answer,
+                self._hand_out,
                 self._keep_time,
                 self._checkpointer.run,
                 self.takeover.watch,
@@ -259,6 +263,15 @@ class StandingBy:
                     await self._listening.control.send(incoming.peer.key, position)
                 case Follow() | _:
                     await self._listening.control.send(incoming.peer.key, self._direction())
+
+    async def _hand_out(self) -> None:
+        """Records to a node that mends its log with them; they prove themselves, so it need not be the server's."""
+        while True:
+            incoming = await self._listening.bulk.receive()
+            match incoming.message:
+                case Want(kind=kind, number=lsn) as want if kind == RECORDS and 0 < lsn <= self.machine.lsn:
+                    if incoming.peer.role == "standby":
+                        await self._feed.wanted(incoming, want)
 
     def _direction(self) -> Redirect | Wait:
         """For a worker, or another standby, that has come to the wrong one."""

@@ -35,7 +35,8 @@ async def trained(world: ScriptedWorld, more: int = 2) -> None:
     """So many more deltas of w0 are acknowledged."""
     known = len(world.judge.account("w0").acknowledged)
     await world.until(
-        lambda: len(world.judge.account("w0").acknowledged) >= known + more, f"{more} more deltas of w0 are acknowledged"
+        lambda: len(world.judge.account("w0").acknowledged) >= known + more,
+        f"{more} more deltas of w0 are acknowledged",
     )
 
 
@@ -57,9 +58,7 @@ def acks(world: ScriptedWorld, node: str = "", after: float = 0.0, before: float
 def reigns(world: ScriptedWorld) -> list[tuple[int, str]]:
     """Those that followed the first one, in the run's history."""
     return [
-        (entry.term, entry.record.server)
-        for _, entry in world.records(Promoted)
-        if isinstance(entry.record, Promoted)
+        (entry.term, entry.record.server) for _, entry in world.records(Promoted) if isinstance(entry.record, Promoted)
     ]
 
 
