@@ -292,7 +292,8 @@ class Server:
         entry = self._record(delta, event.payload)
         self._send(event.worker, Ack(seq=push.seq, lsn=entry.lsn))
         if self.settings.merge == "per-push":
-            self._merge()
+            self._record(merging.stepped(self.state, self.settings))
+            self._publish_when_due()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
         is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX
@@ -319,13 +320,9 @@ class Server:
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
-            self._merge()
+            self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
         self._tell_finished()
-
-    def _merge(self) -> None:
-        self._record(merging.stepped(self.state, self.settings))
-        self._publish_when_due()
 
     def _publish_when_due(self) -> None:
         if published := merging.published(self.state, self.settings):

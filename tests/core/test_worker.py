@@ -29,19 +29,9 @@ from hetero_async.core.messages import (
     Welcome,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker import (
-    OFFER_AGAIN_MS,
-    TURN_EVERY_MS,
-    Cut,
-    Dropped,
-    Fetched,
-    Heard,
-    Owed,
-    Tick,
-    Vitals,
-    Worker,
-)
-from hetero_async.core.worker import Reconnected as Reconnects
+from hetero_async.core.worker import OFFER_AGAIN_MS, TURN_EVERY_MS, Worker
+from hetero_async.core.worker_events import Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
+from hetero_async.core.worker_events import Reconnected as Reconnects
 
 HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
 WELCOME = Welcome(
