@@ -29,8 +29,9 @@ from hetero_async.core.messages import (
     Welcome,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker import OFFER_AGAIN_MS, Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals, Worker
-from hetero_async.core.worker import Reconnected as Reconnects
+from hetero_async.core.work import Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
+from hetero_async.core.work import Reconnected as Reconnects
+from hetero_async.core.worker import OFFER_AGAIN_MS, Worker
 
 HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
 WELCOME = Welcome(
@@ -233,6 +234,16 @@ def test_more_is_asked_for_with_all_that_is_held_named() -> None:
     assert isinstance(request, LeaseRequest)
     assert (request.held, request.samples, request.batch, request.dataset_samples) == (((0, 12),), 16, 4, 64)
     assert not only(bench.wait(100, wanted_samples=16), LeaseRequest), "not so often"
+
+
+def test_what_was_granted_and_is_on_its_way_to_the_loop_is_not_asked_for_again() -> None:
+    bench = Bench()
+    number = ask(bench)
+    bench.worker.step(Heard(now_ms=bench.now_ms, message=Lease(number=number, ranges=((0, 4),), samples=64)))
+    late = bench.wait(500, wanted_samples=16, batch=4, dataset_samples=64)
+    assert late.granted == [((0, 4),)]
+    assert not only(late, LeaseRequest), "it would say that it does not hold what it was granted"
+    assert only(bench.wait(1, held=((0, 4),), wanted_samples=12, batch=4, dataset_samples=64), LeaseRequest)
 
 
 def ask(bench: Bench) -> int:
