@@ -97,39 +97,48 @@ class Serving:
         self._software = software
         self.quarantine = quarantine or Quarantine(observer)
         self._peers: dict[str, Peer] = {}
-        self._bulk = Bulk(
-            state=machine.state,
-            model=model,
-            model_lock=self._model_lock,
-            link=link,
-            blocking=blocking,
-            observer=observer,
-            quarantine=self.quarantine,
-            arrived=self._arrived,
-            feed=Feed(log=log, store=store, lane=link.bulk, blocking=blocking),
-            announced=lambda: machine.announced,
-        )
-        self._checkpointer = Checkpointer(
-            run=machine.settings.run,
-            every=checkpoint_every,
-            log=log,
-            store=store,
-            model=model,
-            model_lock=self._model_lock,
-            blocking=blocking,
-            observer=observer,
-            drop_log=self._needed_log,
-        )
-        self._keeper = witness and Keeper(
-            witness=witness[0],
-            reign=witness[1],
-            lease_seconds=machine.replication.rules.lease_ms / 1000,
-            replication=machine.replication,
-            observer=observer,
-            tell=self._inbox_send.send,
-        )
+        self._bulk = self._new_bulk()
+        self._checkpointer = self._new_checkpointer(checkpoint_every)
+        self._keeper = witness and self._new_keeper(*witness)
         self._lookout = ask and Lookout(ask=ask, term=machine.state.term, tell=self._inbox_send.send)
         link.term = machine.state.term
+
+    def _new_bulk(self) -> Bulk:
+        return Bulk(
+            state=self.machine.state,
+            model=self.model,
+            model_lock=self._model_lock,
+            link=self.link,
+            blocking=self.blocking,
+            observer=self.observer,
+            quarantine=self.quarantine,
+            arrived=self._arrived,
+            feed=Feed(log=self.log, store=self.store, lane=self.link.bulk, blocking=self.blocking),
+            announced=lambda: self.machine.announced,
+        )
+
+    def _new_checkpointer(self, every: int) -> Checkpointer:
+        return Checkpointer(
+            run=self.machine.settings.run,
+            every=every,
+            log=self.log,
+            store=self.store,
+            model=self.model,
+            model_lock=self._model_lock,
+            blocking=self.blocking,
+            observer=self.observer,
+            drop_log=self._needed_log,
+        )
+
+    def _new_keeper(self, witness: Witness, reign: Reign) -> Keeper:
+        return Keeper(
+            witness=witness,
+            reign=reign,
+            lease_seconds=self.machine.replication.rules.lease_ms / 1000,
+            replication=self.machine.replication,
+            observer=self.observer,
+            tell=self._inbox_send.send,
+        )
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must end the process: Deposed, a broken assertion, a corrupt log."""
