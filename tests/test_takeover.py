@@ -145,9 +145,7 @@ def test_the_last_records_of_a_server_that_hands_over_come_first() -> None:
     async def deliver() -> None:
         await trio.sleep(0.2)
         assert not scene.has_begun and not scene.machine.is_taking_over
-        scene.machine.step(
-            Heard(now_ms=0, server="a", term=TERM, message=Following(lsn=LSN + 2, partner=""))
-        )
+        scene.machine.step(Heard(now_ms=0, server="a", term=TERM, message=Following(lsn=LSN + 2, partner="")))
         scene.machine.step(Stored(now_ms=0, lsn=LSN + 2, last_term=TERM))
         assert scene.machine.ready().messages == [Confirm(term=TERM, lsn=LSN + 2)], "so that the server lets go"
 

@@ -146,7 +146,7 @@ class DialLink:
                     nursery.start_soon(self._receive_bulk, self.bulk.socket)
             finally:
                 self.connected = False
-                self.problem = self.control.socket.problem
+                self.problem = self.control.socket.problem or self.bulk.socket.problem
                 self.control.socket = self.bulk.socket = None
         if not self._is_turned:
             self._turn = (self._turn + 1) % len(self._servers)

@@ -1,6 +1,6 @@
 """The socket that dials, and why it is not connected when it is not: what libzmq tells its monitor, in words.
 
-wire.py makes it, link.py reports what it says. Without this, a wrong address, a key that is not let in and a wrong
+wire.py makes it, dial.py reports what it says. Without this, a wrong address, a key that is not let in and a wrong
 server would all look the same: like silence. What a stranger at the other end makes us say is a guess, and called one.
 """
 
@@ -34,7 +34,7 @@ EVENT_FRAME = struct.Struct("=HI")
 
 
 class DialSocket(TrioSocket):
-    """`problem` is the newest known reason why nothing comes; "" before the first attempt has ended.
+    """`problem` is the first known reason why nothing comes; "" before the first attempt has ended.
 
     `ended` is set when there is no connection any more, or none could be made. libzmq would try again without a word,
     and whoever waits for what was under way would wait for ever.
@@ -62,7 +62,8 @@ class DialSocket(TrioSocket):
             while True:
                 event, _ = await self._monitor.receive()
                 number, _ = EVENT_FRAME.unpack(event.bytes)
-                self.problem = PROBLEMS[number]
+                if not self.ended.is_set():  # a handshake that fails is a lost connection too, and that says less
+                    self.problem = PROBLEMS[number]
                 if number != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.ended.set()
 

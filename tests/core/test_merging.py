@@ -33,7 +33,9 @@ def test_workers_are_averaged_and_a_workers_deltas_add_up(
     assert weight_of_each(merged, active, merge) == weight
 
 
-def state_of(pushed: str, *, leased: str = "ab", free: bool = True, version: int = 4, publish_version: int = 4) -> State:
+def state_of(
+    pushed: str, *, leased: str = "ab", free: bool = True, version: int = 4, publish_version: int = 4
+) -> State:
     """Workers a, b and c are active; those who pushed have one delta pending each."""
     return State(
         settings=RunSettings(run="r", max_staleness=3),
@@ -41,7 +43,7 @@ def state_of(pushed: str, *, leased: str = "ab", free: bool = True, version: int
         publish=2,
         publish_versions={1: 0, 2: publish_version},
         ledger=Ledger(
-            samples=64, positions=64, free=((40, 64),) if free else (), leased={worker: ((0, 8),) for worker in leased}
+            samples=64, positions=64, free=((40, 64),) if free else (), leased=dict.fromkeys(leased, ((0, 8),))
         ),
         members={worker: Member(site="s", active=True, merged_seq=ord(worker)) for worker in "abc"},
         pending={10 + index: delta(worker) for index, worker in enumerate(pushed)},

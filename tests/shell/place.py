@@ -10,12 +10,13 @@ from typing import Any
 import trio
 import trio.lowlevel
 
-from hetero_async.core.messages import Beat, Chunk, Heartbeat
+from hetero_async.core.messages import Beat, Chunk, Heartbeat, Message
 from hetero_async.formats.chunks import CHUNK_BYTES
 from hetero_async.ports import Incoming
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.keys import AllowList, create_keypair
 from hetero_async.shell.link import ServerLink, open_server_link
+from hetero_async.shell.wire import pack
 
 SILENCE_SECONDS = 1.0
 BEAT = Beat(version=1, publish=2, oldest=1, trained=3, positions=4)
@@ -102,6 +103,11 @@ def heartbeat(number: int = 0) -> Heartbeat:
     return Heartbeat(
         incarnation=1, state="training", steps=number, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0
     )
+
+
+def framed(message: Message) -> bytes:
+    """The one frame in which a socket of whatever software says it."""
+    return b"".join(pack(message, b""))
 
 
 async def answer_all(link: ServerLink, heard: list[Incoming]) -> None:

@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 import trio
 import zmq
-from shell.place import BEAT, Place, heartbeat, insist, moment, reach, run, serving
+from shell.place import BEAT, Place, framed, heartbeat, insist, moment, reach, run, serving
 
 from hetero_async.core.messages import Refused
 from hetero_async.core.records import Left
 from hetero_async.formats.chunks import CHUNK_BYTES
-from hetero_async.formats.frames import decode, encode
 from hetero_async.quarantine import STRIKES_MAX
 from hetero_async.shell.keys import load_secret
 from hetero_async.shell.quota import BURST_SECONDS
-from hetero_async.shell.wire import CONTROL
+from hetero_async.shell.wire import CONTROL, unpack
 
 
 def test_an_unknown_key_is_refused_told_of_once_and_gets_in_when_admitted_later(place: Place) -> None:
@@ -81,7 +80,7 @@ def test_a_client_without_a_key_is_not_heard(place: Place) -> None:
             async with serving(place) as (_, heard), place.worker("a-0") as worker:
                 for _ in range(10):
                     with suppress(zmq.Again):  # it may have given up by now
-                        nobody.send(encode(heartbeat(666)), zmq.DONTWAIT)
+                        nobody.send(framed(heartbeat(666)), zmq.DONTWAIT)
                     await insist(worker, worker.control, heartbeat(1))
                 assert {incoming.message for incoming in heard} == {heartbeat(1)}
                 assert nobody.poll(0) == 0
@@ -104,7 +103,7 @@ def test_a_routing_id_is_not_an_identity(place: Place) -> None:
                         raw.setsockopt(zmq.CURVE_PUBLICKEY, place.public(name))
                         raw.setsockopt(zmq.CURVE_SECRETKEY, load_secret(place.keys / f"{name}.secret"))
                         raw.connect(place.control)
-                        raw.send(encode(heartbeat()))
+                        raw.send(framed(heartbeat()))
                         incoming = await server.control.receive()
                         assert (incoming.peer.worker, incoming.peer.key) == (name, place.public(name))
 
@@ -116,12 +115,12 @@ def test_a_routing_id_is_not_an_identity(place: Place) -> None:
 GARBAGE: list[list[bytes]] = [
     [b""],
     [b"\xff" * 100],
-    [encode(heartbeat()) + b"more"],
-    [encode(heartbeat()), b"payload", b"a third frame"],
-    [encode(heartbeat())] * 100,
+    [framed(heartbeat()) + b"more"],
+    [framed(heartbeat()), b"payload", b"a third frame"],
+    [framed(heartbeat())] * 100,
     [bytes(65 * 1024)],
-    [encode(Left(worker="a-1", reason="a record is not a message"))],
-    [encode(heartbeat()), bytes(CHUNK_BYTES + 1)],
+    [framed(Left(worker="a-1", reason="a record is not a message"))],
+    [framed(heartbeat()), bytes(CHUNK_BYTES + 1)],
 ]
 
 
@@ -159,10 +158,10 @@ def test_a_peer_that_nobody_understands_is_told_so_and_shut_out_when_it_goes_on(
         with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as bad:
             async with serving(place) as (server, _):
                 for _ in range(STRIKES_MAX):
-                    bad.send(encode(heartbeat()) + b"a field of next year's software")
+                    bad.send(framed(heartbeat()) + b"a field of next year's software")
                 while not server.quarantine.refusal(place.public("a-1")):
                     await moment()
-                told = decode(bad.recv())
+                _, told, _ = unpack(bad.recv_multipart(copy=False))
                 assert isinstance(told, Refused)
                 assert "does not understand what you say: not msgpack within its limits" in told.reason
                 assert bad.poll(0) == 0, "it is told once a minute"
@@ -180,7 +179,7 @@ def test_a_flood_of_good_messages_is_cut_to_the_quota_and_others_are_answered(pl
             async with serving(place) as (server, heard), place.worker("a-0") as worker:
                 began = trio.current_time()
                 for number in range(sent):
-                    flooding.send(encode(heartbeat(number)))
+                    flooding.send(framed(heartbeat(number)))
                 while server.gate.refusals + len(heard) < sent:
                     assert (await insist(worker, worker.control, heartbeat())).message == BEAT
                 flood = sum(incoming.peer.worker == "a-1" for incoming in heard)
@@ -202,7 +201,7 @@ def test_a_member_that_says_much_and_leaves_while_the_loop_is_busy_does_not_end_
                 with closing(plain_dealer(context, place, "a-1")) as leaving:
                     leaving.setsockopt(zmq.LINGER, 5000)
                     for number in range(CONTROL.in_flight + 100):
-                        leaving.send(encode(heartbeat(number)))
+                        leaving.send(framed(heartbeat(number)))
                     while server.traffic.get(place.public("a-1")) is None:
                         await moment()
                 await trio.sleep(CONTROL.heartbeat_every / 1000 + 1)

@@ -6,9 +6,8 @@ import pytest
 import trio
 import trio.lowlevel
 import zmq
-from shell.place import Place, heartbeat, run, serving
+from shell.place import Place, framed, heartbeat, run, serving
 
-from hetero_async.formats.frames import encode
 from hetero_async.shell import wire
 from hetero_async.shell.keys import load_secret
 
@@ -40,7 +39,7 @@ def test_a_socket_that_is_closed_while_it_tries_leaves_all_others_alone(
                 ) as socket:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(socket.watch)
-                        await socket.send([encode(heartbeat())])
+                        await socket.send([framed(heartbeat())])
                         await socket.receive()
                         nursery.cancel_scope.cancel()
                 assert heard[0].message == heartbeat()

@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import trio
 import zmq
-from shell.place import BEAT, CHUNK, Place, heartbeat, insist, moment, reach, run, serving
+from shell.place import BEAT, CHUNK, Place, framed, heartbeat, insist, moment, reach, run, serving
 
 from hetero_async.core.messages import (
+    ANSWERS,
     MESSAGE_TYPES,
-    QUESTIONS,
     SAID_BY,
+    Confirm,
+    Fence,
+    Follow,
     Hello,
     Message,
     Push,
+    Redirect,
     SettingsReport,
     SettingsRequest,
     StatusReport,
@@ -24,7 +28,6 @@ from hetero_async.core.messages import (
     Want,
     Welcome,
 )
-from hetero_async.formats.frames import encode
 from hetero_async.shell.keys import load_secret, public_of, replace_keypair
 
 HELLO = Hello(
@@ -91,7 +94,7 @@ def test_nobody_is_heard_unencrypted_wherever_the_server_listens(place: Place, l
                     for _ in range(10):
                         for raw, message in ((control, heartbeat(666)), (bulk, CHUNK)):
                             with suppress(zmq.Again):  # it may have given up by now
-                                raw.send(encode(message), zmq.DONTWAIT)
+                                raw.send(framed(message), zmq.DONTWAIT)
                         await insist(worker, worker.control, heartbeat(1))
                     assert {incoming.message for incoming in heard} == {heartbeat(1)}
                     assert control.poll(0) == bulk.poll(0) == 0
@@ -199,8 +202,13 @@ def test_what_is_not_for_its_role_to_say_is_refused(place: Place, role: Any, mes
 def test_no_key_at_all_may_say_what_only_a_server_says() -> None:
     said = {kind for kinds in SAID_BY.values() for kind in kinds}
     assert said < set(MESSAGE_TYPES)
-    assert not {Welcome, StatusReport, SettingsReport} & said
-    assert all(set(QUESTIONS) <= set(kinds) for kinds in SAID_BY.values())
+    assert not {Welcome, *ANSWERS} & said
+    assert all({StatusRequest, SettingsRequest} <= set(kinds) for kinds in SAID_BY.values())
+
+
+def test_only_a_node_speaks_of_terms() -> None:
+    of_terms = {Follow, Confirm, Fence, Redirect}
+    assert {role for role, kinds in SAID_BY.items() if of_terms & set(kinds)} == {"standby"}
 
 
 def test_a_role_counts_from_the_next_message_on(place: Place) -> None:
@@ -246,7 +254,7 @@ def test_a_worker_that_takes_another_s_name_for_its_connection_is_still_itself(p
             raw.setsockopt(zmq.CURVE_SECRETKEY, load_secret(place.keys / "a-0.secret"))
             async with place.server() as server:
                 raw.connect(place.control)
-                raw.send(encode(heartbeat()))
+                raw.send(framed(heartbeat()))
                 assert (await server.control.receive()).peer.worker == "a-0"
                 assert not await server.control.send(place.public("a-1"), BEAT)
 
@@ -266,7 +274,7 @@ def test_nobody_can_use_a_public_key_without_its_secret(place: Place) -> None:
                 raw.connect(place.control)
                 for _ in range(10):
                     with suppress(zmq.Again):
-                        raw.send(encode(heartbeat(666)), zmq.DONTWAIT)
+                        raw.send(framed(heartbeat(666)), zmq.DONTWAIT)
                     await insist(worker, worker.control, heartbeat(1))
                 assert {incoming.peer.worker for incoming in heard} == {"a-1"}
 
