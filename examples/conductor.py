@@ -50,6 +50,7 @@ class Story:
     losses: list[tuple[float, float]] = field(default_factory=list)
     kills: list[tuple[float, str]] = field(default_factory=list)
     newest: dict[str, Any] = field(default_factory=dict)
+    trained: float = 0.0  # when all was trained
 
     @property
     def seconds(self) -> float:
@@ -112,6 +113,7 @@ class Conductor:
                         self.story.see(status)
                         screen.update(render(self._rate.added_to(status, time.monotonic())), refresh=True)
                     if await act():
+                        self.story.trained = self.story.seconds
                         return
                     await trio.sleep(LOOK_SECONDS)
 

@@ -233,7 +233,7 @@ def finish(conductor: SiteLoss, console: Console) -> None:
     old = looking.verify_directory(config.log, lambda _: None)
     report = figures(conductor, new, old, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
-    points = [(0.0, report["loss_start"]), *story.losses, (report["seconds"], report["loss_end"])]
+    points = [(0.0, report["loss_start"]), *story.losses, (story.trained, report["loss_end"])]
     [(killed, who)] = story.kills
     marks = [
         (killed, f"{who} killed"),

@@ -139,7 +139,7 @@ def finish(conductor: TwoKills, console: Console) -> None:
     verdict = looking.verify_directory(config.log, lambda _: None)
     report = figures(conductor, verdict, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
-    points = [(0.0, report["loss_start"]), *story.losses, (report["seconds"], report["loss_end"])]
+    points = [(0.0, report["loss_start"]), *story.losses, (story.trained, report["loss_end"])]
     kills = [(seconds, f"{who} killed") for seconds, who in story.kills]
     draw_loss(points, kills, paths["loss picture"], title="one model, three sites, two kills")
     show(report, paths, console)

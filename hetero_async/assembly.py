@@ -19,7 +19,8 @@ from hetero_async.core.messages import Fence, Position
 from hetero_async.core.records import changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, DiskFull
-from hetero_async.node import Parts, begin_serving, stand_by
+from hetero_async.node import begin_serving, stand_by
+from hetero_async.parts import Parts
 from hetero_async.ports import Observer, Witness
 from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals
@@ -209,7 +210,7 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
         positions[other.name] = None
         with trio.move_on_after(ASK_SECONDS):
             async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
-                positions[other.name] = await _asked(link, Fence(term=term))
+                positions[other.name] = await asked(link, Fence(term=term))
 
     async with trio.open_nursery() as nursery:
         for other in endpoints(config, without=name):
@@ -217,7 +218,8 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
     return dict(sorted(positions.items()))
 
 
-async def _asked(link: DialLink, fence: Fence) -> Position:
+async def asked(link: DialLink, fence: Fence) -> Position:
+    """The answer of the node that is dialled; its caller's deadline ends the wait."""
     while True:
         with trio.move_on_after(ASK_AGAIN_SECONDS):
             while not await link.control.send(link.server.key, fence):  # noqa: ASYNC110, the deadline ends it

@@ -31,6 +31,7 @@ from hetero_async.errors import (
     UserError,
     first_error,
 )
+from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
 from hetero_async.roster import join_line
 from hetero_async.shell.telemetry import LineObserver
@@ -104,7 +105,8 @@ def serve(
 
     Example: hetero-async serve --run my-run/run.toml
     """
-    trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
+    with told_how_to_mend(run, name):
+        trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
 @app.command()
@@ -117,7 +119,8 @@ def standby(
 
     Example: hetero-async standby --name b --run my-run/run.toml
     """
-    trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
+    with told_how_to_mend(run, name):
+        trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
 @app.command()
@@ -222,6 +225,7 @@ def export(
 
 
 app.command()(restore)
+app.command()(repair)
 app.command()(cli_log.audit)
 app.command()(cli_log.replay)
 

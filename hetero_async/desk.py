@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hetero_async.core import ranges
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.work import Vitals
+from hetero_async.core.worker_events import Vitals
 from hetero_async.errors import HeteroAsyncError
 
 # How often a waiting loop looks whether the background has died.

@@ -6,13 +6,12 @@ lane (bulk.py) and the checkpointer run beside the task that decides; that one a
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import trio
 
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
-from hetero_async.archiving import Archiving
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
@@ -33,9 +32,9 @@ from hetero_async.core.server import Server
 from hetero_async.core.status import summary
 from hetero_async.errors import Deposed, DiskFull, UserError
 from hetero_async.feed import Feed
-from hetero_async.ports import Blocking, Incoming, Log, Model, Observer, Peer, ServerLink, Store, Witness
-from hetero_async.quarantine import Quarantine
-from hetero_async.reigning import Ask, Keeper, Lookout
+from hetero_async.parts import Parts
+from hetero_async.ports import Incoming, Model, Peer
+from hetero_async.reigning import Keeper, Lookout
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
 INBOX_SIZE = 256
@@ -53,90 +52,51 @@ RESTART_BACKOFF_SECONDS = 0.5
 
 
 class Serving:
-    def __init__(
-        self,
-        *,
-        machine: Server,
-        model: Model,
-        log: Log,
-        store: Store,
-        link: ServerLink,
-        blocking: Blocking,
-        observer: Observer,
-        checkpoint_every: int,
-        keep_log: bool,
-        told_to_sites: Callable[[], Mapping[str, object]],
-        witness: tuple[Witness, Reign] | None = None,
-        ask: Ask | None = None,
-        archiving: Archiving | None = None,
-        quarantine: Quarantine | None = None,
-        software: str = "",
-    ) -> None:
-        """`witness` comes with the reign that it has on record for this server; without one, others are asked.
-
-        `told_to_sites`: what a SettingsRequest is answered with, JSON-able. `software`: its version; workers of another
-        MAJOR.MINOR are turned away. "": whoever comes.
-        """
+    def __init__(self, parts: Parts, machine: Server, model: Model, reign: Reign | None) -> None:
+        """`reign`: what the witness has on record for this server, where there is a witness."""
         self.machine = machine
         self.model = model
-        self.log = log
-        self.store = store
-        self.link = link
-        self.blocking = blocking
-        self.observer = observer
-        self.keep_log = keep_log
-        self.archiving = archiving
-        self.told_to_sites = told_to_sites
+        self.log = parts.log
+        self.link = parts.listening
+        self.blocking = parts.blocking
+        self.observer = parts.observer
+        self.archiving = parts.archiving
+        self.quarantine = parts.quarantine
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
+        self._parts = parts
         self._handing_over = trio.Event()
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
-        self._software = software
-        self.quarantine = quarantine or Quarantine(observer)
         self._peers: dict[str, Peer] = {}
-        self._bulk = self._new_bulk()
-        self._checkpointer = self._new_checkpointer(checkpoint_every)
-        self._keeper = witness and self._new_keeper(*witness)
-        self._lookout = ask and Lookout(ask=ask, term=machine.state.term, tell=self._inbox_send.send)
-        link.term = machine.state.term
-
-    def _new_bulk(self) -> Bulk:
-        return Bulk(
-            state=self.machine.state,
-            model=self.model,
+        self._bulk = Bulk(
+            state=machine.state,
+            model=model,
             model_lock=self._model_lock,
             link=self.link,
             blocking=self.blocking,
             observer=self.observer,
             quarantine=self.quarantine,
             arrived=self._arrived,
-            feed=Feed(log=self.log, store=self.store, lane=self.link.bulk, blocking=self.blocking),
-            announced=lambda: self.machine.announced,
+            feed=Feed(log=self.log, store=parts.store, lane=self.link.bulk, blocking=self.blocking),
+            announced=lambda: machine.announced,
         )
+        self._checkpointer = Checkpointer(parts, model, self._model_lock, drop_log=self._needed_log)
+        self._sentry = self._make_sentry(parts, reign)
+        self.link.term = machine.state.term
 
-    def _new_checkpointer(self, every: int) -> Checkpointer:
-        return Checkpointer(
-            run=self.machine.settings.run,
-            every=every,
-            log=self.log,
-            store=self.store,
-            model=self.model,
-            model_lock=self._model_lock,
-            blocking=self.blocking,
-            observer=self.observer,
-            drop_log=self._needed_log,
-        )
-
-    def _new_keeper(self, witness: Witness, reign: Reign) -> Keeper:
+    def _make_sentry(self, parts: Parts, reign: Reign | None) -> Keeper | Lookout:
+        """Who notices that another reigns: by the witness, or by asking the others."""
+        if parts.witness is None or reign is None:
+            return Lookout(ask=parts.ask, term=self.machine.state.term, tell=self._inbox_send.send)
         return Keeper(
-            witness=witness,
+            witness=parts.witness,
             reign=reign,
-            lease_seconds=self.machine.replication.rules.lease_ms / 1000,
+            lease_seconds=parts.lease_seconds,
             replication=self.machine.replication,
-            observer=self.observer,
+            observer=parts.observer,
             tell=self._inbox_send.send,
         )
 
@@ -146,11 +106,8 @@ class Serving:
             "control lane": self._receive_control,
             "bulk lane": self._bulk.run,
             "checkpointer": self._checkpointer.run,
+            "sentry": self._sentry.run,
         }
-        if self._keeper:
-            helpers["witness keeper"] = self._keeper.run
-        if self._lookout:
-            helpers["lookout"] = self._lookout.run
         if self.archiving is not None:
             helpers["archiver"] = self.archiving.run
         async with trio.open_nursery() as nursery:
@@ -261,7 +218,7 @@ class Serving:
 
     def _needed_log(self, covered: int) -> int | None:
         """From which record on the log is needed: by a recovery, the archive, and standbys on their way."""
-        if self.keep_log:
+        if self._parts.keep_log:
             return None
         if self.archiving is not None:
             covered = self.archiving.not_needed(covered)
@@ -276,7 +233,7 @@ class Serving:
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
             elif isinstance(incoming.message, SettingsRequest):
-                told = json.dumps(self.told_to_sites()).encode()
+                told = json.dumps(self._parts.told_to_sites()).encode()
                 await self.link.control.send(incoming.peer.key, SettingsReport(), told)
             elif incoming.peer.role == "standby":
                 await self._hear_standby(incoming)
@@ -327,9 +284,10 @@ class Serving:
         )
 
     def _other_software(self, hello: Hello) -> str:
-        if not self._software or hello.software.split(".")[:2] == self._software.split(".")[:2]:
+        ours = self._parts.software
+        if hello.software.split(".")[:2] == ours.split(".")[:2]:
             return ""
-        return f"this server runs hetero-async {self._software}, and you run {hello.software}: install the same"
+        return f"this server runs hetero-async {ours}, and you run {hello.software}: install the same"
 
     async def _arrived(self, peer: Peer, event: Received | Provided) -> None:
         self._peers[event.worker] = peer

@@ -82,7 +82,7 @@ class Takeover:
         against = await self._against(positions)
         if machine.lsn == 0 or (against and not in_spite):
             return against
-        reign = Reign(term=max([machine.term, *terms]) + 1, server=machine.name)
+        reign = Reign(term=max([machine.term, machine.vowed, *terms]) + 1, server=machine.name)
         machine.vow(reign.term)
         positions = await ask(reign.term)
         refused = [name for name, position in positions.items() if position is not None and not position.is_granted]

@@ -11,8 +11,8 @@ import trio
 import xxhash
 
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Want
-from hetero_async.core.work import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.core.worker import Worker
+from hetero_async.core.worker_events import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Observer, Outbox

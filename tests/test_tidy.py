@@ -38,13 +38,14 @@ LAYERS = [
         "serve",
         "standby",
         "node",
+        "parts",
         "train",
     },
     {"tensors", "shell"},
     {"tables", "complaints", "config", "watch"},
     {"session", "integrations", "assembly", "agent", "looking", "roster", "enrolment"},
     {"sim"},
-    {"", "__main__", "cli", "cli_keys", "cli_log", "restoring"},
+    {"", "__main__", "cli", "cli_keys", "cli_log", "repairing", "restoring"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -58,9 +59,9 @@ ONLY_IN = {
     "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
     "obstore": {"shell"},
-    "typer": {"cli", "cli_keys", "cli_log", "restoring"},
+    "typer": {"cli", "cli_keys", "cli_log", "repairing", "restoring"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli", "cli_keys", "cli_log", "restoring"},
+    "rich": {"watch", "cli", "cli_keys", "cli_log", "repairing", "restoring"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

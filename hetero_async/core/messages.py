@@ -265,7 +265,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redirect:
-    """Not me: `server` reigns, in `term`. A standby says it to workers, and to a server that has been deposed."""
+    """Not me: `server` reigns, in `term`. A standby says it to workers, and to a server that has been deposed.
+
+    From a server that may have been deposed and cannot know, `server` is "": look for another one.
+    """
 
     server: str
     term: int

@@ -34,6 +34,7 @@ from hetero_async.core.messages import (
     Provide,
     PublishReady,
     Push,
+    Redirect,
     Refused,
     Rejoin,
     Wait,
@@ -105,7 +106,10 @@ class Server:
             case Received() if not self.succession.is_under_way:
                 self._now_ms = event.now_ms
                 self.presences.hear(event.worker, event.now_ms)
-                if answer := _ANSWERS.get(type(event.message)):
+                if isinstance(event.message, Hello | Heartbeat) and not self.replication.is_sure(event.now_ms):
+                    # Nothing leaves here that a worker could go on with, and there may be a server where it does.
+                    self._post.send(event.worker, Redirect(server="", term=self.state.term))
+                elif answer := _ANSWERS.get(type(event.message)):
                     answer(self, event, event.message)
             case Followed() | Witnessed():
                 self._now_ms = event.now_ms
@@ -288,7 +292,8 @@ class Server:
         entry = self._record(delta, event.payload)
         self._send(event.worker, Ack(seq=push.seq, lsn=entry.lsn))
         if self.settings.merge == "per-push":
-            self._merge()
+            self._record(merging.stepped(self.state, self.settings))
+            self._publish_when_due()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
         is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX
@@ -315,13 +320,9 @@ class Server:
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
-            self._merge()
+            self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
         self._tell_finished()
-
-    def _merge(self) -> None:
-        self._record(merging.stepped(self.state, self.settings))
-        self._publish_when_due()
 
     def _publish_when_due(self) -> None:
         if published := merging.published(self.state, self.settings):

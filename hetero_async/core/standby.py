@@ -92,7 +92,7 @@ class Standby:
         self.refusal = ""
         self.heard_ms = LONG_AGO_MS  # from a server that it follows
         self._candidate = ""  # to whom the present term was granted
-        self._vowed = 0
+        self.vowed = 0
         self._run, self._software = run, software
         self._said_ms = self._turned_ms = LONG_AGO_MS
         self._owed = Owed()
@@ -177,11 +177,11 @@ class Standby:
 
     def vow(self, term: int) -> None:
         """Grant a term to ourselves: nobody else gets it from here."""
-        self._vowed = term
+        self.vowed = term
 
     def fence(self, fence: Fence, candidate: str) -> Position:
         """Another takes over, or asks where we stand."""
-        if fence.term > max(self.term, self._vowed):
+        if fence.term > max(self.term, self.vowed):
             self._promise(fence.term)
             self._candidate, self.server = candidate, ""
         is_granted = fence.term == 0 or (fence.term == self.term and self._candidate == candidate)

@@ -40,7 +40,7 @@ from hetero_async.core.messages import (
     Window,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.work import (
+from hetero_async.core.worker_events import (
     Cut,
     Dropped,
     Event,
@@ -150,13 +150,15 @@ class Worker:
                 self._hello_ms = -(10**9)
 
     def _turn_away(self, now_ms: int) -> None:
-        """From a standby that knows of no server either; not faster than a server is found."""
+        """From whoever knows of no server either; not faster than a server is found."""
         if now_ms - self._turned_ms >= TURN_EVERY_MS:
             self._turned_ms = now_ms
             self._owed.turn = ""
 
     def _redirect(self, redirect: Redirect, now_ms: int) -> None:
-        if redirect.term >= self.term:
+        if not redirect.server:
+            self._turn_away(now_ms)
+        elif redirect.term >= self.term:
             self._owed.turn = redirect.server
 
     def _welcome(self, welcome: Welcome, now_ms: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hetero_async.core.messages import Ack, Message, Nack, Push
+from hetero_async.core.messages import Ack, Message, Nack, PublishReady, Push
 from hetero_async.core.records import Delta, Entry, Published, RunSettings
 from hetero_async.core.state import State
 from hetero_async.shell.store import KEPT
@@ -67,7 +67,8 @@ class Judge:
         self.violation: Violation | None = None
         self.accounts: dict[str, Account] = {}
         self.story = Story()
-        self.forgiven: dict[Key, bool] = {}  # acknowledged by a server that was lost with its site; `local` allows it
+        self.forgiven: dict[Key, bool] = {}  # admitted by a server that was lost with its site; `local` allows it
+        self.announced: dict[int, str] = {}  # publishes of the story that workers were told of, and by whom
         self._fail = fail
         self._nodes = nodes
         self._copies = copies
@@ -105,6 +106,8 @@ class Judge:
             account.nacked[message.seq] = True
             if (worker, message.seq) in self.story.deltas and message.seq in account.unanswered:
                 self.violated("1", f"delta {message.seq} of {worker} is refused, and it is in the log")
+        if isinstance(message, PublishReady) and node not in self._astray:
+            self.announced[message.number] = node
         if not isinstance(message, Ack):
             return
         name, lsn = f"delta {message.seq} of {worker}", message.lsn
@@ -160,6 +163,13 @@ class Judge:
                     self._astray[node], self._reached[node] = lsn, lsn
             self._hashes = {at: hashes for at, hashes in self._hashes.items() if at <= lsn}
             self._lose(lost, "a takeover loses")
+            if self._copies == 1:
+                self.forgiven |= dict.fromkeys(lost, True)
+            taken_back = [number for number in self.announced if number >= len(self.story.publishes)]
+            for number in taken_back:
+                node = self.announced.pop(number)
+                if self._copies > 1:
+                    self.violated("6", f"a takeover takes back publish {number}, which {node} has told workers of")
 
     def _begins(self, node: str, entry: Entry, chapter: Chapter, publish: bytes) -> None:
         if isinstance(entry.record, Delta):
@@ -321,7 +331,7 @@ class Life:
             if left and coded.payload == left[0]:
                 left.popleft()
                 known.insert(0, coded)
-            elif coded.seq not in nacked:
+            elif coded.seq not in nacked and (self._worker, coded.seq) not in self._judge.forgiven:
                 missing.append(coded.seq)  # it came while this was computed: the target is not for adoption
         expected = seen.shadow.clone()
         for coded in known:

@@ -12,7 +12,8 @@ from hetero_async.core.messages import Fence, Hello, Message, Position
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import WitnessAway
-from hetero_async.node import Parts, begin_serving, stand_by
+from hetero_async.node import begin_serving, stand_by
+from hetero_async.parts import Parts
 from hetero_async.ports import Peer
 from hetero_async.quarantine import Quarantine
 from hetero_async.rounds import Rounds

@@ -20,9 +20,9 @@ def test_what_needs_no_record_leaves_at_once_and_once() -> None:
 
 def test_what_speaks_of_a_record_leaves_when_that_is_released_in_the_order_of_sending() -> None:
     post = Post()
-    post.send_after(5, "a", ack(1))
-    post.send_after(3, "b", ack(1))
-    post.send_after(4, "a", ack(2))
+    post.send_of(5, "a", ack(1))
+    post.send_of(3, "b", ack(1))
+    post.send_of(4, "a", ack(2))
     assert post.take(2) == ()
     post.send("c", WAIT)
     assert post.take(4) == (Outgoing("c", WAIT), Outgoing("b", ack(1)), Outgoing("a", ack(2)))
@@ -33,8 +33,8 @@ def test_what_speaks_of_a_record_leaves_when_that_is_released_in_the_order_of_se
 def test_what_is_said_again_while_it_waits_leaves_once_and_as_early_as_it_would_have() -> None:
     post = Post()
     for lsn in (5, 6, 7):
-        post.send_after(lsn, "a", ack(1))
+        post.send_of(lsn, "a", ack(1))
     assert post.take(5) == (Outgoing("a", ack(1)),)
     assert post.take(9) == ()
-    post.send_after(9, "a", ack(1))
+    post.send_of(9, "a", ack(1))
     assert post.take(9) == (Outgoing("a", ack(1)),), "and again when it is asked for again"

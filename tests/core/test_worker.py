@@ -29,9 +29,9 @@ from hetero_async.core.messages import (
     Welcome,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.work import Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
-from hetero_async.core.work import Reconnected as Reconnects
-from hetero_async.core.worker import OFFER_AGAIN_MS, Worker
+from hetero_async.core.worker import OFFER_AGAIN_MS, TURN_EVERY_MS, Worker
+from hetero_async.core.worker_events import Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
+from hetero_async.core.worker_events import Reconnected as Reconnects
 
 HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
 WELCOME = Welcome(
@@ -337,6 +337,15 @@ def test_a_redirect_is_followed_unless_it_comes_from_the_past() -> None:
     bench.hear(WELCOME, term=2)
     assert bench.hear(Redirect(server="a", term=1)).turn is None
     assert bench.hear(Redirect(server="b", term=2)).turn == "b"
+
+
+def test_a_server_that_may_have_been_deposed_sends_it_to_any_other_and_not_faster_than_one_is_found() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    away = Redirect(server="", term=1)
+    assert bench.hear(away, term=1).turn == ""
+    assert bench.hear(away, term=1).turn is None
+    assert bench.wait(TURN_EVERY_MS) and bench.hear(away, term=1).turn == ""
 
 
 def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:

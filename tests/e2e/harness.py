@@ -133,12 +133,16 @@ class Run:
             sites=sites or {"here": workers},
             server={**free_ports(), "checkpoint_every": 4, "keep_log": True, **(server or {})},
             training={"steps_per_round": 8, "lease_ttl_seconds": 3.0, **training},
-            standbys={name: {"site": name, **free_ports()} for name in standbys},
+            standbys={name: {"site": name, **self.place(name)} for name in standbys},
             witness=witness,
         )
         self.config: RunConfig = assembly.initialize(directory, text)
         self.names = [worker for _, worker in self.config.workers()]
         self.lives: list[Life] = []
+
+    def place(self, site: str) -> dict[str, str]:
+        """Where a standby at that site is reached."""
+        return free_ports()
 
     def __enter__(self) -> "Run":
         return self

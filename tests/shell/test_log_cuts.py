@@ -160,6 +160,16 @@ def test_a_log_is_cut_after_any_record_and_goes_on_from_there(tmp_path: Path, ls
 
 
 @pytest.mark.usefixtures("small_segments")
+def test_what_was_cut_is_not_remembered_either(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    append(log, entries_of(1, 9))
+    log.cut(5)
+    others = entries_of(6, 8, payload_bytes=33, term=2)
+    append(log, others)
+    assert log.read(3, ALL) == (chains_of(entries_of(1, 9))[3], [*entries_of(4, 5), *others])
+
+
+@pytest.mark.usefixtures("small_segments")
 def test_a_torn_record_beyond_the_cut_is_no_obstacle(tmp_path: Path) -> None:
     entries = three_segments(tmp_path)
     log = open_log(tmp_path)

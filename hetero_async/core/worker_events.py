@@ -1,4 +1,4 @@
-"""What goes into the worker's machine and what comes out of it."""
+"""What goes into a worker's machine and what comes out of it."""
 
 from dataclasses import dataclass, field
 
