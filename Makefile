@@ -4,16 +4,20 @@ PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 MINUTES ?= 30
+FUZZ_MINUTES ?= 10
 ROUNDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local test lint bench soak clean
+.PHONY: help run-local run-local-failover test lint bench soak clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 run-local: $(INSTALLED) ## one server and four workers on this machine, two of them killed (4 minutes)
 	@$(PYTHON) examples/run_local.py
+
+run-local-failover: $(INSTALLED) ## the server's whole site is killed, its standby takes over by itself (4 minutes; needs etcd)
+	@$(PYTHON) examples/run_failover.py
 
 test: $(INSTALLED) ## all tests; ARGS="-k staleness" picks some
 	@$(PYTHON) -m pytest $(ARGS)
@@ -26,8 +30,9 @@ lint: $(INSTALLED) ## style, format and types
 bench: $(INSTALLED) ## how fast the parts are on this machine
 	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
 
-soak: $(INSTALLED) ## look for rare faults: MINUTES=30 of simulated worlds, then ROUNDS=1 times all tests with more cases
+soak: $(INSTALLED) ## look for rare faults: MINUTES=30 of simulated worlds, FUZZ_MINUTES=10 of each decoder, then all tests with more cases
 	@$(PYTHON) -m hetero_async sim --minutes $(MINUTES)
+	@$(PYTHON) tests/fuzz/soak.py --minutes $(FUZZ_MINUTES)
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "round $$round of $(ROUNDS)"; \
 		$(PYTHON) -m pytest --exitfirst --hypothesis-profile soak --timeout 1800 $(ARGS) || exit 1; \

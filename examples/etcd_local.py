@@ -2,7 +2,7 @@
 
     python examples/etcd_local.py runs/etcd
 
-It prints the line for run.toml and runs until Ctrl-C. run_local_failover.py and tests start one in the same way. A real
+It prints the line for run.toml and runs until Ctrl-C. run_failover.py and tests start one in the same way. A real
 cluster has its members in three sites, and longer election timers.
 """
 
@@ -40,8 +40,7 @@ class LocalCluster:
     """
 
     def __init__(self, directory: Path) -> None:
-        if shutil.which("etcd") is None:
-            raise ConfigError(INSTALL)
+        require_etcd()
         directory.mkdir(parents=True, exist_ok=True)
         free = _free_ports()
         self.directory = directory
@@ -130,6 +129,12 @@ class LocalCluster:
 
     def _log(self, member: int) -> Path:
         return self.directory / f"member-{member}.log"
+
+
+def require_etcd() -> None:
+    """Raises ConfigError when etcd is not installed."""
+    if shutil.which("etcd") is None:
+        raise ConfigError(INSTALL)
 
 
 def _answers(client: httpx2.Client, url: str) -> bool:

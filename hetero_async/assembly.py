@@ -5,7 +5,6 @@ site.py starts a site's workers, looking.py looks at a run from outside; a worke
 
 import contextlib
 import functools
-import importlib.metadata
 import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -20,7 +19,8 @@ from hetero_async.core.messages import Fence, Position
 from hetero_async.core.records import changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, DiskFull
-from hetero_async.node import Parts, begin_serving, stand_by
+from hetero_async.node import begin_serving, stand_by
+from hetero_async.parts import Parts
 from hetero_async.ports import Observer, Witness
 from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals
@@ -29,9 +29,11 @@ from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.keys import AllowList, create_keypair, load_public
-from hetero_async.shell.link import open_server_link
+from hetero_async.shell.link import SOFTWARE, open_server_link
 from hetero_async.shell.log import FileLog
+from hetero_async.shell.memory import give_memory_back
 from hetero_async.shell.promise import FilePromises
+from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.refusals import RefusalNotes
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.telemetry import NullObserver
@@ -64,13 +66,12 @@ async def serve_run(config: RunConfig, name: str, exit_when_finished: bool, obse
 async def stand_by_run(config: RunConfig, name: str, exit_when_finished: bool, observer: Observer) -> None:
     """Follow whichever node serves the run, and serve it when that is gone, until told to stop."""
     node, secret = config.node(name), config.keys / f"{name}.secret"
-    async with (
-        _open_parts(config, name, observer) as parts,
-        open_dial_link(endpoints(config, without=name), secret_path=secret, observer=observer) as dialling,
-    ):
+    async with _open_parts(config, name, observer) as parts:
         with open_admin(node.admin) as listener:
             observer.event("standing by", run=config.run.name, address=node.control, lsn=parts.log.last_lsn)
-            serving = await _stand_by(parts, dialling, listener)
+            others = endpoints(config, without=name)
+            async with open_dial_link(others, secret_path=secret, observer=observer) as dialling:
+                serving = await _stand_by(parts, dialling, listener)
             if serving is not None:
                 await _serve(config, parts, serving, listener, exit_when_finished)
 
@@ -100,9 +101,10 @@ async def _serve(
 ) -> None:
     node, state = config.node(parts.name), serving.machine.state
     parts.observer.event("serving", run=config.run.name, address=node.control, term=state.term, version=state.version)
+    verbs: dict[str, Verb] = {"status": serving.status, "lift": serving.lift}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-        nursery.start_soon(_answer_operator, listener, {"status": serving.status}, parts.observer)
+        nursery.start_soon(_answer_operator, listener, verbs, parts.observer)
         nursery.start_soon(serving.run)
         if exit_when_finished:
             await serving.finished.wait()
@@ -115,10 +117,12 @@ async def _serve(
 @contextlib.asynccontextmanager
 async def _open_parts(config: RunConfig, name: str, observer: Observer) -> AsyncIterator[Parts]:
     """All that a node lives on: its log locked, its addresses taken. Raises ConfigError, LogCorrupt, DiskFull."""
+    give_memory_back()
     node = config.node(name)
     log = await _open_log(node.log, config.run.name, observer)
     observer = notes = RefusalNotes(node.log.parent / refusals.NAME, observer)
     allowed = AllowList(config.allowed)
+    quarantine = open_quarantine(config.keys / "quarantine.json", observer)
     try:
         async with (
             open_server_link(
@@ -127,12 +131,13 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 secret_path=config.keys / f"{name}.secret",
                 allowed=allowed,
                 observer=observer,
+                quarantine=quarantine,
             ) as link,
             _open_witness(config) as witness,
         ):
             yield Parts(
                 name=name,
-                software=importlib.metadata.version("hetero-async"),
+                software=SOFTWARE,
                 settings=config.settings(),
                 rules=config.durability(),
                 checkpoint_every=config.server.checkpoint_every,
@@ -148,6 +153,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 ask=functools.partial(ask_nodes, config, name),
                 check=functools.partial(_check_settings, config),
                 archiving=_archiving(config, node, observer),
+                quarantine=quarantine,
                 told_to_sites=functools.partial(_told_to_sites, config, allowed),
             )
     finally:
@@ -204,7 +210,7 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
         positions[other.name] = None
         with trio.move_on_after(ASK_SECONDS):
             async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
-                positions[other.name] = await _asked(link, Fence(term=term))
+                positions[other.name] = await asked(link, Fence(term=term))
 
     async with trio.open_nursery() as nursery:
         for other in endpoints(config, without=name):
@@ -212,7 +218,8 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
     return dict(sorted(positions.items()))
 
 
-async def _asked(link: DialLink, fence: Fence) -> Position:
+async def asked(link: DialLink, fence: Fence) -> Position:
+    """The answer of the node that is dialled; its caller's deadline ends the wait."""
     while True:
         with trio.move_on_after(ASK_AGAIN_SECONDS):
             while not await link.control.send(link.server.key, fence):  # noqa: ASYNC110, the deadline ends it

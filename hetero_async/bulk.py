@@ -11,16 +11,26 @@ from typing import Any
 import trio
 import xxhash
 
-from hetero_async.core.admission import Duplicate, Facts, NotAdmitted, judge
+from hetero_async.core.admission import Cause, Duplicate, Facts, NotAdmitted, judge
 from hetero_async.core.events import Provided, Received
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Chunk, Gone, Nack, Offer, Push, Want
 from hetero_async.core.state import State
 from hetero_async.errors import PeerError
 from hetero_async.feed import KINDS, Feed
-from hetero_async.ports import Blocking, Incoming, Link, Model, Observer
-from hetero_async.transfers import Pull, send_chunks
+from hetero_async.ports import Blocking, Incoming, Link, Model, Observer, Peer
+from hetero_async.quarantine import Quarantine
+from hetero_async.transfers import STALL_MS, Pull, send_chunks
 
 UPLOAD_CHECK_SECONDS = 1.0
+# What uploads may hold in memory, all together; of a large model so many at a time, however large they are.
+UPLOAD_BYTES_MAX = 64 * 1024 * 1024
+UPLOADS_MIN = 4
+# An upload without any new chunk for so long is dropped; its worker offers it again when it can.
+UPLOAD_IDLE_MS = 60_000
+# Admitted and not merged yet, of one worker: what it has beyond that it offers again after the next merge.
+PENDING_MAX = 8
+# Deltas are unpacked one at a time to be looked at: each takes several times its size while that lasts.
+INSPECTIONS_MAX = 1
 # Hashes of the objects handed out lately: each is made once, not once a chunk and worker.
 HASHES_KEPT = 64
 
@@ -35,11 +45,12 @@ class Bulk:
         link: Link,
         blocking: Blocking,
         observer: Observer,
-        arrived: Callable[[bytes, Received | Provided], Awaitable[None]],
+        quarantine: Quarantine,
+        arrived: Callable[[Peer, Received | Provided], Awaitable[None]],
         feed: Feed,
         announced: Callable[[], int],
     ) -> None:
-        """`arrived` is told the sender's key and the event that goes into the machine. Publishes after the one that is
+        """`arrived` is told the sender and the event that goes into the machine. Publishes after the one that is
         `announced` are nobody's business yet."""
         self.feed = feed
         self._announced = announced
@@ -50,12 +61,16 @@ class Bulk:
         self._link = link
         self._blocking = blocking
         self._observer = observer
+        self._quarantine = quarantine
         self._arrived = arrived
+        self._undecided: dict[str, int] = {}  # worker → bytes of its delta on the way through the machine
+        self._inspecting = trio.CapacityLimiter(INSPECTIONS_MAX)
         self._uploads: dict[str, tuple[Incoming, Push | Offer, Pull]] = {}
         self._hashes: dict[tuple[str, int], tuple[int, bytes]] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._undecided.clear()  # what an earlier run of this lane was at is offered again
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_uploads)
@@ -76,7 +91,7 @@ class Bulk:
                 if incoming.peer.role == "standby":
                     await self.feed.wanted(incoming, incoming.message)
                 continue
-            if answer is None or incoming.peer.role != "worker":
+            if answer is None or incoming.peer.role != "worker" or self._quarantine.refusal(incoming.peer.key):
                 continue
             try:
                 await answer(incoming, incoming.message)
@@ -86,6 +101,7 @@ class Bulk:
 
     def _refused(self, incoming: Incoming, reason: str) -> None:
         self._observer.event("refused message", worker=incoming.peer.worker, reason=reason)
+        self._quarantine.strike(incoming.peer, reason)
 
     # --- in ---
 
@@ -106,24 +122,50 @@ class Bulk:
         limit = self._model.payload_limit(self.schemas.get(worker, (b"", b""))[0])
         if offer.payload_bytes > limit:
             await self._too_large(incoming, offer, limit)
+        self._uploads.pop(worker, None)
+        if not self._has_room(worker, offer.payload_bytes):
+            return  # it offers again
         kind, number = (DELTA, offer.seq) if isinstance(offer, Push) else (INITIAL, 0)
         pull = Pull(kind, number, _now_ms(), limit)
         pull.size(offer.payload_bytes, offer.payload_hash)
         self._uploads[worker] = (incoming, offer, pull)
         await self._ask(incoming, pull.wants())
 
-    def _refusal(self, worker: str, push: Push) -> str:
-        """Why the delta would not be admitted even if its payload were all right; "" when it would.
+    def _has_room(self, worker: str, payload_bytes: int) -> bool:
+        """Whether one more upload of that size fits; one that has come to a halt gives way to it."""
+        if worker in self._undecided or self._pending_of(worker) >= PENDING_MAX:
+            return False
+        while not self._fits(payload_bytes):
+            since_ms = {name: pull.arrived_ms for name, (_, _, pull) in self._uploads.items()}
+            idlest = min(since_ms, key=since_ms.__getitem__, default="")
+            if not idlest or _now_ms() - since_ms[idlest] < STALL_MS:
+                return False
+            del self._uploads[idlest]
+        return True
+
+    def _fits(self, payload_bytes: int) -> bool:
+        held = [*(offer.payload_bytes for _, offer, _ in self._uploads.values()), *self._undecided.values()]
+        return len(held) < UPLOADS_MIN or sum(held) + payload_bytes <= UPLOAD_BYTES_MAX
+
+    def _pending_of(self, worker: str) -> int:
+        return sum(delta.worker == worker for delta in self._state.pending.values())
+
+    def decided(self, worker: str) -> None:
+        """The machine has seen the worker's delta: the next one may come."""
+        self._undecided.pop(worker, None)
+
+    def _refusal(self, worker: str, push: Push) -> NotAdmitted | None:
+        """Why the delta would not be admitted even if its payload were all right.
 
         It goes with the delta as a fact: the machine decides later, when the bound or the leases may be others, and
         must not admit what nobody has pulled.
         """
         if worker not in self._state.members:
-            return "its worker has not joined"
+            return NotAdmitted("its worker has not joined", Cause.AWAY)
         verdict = judge(self._state, worker, push, Facts())
         if isinstance(verdict, Duplicate):
-            return "it is in the log already"
-        return verdict.reason if isinstance(verdict, NotAdmitted) else ""
+            return NotAdmitted("it is in the log already", Cause.REPEATED)
+        return verdict if isinstance(verdict, NotAdmitted) else None
 
     async def _too_large(self, incoming: Incoming, offer: Push | Offer, limit: int) -> None:
         reason = f"too large: {offer.payload_bytes} bytes, and a delta of this model has {limit} at most"
@@ -145,6 +187,7 @@ class Bulk:
         pull.add(chunk, incoming.payload, _now_ms())
         if pull.is_complete:
             del self._uploads[worker]
+            self._undecided[worker] = offer.payload_bytes
             self._nursery.start_soon(self._uploaded, incoming, offer, pull)
         else:
             await self._ask(incoming, pull.wants())
@@ -152,14 +195,18 @@ class Bulk:
     async def _uploaded(self, incoming: Incoming, offer: Push | Offer, pull: Pull) -> None:
         assert pull.assembly is not None
         try:
-            payload = await self._blocking(pull.assembly.result)
+            async with self._inspecting:
+                payload = await self._blocking(pull.assembly.result)
+                if isinstance(offer, Push):
+                    facts = await self._blocking(self._model.inspect, offer.codec, payload)
         except PeerError as error:
+            self.decided(incoming.peer.worker)
             self._refused(incoming, str(error))
             return
         if isinstance(offer, Push):
-            facts = await self._blocking(self._model.inspect, offer.codec, payload)
             await self._decide_on(incoming, offer, payload, facts)
-        elif incoming.peer.worker in self.schemas:
+        else:
+            self.decided(incoming.peer.worker)
             await self._provided(incoming, payload)
 
     async def _decide_on(self, incoming: Incoming, push: Push, payload: bytes, facts: Facts) -> None:
@@ -172,13 +219,15 @@ class Bulk:
             payload=payload,
             facts=facts,
         )
-        await self._arrived(incoming.peer.key, received)
+        await self._arrived(incoming.peer, received)
 
     async def _provided(self, incoming: Incoming, upload: bytes) -> None:
+        if incoming.peer.worker not in self.schemas:
+            return  # the run has begun with another's
         schema, schema_hash = self.schemas[incoming.peer.worker]
         facts = await self._blocking(self._model.inspect_initial, schema, upload)
         if facts.refusal:
-            self._refused(incoming, facts.refusal)
+            self._refused(incoming, facts.refusal.reason)
             return
         payload, parameters_hash = await self._blocking(self._model.genesis_payload, schema, upload)
         provided = Provided(
@@ -189,15 +238,16 @@ class Bulk:
             parameters_hash=parameters_hash,
             payload=payload,
         )
-        await self._arrived(incoming.peer.key, provided)
+        await self._arrived(incoming.peer, provided)
         self.schemas.clear()
 
     async def _watch_uploads(self) -> None:
         while True:
             await trio.sleep(UPLOAD_CHECK_SECONDS)
             for worker, (incoming, offer, pull) in list(self._uploads.items()):
-                if isinstance(offer, Push) and worker not in self._state.active:
-                    del self._uploads[worker]  # given up: if it returns, it offers what it has in a new life
+                is_given_up = isinstance(offer, Push) and worker not in self._state.active
+                if is_given_up or pull.is_idle(_now_ms(), UPLOAD_IDLE_MS):
+                    del self._uploads[worker]  # if its worker returns, it offers what it has once more
                 elif pull.is_stalled(_now_ms()):
                     await self._ask(incoming, pull.ask_again(_now_ms()))
 

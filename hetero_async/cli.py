@@ -31,6 +31,7 @@ from hetero_async.errors import (
     UserError,
     first_error,
 )
+from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
 from hetero_async.roster import join_line
 from hetero_async.shell.telemetry import LineObserver
@@ -104,7 +105,8 @@ def serve(
 
     Example: hetero-async serve --run my-run/run.toml
     """
-    trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
+    with told_how_to_mend(run, name):
+        trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
 @app.command()
@@ -117,7 +119,8 @@ def standby(
 
     Example: hetero-async standby --name b --run my-run/run.toml
     """
-    trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
+    with told_how_to_mend(run, name):
+        trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
 
 @app.command()
@@ -209,7 +212,10 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
 
 
 @app.command()
-def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run: RunOption = Path("run.toml")) -> None:
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+    run: RunOption = Path("run.toml"),
+) -> None:
     """Write the newest parameters under the model's own names.
 
     Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
@@ -219,6 +225,7 @@ def export(out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")], run:
 
 
 app.command()(restore)
+app.command()(repair)
 app.command()(cli_log.audit)
 app.command()(cli_log.replay)
 

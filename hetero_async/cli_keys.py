@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from hetero_async import roster
+from hetero_async import looking, roster
 from hetero_async.config import RunConfig
 from hetero_async.enrolment import Enrolment, ServerAddress
 from hetero_async.enrolment import join_site as enrol
@@ -121,6 +121,18 @@ def rotate(
     """
     for line in roster.rotate(RunConfig.load(run), names or []):
         print(line)
+
+
+@app.command()
+def lift(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A quarantined key, as `status` shows it.")],
+    run: RunOption = Path("run.toml"),
+) -> None:
+    """Hear a key again that was shut out for what it sent, when that is mended. The server must be running.
+
+    Example: hetero-async keys lift 'KEY'
+    """
+    print(f"{trio.run(looking.lift, RunConfig.load(run), key)} is heard again")
 
 
 def _tell(line: str) -> None:

@@ -36,6 +36,7 @@ PORT_MAX = 65_535
 URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 URL_ALLOWED = "http://HOST:PORT, for example http://10.0.0.1:2379"
 VALUE_SHOWN_MAX = 60
+LINE_LENGTH_MAX = 1000
 
 # How a declaration reads in a complaint.
 NOUNS: dict[object, str] = {
@@ -66,14 +67,18 @@ def checked(content: Mapping[str, Any], source: str) -> File:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # What the parser makes of a long dotted name takes memory by the square of its length.
+        if max(map(len, text.splitlines()), default=0) > LINE_LENGTH_MAX:
+            raise ConfigError(f"{path}: is not valid TOML: a line is longer than {LINE_LENGTH_MAX} characters")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; write one with: hetero-async init") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 

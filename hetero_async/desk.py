@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hetero_async.core import ranges
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker import Vitals
+from hetero_async.core.worker_events import Vitals
 from hetero_async.errors import HeteroAsyncError
 
 # How often a waiting loop looks whether the background has died.
@@ -68,6 +68,7 @@ class Desk:
         self.stretch = 0
         self.is_busy = False  # a push is unanswered
         self.must_wait = False  # a synchronous run waits for its merge
+        self.is_spoilt = False  # the parameters cannot be used: begin again from the next target
         self.is_finished = False
         self.progress = 0.0
         self.publish = 0  # what the parameters stand on
@@ -135,6 +136,12 @@ class Desk:
             if self._deadline is not None and self._deadline <= self._clock():
                 self._deadline = None
         self.hand_over(finished)
+
+    def begin_again(self) -> None:
+        """The parameters were spoilt and are the run's again. What is drawn is not reported: it will be leased anew."""
+        with self._lock:
+            self._consumed, self.round_steps = (), 0
+            self.is_spoilt = False
 
     def take_target(self) -> Target | None:
         """The newest target, if no round was cut since it was computed: then it would lack that round's delta."""
@@ -216,6 +223,11 @@ class Desk:
             self.must_wait = self.stretch == 0 and (unmerged or rounds < self.rounds)
             self.progress = progress
             self._lock.notify_all()
+
+    def spoil(self) -> None:
+        """A round has come to nothing that can be pushed."""
+        with self._lock:
+            self.is_spoilt = True
 
     def finish(self) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from hetero_async.assembly import endpoints
+from hetero_async.complaints import SERVER
 from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import StatusReport, StatusRequest
 from hetero_async.core.records import Entry
@@ -22,7 +23,7 @@ from hetero_async.shell import refusals
 from hetero_async.shell.admin import NotServing, ask
 from hetero_async.shell.dial import DialLink, open_dial_link
 from hetero_async.shell.refusals import load_refusals
-from hetero_async.shell.segments import read_log, run_of
+from hetero_async.shell.segments import end_of, read_log, run_of, segment_paths
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
@@ -83,6 +84,15 @@ async def promote(config: RunConfig, name: str, in_spite: bool) -> list[str]:
     return answer
 
 
+async def lift(config: RunConfig, key: str) -> str:
+    """Have the server of this host hear a quarantined key again; whose it is. Raises NotServing, UserError."""
+    for node in nodes_here(config):
+        with contextlib.suppress(NotServing):
+            if "standby" not in await ask(node.admin, "status"):
+                return str(await ask(node.admin, "lift", key=key))
+    raise NotServing(f"no server is running on {config.directory}: a key is lifted where it runs")
+
+
 def _key_to_ask_with(config: RunConfig) -> Path:
     """An operator's own key where there is one, else a worker's, who is not disturbed by it."""
     names = ["operator", *(worker for _, worker in config.workers())]
@@ -106,8 +116,15 @@ async def _ask_status(link: DialLink) -> Status:
 def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:
     """Verify the run whose log lies in `log`, beside its checkpoints and its workers' outboxes where they are."""
     checkpoint, entries = oldest_start(log)
-    outboxes = sorted(log.parent.glob("workers/*/acknowledged.jsonl"))
-    return verify(checkpoint, entries, ServerModel(), outboxes, progress)
+    return verify(checkpoint, entries, ServerModel(), _notes_beside(log), progress)
+
+
+def _notes_beside(log: Path) -> list[Path]:
+    """A standby's directory lies within the run's, where the workers' are."""
+    for directory in (log.parent, log.absolute().parent.parent):
+        if notes := sorted(directory.glob("workers/*/acknowledged.jsonl")):
+            return notes
+    return []
 
 
 def audit_directory(log: Path) -> Audit:
@@ -151,13 +168,19 @@ def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
 
 
 def export(config: RunConfig, out: Path) -> State:
-    """Write the newest parameters in the run's directory as safetensors. The server may be running."""
-    store = CheckpointStore(config.checkpoints, config.run.name, in_thread)
-    checkpoint = store.load_newest()
-    entries = read_log(config.log, config.run.name, checkpoint.lsn if checkpoint else 0)
+    """Write the newest parameters on this host as safetensors. Server and standbys may be running."""
+    node = _furthest_here(config)
+    checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
+    entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
     model = ServerModel()
     state = replay(checkpoint, entries, model)
     if state.settings is None:
-        raise UserError(f"{config.directory} holds no parameters yet: no worker has joined the run")
+        raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
     model.export(out)
     return state
+
+
+def _furthest_here(config: RunConfig) -> Node:
+    """Where several nodes have logs on this host: what a deposed one has in a lower term is not the run's."""
+    held = [node for node in config.nodes().values() if segment_paths(node.log)]
+    return max(held, key=lambda node: end_of(node.log), default=config.node(SERVER))

@@ -4,61 +4,22 @@ It is given its parts and opens nothing. Whoever calls it starts it again after 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from hetero_async.archiving import Archiving
 from hetero_async.core.messages import Position
-from hetero_async.core.records import RunSettings
 from hetero_async.core.reign import Reign
-from hetero_async.core.replication import Durability
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
 from hetero_async.core.state import State
 from hetero_async.errors import Deposed
+from hetero_async.parts import Parts
 from hetero_async.ports import (
-    Ask,
-    Blocking,
     DialLink,
-    KeptLog,
     Model,
-    Observer,
-    Promises,
-    ServerLink,
-    Store,
-    Witness,
 )
 from hetero_async.reigning import begin
 from hetero_async.replay import recover
 from hetero_async.serve import Serving
 from hetero_async.standby import Diverged, StandingBy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a node lives on."""
-
-    name: str
-    software: str
-    settings: RunSettings
-    rules: Durability
-    checkpoint_every: int
-    keep_log: bool
-    log: KeptLog
-    store: Store
-    promises: Promises
-    make_model: Callable[[], Model]
-    listening: ServerLink
-    blocking: Blocking
-    observer: Observer
-    witness: Witness | None
-    ask: Ask
-    told_to_sites: Callable[[], Mapping[str, object]]  # what a SettingsRequest is answered with, JSON-able
-    check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
-    archiving: Archiving | None = None
-
-    @property
-    def lease_seconds(self) -> float:
-        return self.rules.lease_ms / 1000
 
 
 async def begin_serving(parts: Parts) -> Serving:
@@ -85,21 +46,7 @@ def _refuse_if_deposed(name: str, state: State, positions: Mapping[str, Position
 
 def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> Serving:
     term = reign.term if reign else state.term
-    return Serving(
-        machine=Server(parts.settings, state, parts.rules, parts.name, term),
-        model=model,
-        log=parts.log,
-        store=parts.store,
-        link=parts.listening,
-        blocking=parts.blocking,
-        observer=parts.observer,
-        checkpoint_every=parts.checkpoint_every,
-        keep_log=parts.keep_log,
-        told_to_sites=parts.told_to_sites,
-        ask=parts.ask if parts.witness is None else None,
-        witness=None if parts.witness is None or reign is None else (parts.witness, reign),
-        archiving=parts.archiving,
-    )
+    return Serving(parts, Server(parts.settings, state, parts.rules, parts.name, term), model, reign)
 
 
 async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy], None]) -> Serving:
@@ -132,24 +79,7 @@ def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> S
         state=state,
         promised=parts.promises.load(),
     )
-    return StandingBy(
-        machine=machine,
-        state=state,
-        model=model,
-        log=parts.log,
-        store=parts.store,
-        promises=parts.promises,
-        listening=parts.listening,
-        dialling=dialling,
-        blocking=parts.blocking,
-        observer=parts.observer,
-        run=parts.settings.run,
-        checkpoint_every=parts.checkpoint_every,
-        keep_log=parts.keep_log,
-        rules=parts.rules,
-        told_to_sites=parts.told_to_sites,
-        witness=parts.witness,
-    )
+    return StandingBy(parts, machine, state, model, dialling)
 
 
 def _recovered(parts: Parts, model: Model) -> State:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy
 
 from hetero_async.core.admission import Facts
-from hetero_async.core.messages import Message, Position, Push
+from hetero_async.core.messages import Message, Push
 from hetero_async.core.records import Entry
 from hetero_async.core.reign import Reign, Sighting
 
@@ -43,7 +43,7 @@ class Lane(Protocol):
         """The next message. Cancel-atomic: a message is returned, or still waiting."""
         ...
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         """Hand one message to the network. False: the peer is away or slow and it was dropped (peers ask again)."""
         ...
 
@@ -191,10 +191,6 @@ class Store(Protocol):
         ...
 
 
-# Tells all other nodes of a term (0: only asks), and says where each stands; None: it cannot be reached.
-Ask = Callable[[int], Awaitable[Mapping[str, Position | None]]]
-
-
 class Promises(Protocol):
     """The lowest term that a standby follows, on its disk."""
 
@@ -306,6 +302,10 @@ class Follower(Protocol):
     def initial_upload(self) -> bytes: ...
 
     def encode(self, delta: object, codec: str) -> bytes: ...
+
+    def norm(self, delta: object) -> float:
+        """L2, as the server will find it: not finite for a delta that holds a NaN, an infinity or far too much."""
+        ...
 
     def take(self, kind: str, blob: bytes) -> int:
         """Move the shadow by a publish or snapshot object; returns its number. Raises PeerError."""

@@ -4,19 +4,21 @@
 come may have been a yes.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 import trio
 
 from hetero_async.core.events import Followed, Witnessed
-from hetero_async.core.messages import Redirect
+from hetero_async.core.messages import Position, Redirect
 from hetero_async.core.reign import Reign
 from hetero_async.core.replication import Replication
 from hetero_async.core.state import State
 from hetero_async.errors import Deposed, WitnessAway
-from hetero_async.ports import Ask, Observer, Witness
+from hetero_async.ports import Observer, Witness
 
+# Tells all other nodes of a term (0: only asks), and says where each stands; None: it cannot be reached.
+Ask = Callable[[int], Awaitable[Mapping[str, Position | None]]]
 # So many times within a lease the witness is told that we are alive.
 RENEWALS_PER_LEASE = 4
 LOOKOUT_SECONDS = 5.0

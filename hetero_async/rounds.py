@@ -3,14 +3,18 @@
 Nothing here waits. Where the loop may not go on it is told so, waits in its own way, and asks again.
 """
 
+from collections.abc import Callable
+
 from hetero_async.desk import Desk
 from hetero_async.ports import Replica
 
 
 class Rounds:
-    def __init__(self, desk: Desk, replica: Replica) -> None:
+    def __init__(self, desk: Desk, replica: Replica, forget: Callable[[], None] = lambda: None) -> None:
+        """`forget` is called when the parameters were spoilt: an optimizer's memory of them is spoilt as well."""
         self._desk = desk
         self._replica = replica
+        self._forget = forget
 
     def begin(self) -> bool:
         """Whether the run's parameters have come, and are in the model now."""
@@ -39,6 +43,12 @@ class Rounds:
     def adopt(self) -> None:
         """Move to where the background says that the parameters should stand, if it says anything new."""
         target = self._desk.take_target()
-        if target is not None:
+        if target is None:
+            return
+        if self._desk.is_spoilt:
+            self._replica.reset(target.flat)
+            self._desk.begin_again()
+            self._forget()
+        else:
             self._replica.adopt(target.flat)
-            self._desk.publish = target.publish
+        self._desk.publish = target.publish

@@ -6,13 +6,12 @@ lane (bulk.py) and the checkpointer run beside the task that decides; that one a
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import trio
 
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
-from hetero_async.archiving import Archiving
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
@@ -20,6 +19,8 @@ from hetero_async.core.messages import (
     Fence,
     Hello,
     Nack,
+    Push,
+    Refused,
     SettingsReport,
     SettingsRequest,
     StatusReport,
@@ -29,9 +30,10 @@ from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
-from hetero_async.errors import Deposed, DiskFull
+from hetero_async.errors import Deposed, DiskFull, UserError
 from hetero_async.feed import Feed
-from hetero_async.ports import Ask, Blocking, Incoming, Log, Model, Observer, ServerLink, Store, Witness
+from hetero_async.parts import Parts
+from hetero_async.ports import Incoming, Model, Peer
 from hetero_async.reigning import Keeper, Lookout
 
 # Events waiting for the deciding task; a full inbox stops the lanes from reading, which is the back-pressure.
@@ -50,77 +52,53 @@ RESTART_BACKOFF_SECONDS = 0.5
 
 
 class Serving:
-    def __init__(
-        self,
-        *,
-        machine: Server,
-        model: Model,
-        log: Log,
-        store: Store,
-        link: ServerLink,
-        blocking: Blocking,
-        observer: Observer,
-        checkpoint_every: int,
-        keep_log: bool,
-        told_to_sites: Callable[[], Mapping[str, object]],
-        witness: tuple[Witness, Reign] | None = None,
-        ask: Ask | None = None,
-        archiving: Archiving | None = None,
-    ) -> None:
-        """`witness` comes with the reign that it has on record for this server; without one, others are asked.
-
-        `told_to_sites`: what a SettingsRequest is answered with, JSON-able.
-        """
+    def __init__(self, parts: Parts, machine: Server, model: Model, reign: Reign | None) -> None:
+        """`reign`: what the witness has on record for this server, where there is a witness."""
         self.machine = machine
         self.model = model
-        self.log = log
-        self.store = store
-        self.link = link
-        self.blocking = blocking
-        self.observer = observer
-        self.keep_log = keep_log
-        self.archiving = archiving
-        self.told_to_sites = told_to_sites
+        self.log = parts.log
+        self.link = parts.listening
+        self.blocking = parts.blocking
+        self.observer = parts.observer
+        self.archiving = parts.archiving
+        self.quarantine = parts.quarantine
         self.paused = ""
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
+        self._parts = parts
         self._handing_over = trio.Event()
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
         self._model_lock = trio.Lock()
-        self._keys: dict[str, bytes] = {}
+        self._peers: dict[str, Peer] = {}
         self._bulk = Bulk(
             state=machine.state,
             model=model,
             model_lock=self._model_lock,
-            link=link,
-            blocking=blocking,
-            observer=observer,
+            link=self.link,
+            blocking=self.blocking,
+            observer=self.observer,
+            quarantine=self.quarantine,
             arrived=self._arrived,
-            feed=Feed(log=log, store=store, lane=link.bulk, blocking=blocking),
+            feed=Feed(log=self.log, store=parts.store, lane=self.link.bulk, blocking=self.blocking),
             announced=lambda: machine.announced,
         )
-        self._checkpointer = Checkpointer(
-            run=machine.settings.run,
-            every=checkpoint_every,
-            log=log,
-            store=store,
-            model=model,
-            model_lock=self._model_lock,
-            blocking=blocking,
-            observer=observer,
-            drop_log=self._needed_log,
-        )
-        self._keeper = witness and Keeper(
-            witness=witness[0],
-            reign=witness[1],
-            lease_seconds=machine.replication.rules.lease_ms / 1000,
-            replication=machine.replication,
-            observer=observer,
+        self._checkpointer = Checkpointer(parts, model, self._model_lock, drop_log=self._needed_log)
+        self._sentry = self._make_sentry(parts, reign)
+        self.link.term = machine.state.term
+
+    def _make_sentry(self, parts: Parts, reign: Reign | None) -> Keeper | Lookout:
+        """Who notices that another reigns: by the witness, or by asking the others."""
+        if parts.witness is None or reign is None:
+            return Lookout(ask=parts.ask, term=self.machine.state.term, tell=self._inbox_send.send)
+        return Keeper(
+            witness=parts.witness,
+            reign=reign,
+            lease_seconds=parts.lease_seconds,
+            replication=self.machine.replication,
+            observer=parts.observer,
             tell=self._inbox_send.send,
         )
-        self._lookout = ask and Lookout(ask=ask, term=machine.state.term, tell=self._inbox_send.send)
-        link.term = machine.state.term
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must end the process: Deposed, a broken assertion, a corrupt log."""
@@ -128,11 +106,8 @@ class Serving:
             "control lane": self._receive_control,
             "bulk lane": self._bulk.run,
             "checkpointer": self._checkpointer.run,
+            "sentry": self._sentry.run,
         }
-        if self._keeper:
-            helpers["witness keeper"] = self._keeper.run
-        if self._lookout:
-            helpers["lookout"] = self._lookout.run
         if self.archiving is not None:
             helpers["archiver"] = self.archiving.run
         async with trio.open_nursery() as nursery:
@@ -155,7 +130,7 @@ class Serving:
             now = _now_ms()
             due = self.machine.timer(now)
             with trio.move_on_after(max(0, due - now) / 1000):
-                self.machine.step(await self._inbox.receive())
+                self._step(await self._inbox.receive())
             self._drain()
             self.machine.step(Tick(now_ms=_now_ms()))
             await self._settle()
@@ -163,9 +138,14 @@ class Serving:
     def _drain(self) -> None:
         for _ in range(BATCH_EVENTS_MAX):
             try:
-                self.machine.step(self._inbox.receive_nowait())
+                self._step(self._inbox.receive_nowait())
             except trio.WouldBlock:
                 return
+
+    def _step(self, event: Event) -> None:
+        self.machine.step(event)
+        if isinstance(event, Received) and isinstance(event.message, Push):
+            self._bulk.decided(event.worker)
 
     async def _settle(self) -> None:
         """Do all work the machine owes, the work that follows from it included."""
@@ -231,12 +211,14 @@ class Serving:
             if isinstance(outgoing.message, Nack):
                 member, reason = self.machine.state.members[outgoing.to], outgoing.message.reason
                 self.observer.event("refused", worker=outgoing.to, key=member.key, reason=reason)
-            if key := self._keys.get(outgoing.to):
-                await self.link.control.send(key, outgoing.message)
+            if peer := self._peers.get(outgoing.to):
+                await self.link.control.send(peer.key, outgoing.message)
+        for strike in ready.strikes:
+            self.quarantine.strike(self._peers[strike.worker], strike.reason)
 
     def _needed_log(self, covered: int) -> int | None:
         """From which record on the log is needed: by a recovery, the archive, and standbys on their way."""
-        if self.keep_log:
+        if self._parts.keep_log:
             return None
         if self.archiving is not None:
             covered = self.archiving.not_needed(covered)
@@ -251,17 +233,23 @@ class Serving:
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
             elif isinstance(incoming.message, SettingsRequest):
-                told = json.dumps(self.told_to_sites()).encode()
+                told = json.dumps(self._parts.told_to_sites()).encode()
                 await self.link.control.send(incoming.peer.key, SettingsReport(), told)
-            elif incoming.peer.role == "worker":
-                await self._pass_on(self._heard(incoming))
             elif incoming.peer.role == "standby":
                 await self._hear_standby(incoming)
+            elif incoming.peer.role == "worker":
+                await self._hear_worker(incoming)
+
+    async def _hear_worker(self, incoming: Incoming) -> None:
+        if refusal := self.quarantine.refusal(incoming.peer.key):
+            await self.link.control.send(incoming.peer.key, Refused(reason=refusal))
+        else:
+            await self._pass_on(self._heard(incoming))
 
     async def _hear_standby(self, incoming: Incoming) -> None:
         standby, message = incoming.peer.worker, incoming.message
         await self._pass_on(Followed(now_ms=_now_ms(), standby=standby, message=message))
-        self._keys[standby] = incoming.peer.key
+        self._peers[standby] = incoming.peer
         if not isinstance(message, Fence):
             return
         # Whoever takes over must hear where we end, so we end first.
@@ -280,11 +268,11 @@ class Serving:
 
     def _heard(self, incoming: Incoming) -> Received:
         worker = incoming.peer.worker
-        self._keys[worker] = incoming.peer.key
+        self._peers[worker] = incoming.peer
         mismatch = ""
         if isinstance(incoming.message, Hello):
-            mismatch = self.model.mismatch(incoming.payload)
-            if self.machine.state.settings is None:
+            mismatch = self._other_software(incoming.message) or self.model.mismatch(incoming.payload)
+            if self.machine.state.settings is None and not mismatch:
                 self._bulk.schemas[worker] = (incoming.payload, incoming.message.schema_hash)
         return Received(
             now_ms=_now_ms(),
@@ -295,15 +283,29 @@ class Serving:
             mismatch=mismatch,
         )
 
-    async def _arrived(self, key: bytes, event: Received | Provided) -> None:
-        self._keys[event.worker] = key
+    def _other_software(self, hello: Hello) -> str:
+        ours = self._parts.software
+        if hello.software.split(".")[:2] == ours.split(".")[:2]:
+            return ""
+        return f"this server runs hetero-async {ours}, and you run {hello.software}: install the same"
+
+    async def _arrived(self, peer: Peer, event: Received | Provided) -> None:
+        self._peers[event.worker] = peer
         await self._inbox_send.send(event)
+
+    def lift(self, key: str) -> str:
+        """Hear a quarantined key again; whose it is. Raises UserError when it is not in quarantine."""
+        found = self.quarantine.keys.get(key.encode())
+        if found is None or not self.quarantine.lift(key.encode()):
+            raise UserError(f"{key} is not in quarantine; `hetero-async status` lists the keys that are")
+        return found.worker
 
     def status(self) -> dict[str, Any]:
         status = summary(self.machine, _now_ms())
-        if why := self.paused or self.machine.why_held(_now_ms()):
+        if why := self.paused or self.machine.replication.why_held(_now_ms(), self.machine.state.lsn):
             status["state"] = why
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
+        status["quarantine"] = self.quarantine.listed()
         status["log"] = {"lsn": self.machine.state.lsn, "released": self.machine.replication.released}
         if self.archiving is not None:
             status["archive"] = self.archiving.status()

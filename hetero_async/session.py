@@ -76,7 +76,7 @@ class Session:
         self._config = config
         self._desk = Desk()
         self._replica = Replica(model)
-        self._rounds = Rounds(self._desk, self._replica)
+        self._rounds = Rounds(self._desk, self._replica, forget=lambda: optimizer.state.clear())
         self._follower = Follower(self._replica)
         self._token: trio.lowlevel.TrioToken | None = None
         self._training: Training | None = None

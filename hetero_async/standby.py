@@ -5,7 +5,6 @@ come in their order; the lanes, the peers who ask, the witness and the checkpoin
 """
 
 import json
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -25,16 +24,18 @@ from hetero_async.core.messages import (
     StatusReport,
     StatusRequest,
     Wait,
+    Want,
 )
 from hetero_async.core.records import Entry
 from hetero_async.core.reign import Reign
-from hetero_async.core.replication import Durability
 from hetero_async.core.standby import Event, Heard, Reconnected, Standby, Stored, Tick
 from hetero_async.core.state import State
 from hetero_async.core.status import standby_summary
 from hetero_async.errors import DiskFull, HeteroAsyncError, LogCorrupt, PeerError, RefusedError
+from hetero_async.feed import Feed
 from hetero_async.formats.shipment import unpack_shipment
-from hetero_async.ports import Blocking, DialLink, Log, Model, Observer, Promises, ServerLink, Store, Witness
+from hetero_async.parts import Parts
+from hetero_async.ports import DialLink, Model
 from hetero_async.replay import apply
 from hetero_async.takeover import Takeover
 from hetero_async.transfers import Pull
@@ -56,55 +57,26 @@ class Diverged(HeteroAsyncError):
 
 
 class StandingBy:
-    def __init__(
-        self,
-        *,
-        machine: Standby,
-        state: State,
-        model: Model,
-        log: Log,
-        store: Store,
-        promises: Promises,
-        listening: ServerLink,
-        dialling: DialLink,
-        blocking: Blocking,
-        observer: Observer,
-        run: str,
-        checkpoint_every: int,
-        keep_log: bool,
-        rules: Durability,
-        told_to_sites: Callable[[], Mapping[str, object]],
-        witness: Witness | None = None,
-    ) -> None:
-        """`listening` is where workers and others ask whether this is the server; `dialling` leads to the server."""
+    def __init__(self, parts: Parts, machine: Standby, state: State, model: Model, dialling: DialLink) -> None:
+        """`dialling` leads to the server; where `parts` listen, workers and others ask whether this is the server."""
         self.machine = machine
         self.state = state
         self.model = model
-        self.observer = observer
-        self._run = run
-        self._log, self._store, self._promises = log, store, promises
-        self._listening, self._dialling = listening, dialling
-        self._blocking = blocking
-        self._told_to_sites = told_to_sites
-        self._silence_ms = rules.lease_ms
-        self.takeover = Takeover(machine=machine, witness=witness, rules=rules, observer=observer)
+        self.observer = parts.observer
+        self._parts = parts
+        self._log, self._store, self._promises = parts.log, parts.store, parts.promises
+        self._listening, self._dialling = parts.listening, dialling
+        self._blocking = parts.blocking
+        self._silence_ms = parts.rules.lease_ms
+        self.takeover = Takeover(machine=machine, witness=parts.witness, rules=parts.rules, observer=parts.observer)
+        self._feed = Feed(log=parts.log, store=parts.store, lane=parts.listening.bulk, blocking=parts.blocking)
         self._storing = trio.Lock()
         self._speaking = trio.Lock()
         self._pull: Pull | None = None
         self._manifest = b""
         self._generation = dialling.generation
-        self._checkpointer = Checkpointer(
-            run=run,
-            every=checkpoint_every,
-            log=log,
-            store=store,
-            model=model,
-            model_lock=trio.Lock(),
-            blocking=blocking,
-            observer=observer,
-            drop_log=lambda covered: None if keep_log else covered + 1,
-        )
-        listening.term = 0
+        self._checkpointer = Checkpointer(parts, model, trio.Lock(), drop_log=self._needed_log)
+        self._listening.term = 0
 
     async def run(self) -> Reign:
         """Stand by until it is for us to serve; the reign that begins. Raises Diverged, RefusedError, LogCorrupt."""
@@ -113,6 +85,7 @@ class StandingBy:
                 self._receive_control,
                 self._receive_bulk,
                 self._answer,
+                self._hand_out,
                 self._keep_time,
                 self._checkpointer.run,
                 self.takeover.watch,
@@ -282,7 +255,7 @@ class StandingBy:
                     status = json.dumps(self.status()).encode()
                     await self._listening.control.send(incoming.peer.key, StatusReport(), status)
                 case SettingsRequest():
-                    told = json.dumps(self._told_to_sites()).encode()
+                    told = json.dumps(self._parts.told_to_sites()).encode()
                     await self._listening.control.send(incoming.peer.key, SettingsReport(), told)
                 case Fence() as fence if incoming.peer.role == "standby":
                     position = self.machine.fence(fence, incoming.peer.worker)
@@ -291,6 +264,15 @@ class StandingBy:
                 case Follow() | _:
                     await self._listening.control.send(incoming.peer.key, self._direction())
 
+    async def _hand_out(self) -> None:
+        """Records to a node that mends its log with them; they prove themselves, so it need not be the server's."""
+        while True:
+            incoming = await self._listening.bulk.receive()
+            match incoming.message:
+                case Want(kind=kind, number=lsn) as want if kind == RECORDS and 0 < lsn <= self.machine.lsn:
+                    if incoming.peer.role == "standby":
+                        await self._feed.wanted(incoming, want)
+
     def _direction(self) -> Redirect | Wait:
         """For a worker, or another standby, that has come to the wrong one."""
         machine = self.machine
@@ -298,8 +280,11 @@ class StandingBy:
             return Redirect(server=machine.server, term=machine.term)
         return Wait(reason=f"{machine.name} is a standby, and hears no server either")
 
+    def _needed_log(self, covered: int) -> int | None:
+        return None if self._parts.keep_log else covered + 1
+
     def status(self) -> dict[str, Any]:
-        status = standby_summary(self._run, self.state, self.machine, _now_ms(), self._silence_ms)
+        status = standby_summary(self._parts.settings.run, self.state, self.machine, _now_ms(), self._silence_ms)
         status["bytes"] = {"up": self._dialling.bytes_up, "down": self._dialling.bytes_down}
         status["log"] = {"lsn": self.machine.lsn, "released": self.machine.lsn}
         status["state_hash"] = self.state.digest().hex()

@@ -13,7 +13,8 @@ from hetero_async.core.reign import Reign
 from hetero_async.core.replication import REPLICATED, Durability
 from hetero_async.core.standby import Standby
 from hetero_async.errors import WitnessAway
-from hetero_async.ports import Ask, Observer, Witness
+from hetero_async.ports import Observer, Witness
+from hetero_async.reigning import Ask
 
 # The vacancy of the server's place is looked for so many times within a lease.
 LOOKS_PER_LEASE = 4

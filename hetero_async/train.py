@@ -4,15 +4,17 @@ It lives in its own thread under trio, and meets the training loop at the Desk o
 go through `blocking`, so a heartbeat never waits for any of them.
 """
 
+import math
 from collections.abc import Callable
 
 import trio
 import xxhash
 
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Want
-from hetero_async.core.worker import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick, Worker
+from hetero_async.core.worker import Worker
+from hetero_async.core.worker_events import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.desk import Desk, Round, Target
-from hetero_async.errors import DiskFull, PeerError, RefusedError
+from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Observer, Outbox
 from hetero_async.transfers import Pull, send_chunks
 
@@ -22,6 +24,8 @@ DISK_FULL_RETRY_SECONDS = 1.0
 BYE_SECONDS = 1.0
 # No object of a run is larger than this: it bounds what a confused server can make a worker allocate.
 OBJECT_BYTES_MAX = 1 << 40
+# So many rounds one after another that each began from the run's own parameters and ended in a NaN are no accident.
+SPOILT_ROUNDS_MAX = 3
 
 
 class Training:
@@ -50,6 +54,7 @@ class Training:
         self._upload = b""
         self._pull: Pull | None = None
         self._rounds = 0
+        self._spoilt_rounds = 0
         self._generation = 0
         self._shadow_lock = trio.Lock()
         self._is_target_old = trio.Event()
@@ -182,12 +187,19 @@ class Training:
     # --- rounds ---
 
     async def _encode(self, finished: Round) -> None:
+        norm = await self.blocking(self.follower.norm, finished.delta)
+        if not math.isfinite(norm):
+            await self._discard()
+            return
+        self._spoilt_rounds = 0
+        if norm == 0:
+            self.observer.event("round moved nothing", reason="its samples count all the same; is the step size zero?")
         codec = self.machine.codec
         payload = await self.blocking(self.follower.encode, finished.delta, codec)
         cut = Cut(
             now_ms=_now_ms(),
             anchor=finished.anchor,
-            steps=finished.steps,
+            steps=finished.steps if norm else 0,  # what moves nothing was no step
             ranges=finished.ranges,
             codec=codec,
             payload_bytes=len(payload),
@@ -197,6 +209,23 @@ class Training:
         self._payloads[self.machine.seq + 1] = (codec, payload)
         self._rounds += 1
         self.machine.step(cut)
+        self._is_target_old.set()
+        await self._inbox_send.send(None)
+
+    async def _discard(self) -> None:
+        """The parameters hold a NaN or an infinity, and would for ever: go on from the run's own.
+
+        The round is not pushed; the server leases its samples again. Raises UserError when that has not helped.
+        """
+        self._spoilt_rounds += 1
+        if self._spoilt_rounds == SPOILT_ROUNDS_MAX:
+            raise UserError(
+                f"the parameters turned NaN or infinite in {SPOILT_ROUNDS_MAX} rounds one after another, "
+                "each begun from the run's own: lower the learning rate, or look for an overflow in the model"
+            )
+        self.observer.event("round discarded", reason="a parameter is NaN or infinite; going on from the run's own")
+        self.desk.spoil()
+        self._rounds += 1
         self._is_target_old.set()
         await self._inbox_send.send(None)
 

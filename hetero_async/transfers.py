@@ -24,6 +24,10 @@ class Pull:
     limit: int
     assembly: Assembly | None = None
     slowest_ms: int = 0  # the longest that was waited for a chunk
+    arrived_ms: int = 0  # when a chunk came that was missing
+
+    def __post_init__(self) -> None:
+        self.arrived_ms = self.now_ms
 
     def size(self, total_bytes: int, total_hash: bytes) -> None:
         """Learn the object's size. Raises PeerError when it is over the limit."""
@@ -34,7 +38,8 @@ class Pull:
         """Take one chunk. Raises PeerError when it does not fit the object."""
         self.size(chunk.total_bytes, chunk.total_hash)
         assert self.assembly is not None
-        self.assembly.add(chunk.index, payload)
+        if self.assembly.add(chunk.index, payload):
+            self.arrived_ms = now_ms
         self.slowest_ms = max(self.slowest_ms, now_ms - self.now_ms)
         self.now_ms = now_ms
 
@@ -59,6 +64,10 @@ class Pull:
         size = min(self.assembly.total_bytes, CHUNK_BYTES) if self.assembly else CHUNK_BYTES
         return now_ms - self.now_ms > (2 * self.slowest_ms or STALL_MS * size // CHUNK_BYTES)
 
+    def is_idle(self, now_ms: int, limit_ms: int) -> bool:
+        """Whether nothing new has come for so long, however often it was asked for."""
+        return now_ms - self.arrived_ms >= limit_ms
+
     def ask_again(self, now_ms: int) -> list[Want]:
         """After a stall or a broken connection."""
         self.now_ms = now_ms
@@ -75,7 +84,7 @@ async def send_chunks(lane: Lane, key: bytes, want: Want, blob: bytes | memoryvi
     """Answer a Want, credits at most. What the lane drops is asked for again by the receiver."""
     last = min(want.first + min(want.count, CREDITS), chunk_count(len(blob)))
     for index in range(want.first, last):
-        piece = bytes(slice_chunk(blob, index))
+        piece = slice_chunk(blob, index)
         chunk = Chunk(kind=want.kind, number=want.number, index=index, total_bytes=len(blob), total_hash=blob_hash)
         if not await lane.send(key, chunk, piece):
             return

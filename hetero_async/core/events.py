@@ -80,8 +80,17 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class Strike:
+    """A worker did what no honest one does. Too many of them, and its key is quarantined."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """Work owed to the world, in this order: make `records` durable, apply them, send `messages`."""
+    """Work owed to the world, in this order: make `records` durable, apply them, send `messages`, count `strikes`."""
 
     records: tuple[Entry, ...]
     messages: tuple[Outgoing, ...]
+    strikes: tuple[Strike, ...] = ()

@@ -11,6 +11,8 @@ from hetero_async.core import ranges
 from hetero_async.core.ranges import Ranges
 
 MASK = (1 << 64) - 1
+# The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
+LEASE_POSITIONS_MAX = 1 << 20
 FEISTEL_ROUNDS = 4  # Luby & Rackoff 1988: four rounds of a good mixing function are a strong permutation
 
 
@@ -35,6 +37,14 @@ class Ledger:
         assert ranges.contains(self.free, wanted), "only free positions are leased"
         self.free = ranges.difference(self.free, wanted)
         self.leased[worker] = ranges.union(self.held(worker), wanted)
+
+    def lease_size(self, wanted: int, batch: int, workers: int) -> int:
+        """What was asked for, but near the end no more than a fair share, so that nobody slow holds the last samples.
+
+        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of an even share of what is left."""
+        share = ranges.size(self.free) // (2 * max(1, workers))
+        batch = max(1, batch)
+        return max(1, min(wanted, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
 
     def release(self, worker: str, kept: Ranges = ()) -> None:
         """Return what the worker holds to the pool, all but `kept`."""

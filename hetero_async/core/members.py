@@ -4,9 +4,12 @@ None of it is state: it starts empty with every server process and no record dep
 that is itself a record (`Left`).
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hetero_async.core.admission import STRIKES, NotAdmitted
+from hetero_async.core.events import Strike
 from hetero_async.core.messages import Heartbeat
 
 
@@ -32,16 +35,30 @@ class Presence:
         self.steps, self.steps_per_second = heartbeat.steps, heartbeat.steps_per_second
         self.publish = heartbeat.publish
         self.bytes_up, self.bytes_down = heartbeat.bytes_up, heartbeat.bytes_down
+        self.device, self.dtype = heartbeat.device or self.device, heartbeat.dtype or self.dtype
 
 
 class Presences:
     def __init__(self) -> None:
+        self.refusals: Counter[str] = Counter()  # by cause, of which there are few
         self._by_worker: dict[str, Presence] = {}
+        self._strikes: list[Strike] = []
 
     def hear(self, worker: str, now_ms: int) -> Presence:
         presence = self._by_worker.setdefault(worker, Presence(heard_ms=now_ms))
         presence.heard_ms = now_ms
         return presence
+
+    def refuse(self, worker: str, now_ms: int, refusal: NotAdmitted) -> None:
+        """Count it; where it was for something that no honest worker does, it is a strike as well."""
+        self.hear(worker, now_ms).refused += 1
+        self.refusals[refusal.cause] += 1
+        if refusal.cause in STRIKES:
+            self._strikes.append(Strike(worker, refusal.reason))
+
+    def take_strikes(self) -> tuple[Strike, ...]:
+        strikes, self._strikes = tuple(self._strikes), []
+        return strikes
 
     def excuse(self, gap_ms: int) -> None:
         """We were away ourselves for so long (frozen, a full disk): nobody's silence of that time counts."""

@@ -50,6 +50,8 @@ class Heartbeat:
     publish: int  # the publish that the model stands on
     bytes_up: int
     bytes_down: int
+    device: str = ""  # said here as well: a server that was started again has forgotten what Hello said
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +265,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redirect:
-    """Not me: `server` reigns, in `term`. A standby says it to workers, and to a server that has been deposed."""
+    """Not me: `server` reigns, in `term`. A standby says it to workers, and to a server that has been deposed.
+
+    From a server that may have been deposed and cannot know, `server` is "": look for another one.
+    """
 
     server: str
     term: int

@@ -5,7 +5,11 @@ still waits is kept once, so however long no standby is in reach, what waits sta
 """
 
 from hetero_async.core.events import Outgoing
-from hetero_async.core.messages import Message
+from hetero_async.core.messages import Beat, Message, Nack, Provide, Refused, Rejoin, Wait, Window
+
+# Messages that no record must bear out: whoever gets one while a standby is awaited is not misled. A refusal that
+# waited could come after the same delta has been admitted.
+UNBOUND = (Beat, Nack, Provide, Refused, Rejoin, Wait, Window)
 
 
 class Post:
@@ -16,8 +20,12 @@ class Post:
     def send(self, to: str, message: Message) -> None:
         self._free.append(Outgoing(to, message))
 
-    def send_after(self, lsn: int, to: str, message: Message) -> None:
-        self._held.setdefault(Outgoing(to, message), lsn)
+    def send_of(self, lsn: int, to: str, message: Message) -> None:
+        """What is said of the run as of that record may have to wait until the record can be relied on."""
+        if isinstance(message, UNBOUND):
+            self.send(to, message)
+        else:
+            self._held.setdefault(Outgoing(to, message), lsn)
 
     def take(self, released: int) -> tuple[Outgoing, ...]:
         """What may leave now; what waited comes in the order in which it was sent."""

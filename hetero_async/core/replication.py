@@ -65,7 +65,7 @@ class Replication:
 
     def _releasable(self, now_ms: int, lsn: int) -> int:
         if self.is_by_itself:
-            return lsn if self._is_sure(now_ms) else 0
+            return lsn if self.is_sure(now_ms) else 0
         counted = self._counted()
         return max((self.standings[standby].confirmed for standby in counted), default=0)
 
@@ -81,7 +81,7 @@ class Replication:
         alone = self.rules.when_alone == CONTINUE and self.rules.has_witness and not self.partner
         return self.rules.durability == LOCAL or (alone and not self._holds_back)
 
-    def _is_sure(self, now_ms: int) -> bool:
+    def is_sure(self, now_ms: int) -> bool:
         """Whether nobody else can reign: the witness keeps our lease, or a standby has just spoken in our term."""
         return not self.rules.has_witness or now_ms < self._sure_until_ms or bool(self._present(now_ms))
 

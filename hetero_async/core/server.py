@@ -12,7 +12,6 @@ Rules
 Stepping many events before one `ready` is group commit.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +34,7 @@ from hetero_async.core.messages import (
     Provide,
     PublishReady,
     Push,
+    Redirect,
     Refused,
     Rejoin,
     Wait,
@@ -67,11 +67,8 @@ PROVIDER_SILENCE_MS = 10_000
 STRETCH = 4
 # Time is looked at so often; after a longer silence of the clock itself we were away.
 TICK_MS, ABSENCE_MS = 1_000, 3_000
-# The most a worker is leased at once, in positions: bounds what one silent worker can hold back.
-LEASE_POSITIONS_MAX = 1 << 20
-# Messages that no record must bear out: whoever gets one while a standby is awaited is not misled. A refusal that
-# waited could come after the same delta has been admitted.
-UNBOUND = (Beat, Nack, Provide, Refused, Rejoin, Wait, Window)
+# Names of figures in a run: each is kept for good, in every checkpoint.
+METRICS_MAX = 256
 
 
 class Server:
@@ -89,7 +86,6 @@ class Server:
         self.presences = Presences()
         self.windows = pace.Windows()
         self.replication = Replication(durability)
-        self.refusals: Counter[str] = Counter()
         self.announced = 0  # the publish that workers may know of
         self._provider: tuple[str, int] | None = None  # who was asked for the initial parameters, and when
         self._oldest_publish = state.publish + 1
@@ -110,7 +106,10 @@ class Server:
             case Received() if not self.succession.is_under_way:
                 self._now_ms = event.now_ms
                 self.presences.hear(event.worker, event.now_ms)
-                if answer := _ANSWERS.get(type(event.message)):
+                if isinstance(event.message, Hello | Heartbeat) and not self.replication.is_sure(event.now_ms):
+                    # Nothing leaves here that a worker could go on with, and there may be a server where it does.
+                    self._post.send(event.worker, Redirect(server="", term=self.state.term))
+                elif answer := _ANSWERS.get(type(event.message)):
                     answer(self, event, event.message)
             case Followed() | Witnessed():
                 self._now_ms = event.now_ms
@@ -128,7 +127,7 @@ class Server:
         while self._announcements and min(self._announcements.values()) <= released:
             self._announce(min(self._announcements))
         records, self._records = self._records, []
-        return Ready(tuple(records), self._post.take(released))
+        return Ready(tuple(records), self._post.take(released), self.presences.take_strikes())
 
     def timer(self, now_ms: int) -> int:
         """When the next Tick is wanted, in the caller's milliseconds."""
@@ -252,21 +251,14 @@ class Server:
             reason = f"the dataset has {request.dataset_samples} samples here, but the run's has {ledger.samples}"
             self._send(event.worker, Refused(reason=reason))
             return
+        size = ledger.lease_size(request.samples, request.batch, len(self.state.active))
         forgotten = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
-        granted = forgotten or ranges.take(ledger.free, self._lease_size(request))[0]
+        granted = forgotten or ranges.take(ledger.free, size)[0]
         if granted and not forgotten:
             self._record(Leased(worker=event.worker, ranges=granted))
         self._send(event.worker, Lease(number=request.number, ranges=granted, samples=ledger.samples))
         if self._is_over:
             self._send(event.worker, Finished(publish=self.state.publish))
-
-    def _lease_size(self, request: LeaseRequest) -> int:
-        """What was asked for, but near the end no more than a fair share, so that nobody slow holds the last samples.
-
-        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of an even share of what is left."""
-        share = ranges.size(self.state.ledger.free) // (2 * max(1, len(self.state.active)))
-        batch = max(1, request.batch)
-        return max(1, min(request.samples, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
 
     def _push(self, event: Received, push: Push) -> None:
         if not self._is_life(event, push.incarnation):
@@ -274,12 +266,11 @@ class Server:
             return
         verdict = judge(self.state, event.worker, push, event.facts)
         if isinstance(verdict, Duplicate):
-            self._post.send_after(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
+            self._post.send_of(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
-            self.refusals[verdict.reason.split(":")[0]] += 1
-            self.presences.hear(event.worker, event.now_ms).refused += 1
+            self.presences.refuse(event.worker, event.now_ms, verdict)
             self._send(event.worker, Nack(seq=push.seq, reason=verdict.reason))
         self._send_window(event.worker, event.now_ms)
 
@@ -301,10 +292,12 @@ class Server:
         entry = self._record(delta, event.payload)
         self._send(event.worker, Ack(seq=push.seq, lsn=entry.lsn))
         if self.settings.merge == "per-push":
-            self._merge()
+            self._record(merging.stepped(self.state, self.settings))
+            self._publish_when_due()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
-        if self._is_present(event, report.incarnation):
+        is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX
+        if self._is_present(event, report.incarnation) and is_known:
             version = self.state.publish_versions.get(report.publish, self.state.version)
             self._record(Metric(worker=event.worker, name=report.name, value=report.value, version=version))
 
@@ -327,13 +320,9 @@ class Server:
                 for worker in self.state.active:
                     self._send_window(worker, now_ms)
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
-            self._merge()
+            self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
         self._tell_finished()
-
-    def _merge(self) -> None:
-        self._record(merging.stepped(self.state, self.settings))
-        self._publish_when_due()
 
     def _publish_when_due(self) -> None:
         if published := merging.published(self.state, self.settings):
@@ -376,10 +365,6 @@ class Server:
 
     # --- small ---
 
-    def why_held(self, now_ms: int) -> str:
-        """Why acknowledgements wait, for people; "" when they do not."""
-        return self.replication.why_held(now_ms, self.state.lsn)
-
     @property
     def _ttl_ms(self) -> int:
         return int(1000 * self.settings.lease_ttl_seconds)
@@ -394,11 +379,8 @@ class Server:
         self._send(worker, window)
 
     def _send(self, worker: str, message: Message) -> None:
-        """What is said of the run as it stands: it may have to wait until that can be relied on."""
-        if isinstance(message, UNBOUND):
-            self._post.send(worker, message)
-        else:
-            self._post.send_after(self.state.lsn, worker, message)
+        """Of the run as it stands."""
+        self._post.send_of(self.state.lsn, worker, message)
 
     def _record(self, record: Record, payload: bytes = b"") -> Entry:
         term = record.term if isinstance(record, Promoted) else self.state.term

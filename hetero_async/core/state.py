@@ -133,7 +133,7 @@ class State:
         """
         shared = sum(ours == theirs for ours, theirs in zip(self.promotions, promotions, strict=False))
         parting = [*self.promotions[shared : shared + 1], *promotions[shared : shared + 1]]
-        return min((first - 1 for _, first in parting), default=self.lsn)
+        return min([self.lsn, *(first - 1 for _, first in parting)])
 
     def staleness(self, anchor_version: int) -> int:
         """Of a delta that would be merged by the next outer step."""

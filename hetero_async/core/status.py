@@ -14,8 +14,8 @@ def summary(server: Server, now_ms: int) -> dict[str, Any]:
     state, replication = server.state, server.replication
     told = outline(server.settings.run, state, now_ms)
     told["state"] = "finished" if state.is_finished else "training" if state.active else "waiting for workers"
-    told["deltas"]["refused"] = sum(server.refusals.values())
-    told["refusals"] = dict(server.refusals)
+    told["deltas"]["refused"] = sum(server.presences.refusals.values())
+    told["refusals"] = dict(server.presences.refusals)
     told["workers"] = [
         _worker(state, worker, server.presences.of(worker), server.steps_for(worker), now_ms)
         for worker in sorted(state.members)

@@ -11,7 +11,7 @@ Rules
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from hetero_async.core import ranges
@@ -26,7 +26,6 @@ from hetero_async.core.messages import (
     Hello,
     Lease,
     LeaseRequest,
-    Message,
     MetricReport,
     Nack,
     Provide,
@@ -41,6 +40,18 @@ from hetero_async.core.messages import (
     Window,
 )
 from hetero_async.core.ranges import Ranges
+from hetero_async.core.worker_events import (
+    Cut,
+    Dropped,
+    Event,
+    Fetched,
+    Heard,
+    Measured,
+    Owed,
+    Reconnected,
+    Tick,
+    Vitals,
+)
 
 HELLO_EVERY_MS = 1_000
 # Heartbeats are small; one a second makes a dead worker known well within any lease's time to live.
@@ -49,97 +60,6 @@ LEASE_EVERY_MS = 500
 TURN_EVERY_MS = 1_000
 # An offer without any sign of the receiver for so long was lost on the way.
 OFFER_AGAIN_MS = 3_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vitals:
-    """What the training loop knows of itself. `held`: ranges leased and not yet in any cut delta."""
-
-    doing: str = "joining"
-    steps: int = 0
-    steps_per_second: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    held: Ranges = ()
-    wanted_samples: int = 0
-    batch: int = 1
-    dataset_samples: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """`term`: that the sender serves in, 0 for a standby."""
-
-    now_ms: int
-    message: Message
-    term: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """A round ended and its delta is encoded."""
-
-    now_ms: int
-    anchor: int
-    steps: int
-    ranges: Ranges
-    codec: str
-    payload_bytes: int
-    payload_hash: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """The worker's shadow now stands at this publish, which contains its own deltas up to `merged_seq`."""
-
-    number: int
-    merged_seq: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reconnected:
-    now_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """Time has passed, and this is how the training loop is."""
-
-    now_ms: int
-    vitals: Vitals
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """The user's script measured something on the parameters of the present publish."""
-
-    name: str
-    value: float
-
-
-Event = Heard | Measured | Cut | Fetched | Reconnected | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """An answered delta. `refusal` is empty when it was admitted."""
-
-    seq: int
-    refusal: str = ""
-
-
-@dataclass(slots=True)
-class Owed:
-    """Work owed to the world, in this order: save, drop, send. `granted` goes to the training loop."""
-
-    saves: list[Push] = field(default_factory=list)
-    drops: list[Dropped] = field(default_factory=list)
-    control: list[Message] = field(default_factory=list)
-    bulk: list[Message] = field(default_factory=list)
-    granted: list[Ranges] = field(default_factory=list)
-    regranted: Ranges | None = None  # after a new join: what is still held, in place of what was
-    provide: bool = False
-    turn: str | None = None  # to the server of that name, or to the next one ("")
 
 
 class Worker:
@@ -230,13 +150,15 @@ class Worker:
                 self._hello_ms = -(10**9)
 
     def _turn_away(self, now_ms: int) -> None:
-        """From a standby that knows of no server either; not faster than a server is found."""
+        """From whoever knows of no server either; not faster than a server is found."""
         if now_ms - self._turned_ms >= TURN_EVERY_MS:
             self._turned_ms = now_ms
             self._owed.turn = ""
 
     def _redirect(self, redirect: Redirect, now_ms: int) -> None:
-        if redirect.term >= self.term:
+        if not redirect.server:
+            self._turn_away(now_ms)
+        elif redirect.term >= self.term:
             self._owed.turn = redirect.server
 
     def _welcome(self, welcome: Welcome, now_ms: int) -> None:
@@ -356,6 +278,8 @@ class Worker:
     # --- leases and windows ---
 
     def _lease(self, lease: Lease, now_ms: int) -> None:
+        if not self.joined:
+            return  # a new server's answer to the life before: it is not in the claims that we join with
         if lease.number != self._lease_number:
             return  # asked before we knew what we know now: it may name positions that are trained already
         self._lease_number += 1  # a request is made again until it is answered, and its first answer is taken
@@ -410,6 +334,8 @@ class Worker:
             publish=max(0, self.shadow),
             bytes_up=vitals.bytes_up,
             bytes_down=vitals.bytes_down,
+            device=self._hello.device,
+            dtype=self._hello.dtype,
         )
 
 

@@ -41,17 +41,19 @@ class Assembly:
         self._unasked = deque(range(len(self._chunks)))
         self._under_way: set[int] = set()
 
-    def add(self, index: int, chunk: bytes) -> None:
-        """Keep one chunk; a second copy of it is ignored. Raises PeerError for a chunk that the object has not."""
+    def add(self, index: int, chunk: bytes) -> bool:
+        """Keep one chunk; False: it was here already. Raises PeerError for a chunk that the object has not."""
         if not 0 <= index < len(self._chunks):
             raise PeerError(f"chunk {index} of an object of {len(self._chunks)}")
         expected = min(CHUNK_BYTES, self.total_bytes - index * CHUNK_BYTES)
         if len(chunk) != expected:
             raise PeerError(f"chunk {index} has {len(chunk)} bytes, expected {expected}")
         self._under_way.discard(index)
+        is_new = self._chunks[index] is None
         if self._chunks[index] is None:
             self._chunks[index] = bytes(chunk)
             self._missing -= 1
+        return is_new
 
     def wanted(self, credits: int = CREDITS) -> list[tuple[int, int]]:
         """Runs (first, count) to ask for now, so that at most `credits` chunks are under way; they count as asked."""

@@ -24,6 +24,8 @@ ALIGNMENT = 8
 FIRST_CHAIN = bytes(16)  # before record 1
 RUN_NAME_BYTES = 64
 BLOCK_BYTES = 1024 * 1024
+# No file is longer, and sums of offsets stay within what a system call takes.
+PAYLOAD_BYTES_MAX = 1 << 48
 
 CRC = struct.Struct("<I")
 # magic, format version, run's name, first lsn, chain before it; then crc32c
@@ -79,7 +81,7 @@ def pack(entry: Entry, chain: bytes, durable_lsn: int | None = None) -> tuple[by
     sizes = len(record), len(entry.payload)
     header = _with_crc(RECORD.pack(RECORD_MAGIC, body_crc, entry.lsn, entry.term, *sizes, chain, durable_lsn))
     padding = bytes(_padding(sum(sizes)))
-    chain = _chain_after(entry.lsn, entry.term, chain, record, entry.payload)
+    chain = chain_after(entry.lsn, entry.term, chain, record, entry.payload)
     return b"".join((header, record, entry.payload, padding)), chain
 
 
@@ -170,7 +172,7 @@ class Scanner:
         self._check_place(header)
         record, payload = self._body(header)
         entry = Entry(lsn=header.lsn, term=header.term, record=self._decode(record), payload=payload)
-        self.chain = _chain_after(header.lsn, header.term, header.chain, record, payload)
+        self.chain = chain_after(header.lsn, header.term, header.chain, record, payload)
         self.offset += header.padded_bytes
         self.last_lsn, self.term = header.lsn, header.term
         return entry
@@ -192,6 +194,8 @@ class Scanner:
             raise self._corrupt(f"term {header.term} after term {self.term}")
         if header.record_bytes > frames.RECORD_BYTES_MAX:
             raise self._corrupt(f"{header.record_bytes} bytes, at most {frames.RECORD_BYTES_MAX} are allowed")
+        if header.payload_bytes > PAYLOAD_BYTES_MAX:
+            raise self._corrupt(f"a payload of {header.payload_bytes} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")
 
     def _body(self, header: RecordHeader) -> tuple[bytes, bytes]:
         end = self.offset + header.padded_bytes
@@ -268,7 +272,7 @@ def _padding(body_bytes: int) -> int:
     return -body_bytes % ALIGNMENT
 
 
-def _chain_after(lsn: int, term: int, chain: bytes, record: bytes, payload: bytes) -> bytes:
+def chain_after(lsn: int, term: int, chain: bytes, record: bytes, payload: bytes) -> bytes:
     """The same on server and standby, though each knows other records as durable when it writes this one."""
     after = xxhash.xxh3_128(LINK.pack(lsn, term, len(record), chain))
     after.update(record)

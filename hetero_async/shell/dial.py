@@ -55,7 +55,7 @@ class DialLane:
     async def receive(self) -> Incoming:
         return await self._inbox.receive()
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         """False while there is no connection: nothing is kept, since it may not be true any more when there is one."""
         await trio.lowlevel.checkpoint()
         parts = wire.pack(message, payload)

@@ -48,6 +48,9 @@ class Disk:
     def rename(self, source: Path, target: Path) -> None:
         os.replace(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
+
     def unlink(self, path: Path) -> None:
         os.unlink(path)
 

@@ -1,5 +1,8 @@
 """Who may speak: answers libzmq's question about every new connection, and link.py's about every message.
 
+Those who never come so far as to show a key (port scanners, browsers, the slow and the silent) libzmq throws out by
+itself; they are counted here, and told of.
+
 Without an answer to the first, CURVE would let any key in; without the second, a key that was struck off would keep its
 living connection. Nobody's word counts here but allowed.json's.
 """
@@ -18,20 +21,25 @@ from hetero_async.shell.sockets import TrioSocket
 ADDRESS = "inproc://zeromq.zap.01"
 DOMAIN = b"hetero-async"
 COMPLAIN_EVERY_SECONDS = 60.0
-# Keys cost a stranger nothing: past so many different ones in that time, we complain no more.
+# Of a connection that ended before a key was shown, or in the middle of showing it.
+NOT_A_HANDSHAKE = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+# Past so many different subjects in that time, we complain no more.
 COMPLAINTS_MAX = 256
+# Keys cost nothing: of those that are not let in so many a minute are told of, which their operator may be waiting for.
+STRANGERS_MAX = 8
 
 
 class Seldom:
     """Whether it is time to speak of a subject again. Bounded, however many subjects there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, subjects_max: int = COMPLAINTS_MAX) -> None:
+        self._subjects_max = subjects_max
         self._spoken: dict[object, float] = {}
 
     def is_due(self, subject: object) -> bool:
         start = trio.current_time() - COMPLAIN_EVERY_SECONDS
         self._spoken = {known: at for known, at in self._spoken.items() if at > start}
-        if subject in self._spoken or len(self._spoken) >= COMPLAINTS_MAX:
+        if subject in self._spoken or len(self._spoken) >= self._subjects_max:
             return False
         self._spoken[subject] = trio.current_time()
         return True
@@ -47,9 +55,11 @@ def open_judge(context: "zmq.Context[zmq.Socket[bytes]]") -> TrioSocket:
 class Gate:
     def __init__(self, allowed: AllowList, observer: Observer) -> None:
         self.refusals = 0  # connections and messages
+        self.strangers = 0  # connections that came to nothing
         self._allowed = allowed
         self._observer = observer
         self._complaints = Seldom()
+        self._strangers = Seldom(STRANGERS_MAX)
 
     async def answer(self, socket: TrioSocket) -> None:
         """Answer libzmq (RFC 27) about every handshake, until cancelled."""
@@ -57,12 +67,24 @@ class Gate:
             request = [frame.bytes for frame in await socket.receive()]
             await socket.send(self._verdict(request))
 
+    async def count_strangers(self, monitor: TrioSocket) -> None:
+        """Of one listening socket, until cancelled. Says how many there were, at most once a minute."""
+        while True:
+            await monitor.receive()
+            self.strangers += 1
+            if self._complaints.is_due("strangers"):
+                reason = "they did not shake hands as CURVE does, and were thrown out"
+                self._observer.event("strangers", connections_so_far=self.strangers, reason=reason)
+
     def _verdict(self, request: Sequence[bytes]) -> list[bytes]:
         version, request_id, _domain, address, _identity, mechanism, *credentials = request
         key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
         if key and self.admitted(key) is not None:
             return [version, request_id, b"200", b"OK", key, b""]
-        self.refused("refused key", key or address, address=address.decode(), reason="it is not in allowed.json")
+        self.refusals += 1
+        if self._strangers.is_due(key or address):
+            told, reason = (key or address).decode(), "it is not in allowed.json"
+            self._observer.event("refused key", key=told, address=address.decode(), reason=reason)
         return [version, request_id, b"400", b"not allowed", b"", b""]
 
     def sender(self, frame: zmq.Frame) -> Peer | None:
@@ -79,8 +101,10 @@ class Gate:
             self._observer.event("allow-list unusable", reason=f"{self._allowed.problem}; the last good one stays")
         return peer
 
-    def refused(self, event: str, key: bytes, **fields: object) -> None:
-        """Count it, and say so, at most once a minute for each key."""
+    def refused(self, event: str, key: bytes, **fields: object) -> bool:
+        """Count it, and say so, at most once a minute for each key; whether it was said now."""
         self.refusals += 1
-        if self._complaints.is_due((event, key)):
+        is_due = self._complaints.is_due((event, key))
+        if is_due:
             self._observer.event(event, key=key.decode(), **fields)
+        return is_due

@@ -249,7 +249,7 @@ def _parse(path: Path) -> dict[str, Entry]:
         detail = error.errors()[0]
         where = " → ".join(str(part) for part in detail["loc"] if part != "[key]")
         raise ConfigError(f"{path}: {where or 'the file'}: {detail['msg']}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid JSON: {error}") from None
 
 

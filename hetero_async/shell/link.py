@@ -6,6 +6,9 @@ most once: whoever cares asks again.
 """
 
 import functools
+import importlib.metadata
+import math
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -14,13 +17,19 @@ from pathlib import Path
 import trio
 import zmq
 
-from hetero_async.core.messages import ANSWERS, QUESTIONS, SAID_BY, Message
+from hetero_async.core.messages import ANSWERS, QUESTIONS, SAID_BY, Message, Refused
 from hetero_async.errors import PeerError
-from hetero_async.ports import Incoming, Observer
+from hetero_async.ports import Incoming, Observer, Peer
+from hetero_async.quarantine import Quarantine
 from hetero_async.shell import gate, wire
 from hetero_async.shell.gate import Gate
 from hetero_async.shell.keys import AllowList, load_secret
+from hetero_async.shell.quota import Quota
 from hetero_async.shell.sockets import TrioSocket
+
+# Of all keys together, received on one lane and not yet read by the loop.
+HELD_BYTES_MAX = 24 * 1024 * 1024
+SOFTWARE = importlib.metadata.version("hetero-async")
 
 
 @dataclass(slots=True)
@@ -34,19 +43,42 @@ class Traffic:
 class ServerLane:
     """One ROUTER. Fulfils ports.Lane."""
 
-    def __init__(self, link: "ServerLink", socket: TrioSocket) -> None:
+    def __init__(self, link: "ServerLink", socket: TrioSocket, settings: wire.Settings) -> None:
         self._link = link
         self._socket = socket
         self._routes: dict[bytes, bytes] = {}  # key → routing id of its newest connection
         self._askers: dict[bytes, bytes] = {}  # the same for connections that only ask
+        self._quota = Quota(settings.messages_per_second, settings.bytes_per_second)
+        self._in_flight: Counter[bytes] = Counter()  # by key: received, and not yet read by the loop
+        self._in_flight_max = settings.in_flight
+        self._held_bytes = 0
+        self._arrived, self._inbox = trio.open_memory_channel[Incoming](math.inf)  # bounded for each key
 
-    async def receive(self) -> Incoming:
+    async def listen(self) -> None:
+        """Read at once whatever comes, until cancelled: a key that is faster than the loop loses what is too much."""
         while True:
             incoming = self._accepted(await self._socket.receive())
-            if incoming is not None:
-                return incoming
+            if incoming is None:
+                continue
+            is_full = self._held_bytes + len(incoming.payload) > HELD_BYTES_MAX
+            if is_full or self._in_flight[incoming.peer.key] == self._in_flight_max:
+                self._refuse_too_much(incoming.peer)
+                continue
+            self._in_flight[incoming.peer.key] += 1
+            self._held_bytes += len(incoming.payload)
+            self._arrived.send_nowait(incoming)
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    def _refuse_too_much(self, peer: Peer) -> None:
+        """No strike: a script may record too much, and our own loop may be slow."""
+        self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason="it says too much at once")
+
+    async def receive(self) -> Incoming:
+        incoming = await self._inbox.receive()
+        self._in_flight[incoming.peer.key] -= 1
+        self._held_bytes -= len(incoming.payload)
+        return incoming
+
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         await trio.lowlevel.checkpoint()
         route = (self._askers if isinstance(message, ANSWERS) else self._routes).get(key)
         if route is None or self._link.gate.admitted(key) is None:
@@ -63,15 +95,24 @@ class ServerLane:
         peer = self._link.gate.sender(frames[-1])
         if peer is None:
             return None
-        self._link.count_up(peer.key, wire.size(parts))
+        size = wire.size(parts)
+        self._link.count_up(peer.key, size)
+        if not self._quota.take(peer.key, size):
+            self._refuse_too_much(peer)
+            return None
         try:
             term, message, payload = wire.unpack(parts)
         except PeerError as error:
-            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error))
+            if self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error)):
+                # Other software, most likely: this message is one that does not change.
+                told = Refused(reason=f"hetero-async {SOFTWARE} does not understand what you say: {error}")
+                self._socket.try_send([route.bytes, *wire.pack(told, b"")])
+            self._link.quarantine.strike(peer, str(error))
             return None
         if not isinstance(message, SAID_BY[peer.role]):
             reason = f"{type(message).__name__} is not for a {peer.role} to say"
             self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=reason)
+            self._link.quarantine.strike(peer, reason)
             return None
         (self._askers if isinstance(message, QUESTIONS) else self._routes)[peer.key] = route.bytes
         return Incoming(peer=peer, message=message, payload=payload, term=term)
@@ -80,10 +121,11 @@ class ServerLane:
 class ServerLink:
     """Fulfils ports.ServerLink."""
 
-    def __init__(self, gate: Gate, control: TrioSocket, bulk: TrioSocket) -> None:
+    def __init__(self, gate: Gate, quarantine: Quarantine, control: TrioSocket, bulk: TrioSocket) -> None:
         self.gate = gate
-        self.control = ServerLane(self, control)
-        self.bulk = ServerLane(self, bulk)
+        self.quarantine = quarantine
+        self.control = ServerLane(self, control, wire.CONTROL)
+        self.bulk = ServerLane(self, bulk, wire.BULK)
         self.term = 0
         self.bytes_up = self.bytes_down = 0
         self.generation = 0  # it dials nobody
@@ -100,9 +142,18 @@ class ServerLink:
 
 @asynccontextmanager
 async def open_server_link(
-    *, control: str, bulk: str, secret_path: Path, allowed: AllowList, observer: Observer
+    *,
+    control: str,
+    bulk: str,
+    secret_path: Path,
+    allowed: AllowList,
+    observer: Observer,
+    quarantine: Quarantine | None = None,
 ) -> AsyncIterator[ServerLink]:
-    """Listen at two addresses. Raises ConfigError for unusable keys and for addresses that cannot be had."""
+    """Listen at two addresses. Raises ConfigError for unusable keys and for addresses that cannot be had.
+
+    Messages that nobody can understand are strikes for `quarantine`.
+    """
     secret = load_secret(secret_path)
     allowed.load()
     entrance = Gate(allowed, observer)
@@ -112,10 +163,17 @@ async def open_server_link(
             closing(gate.open_judge(context)) as judge,  # before anybody can knock
             closing(await listen(wire.CONTROL, control, setting="server.address")) as control_socket,
             closing(await listen(wire.BULK, bulk, setting="server.bulk_address")) as bulk_socket,
+            closing(control_socket.monitor(gate.NOT_A_HANDSHAKE)) as control_monitor,
+            closing(bulk_socket.monitor(gate.NOT_A_HANDSHAKE)) as bulk_monitor,
         ):
             async with trio.open_nursery() as nursery:
-                for socket in (judge, control_socket, bulk_socket):
+                for socket in (judge, control_socket, bulk_socket, control_monitor, bulk_monitor):
                     nursery.start_soon(socket.watch)
+                for monitor in (control_monitor, bulk_monitor):
+                    nursery.start_soon(entrance.count_strangers, monitor)
                 nursery.start_soon(entrance.answer, judge)
-                yield ServerLink(entrance, control_socket, bulk_socket)
+                link = ServerLink(entrance, quarantine or Quarantine(observer), control_socket, bulk_socket)
+                nursery.start_soon(link.control.listen)
+                nursery.start_soon(link.bulk.listen)
+                yield link
                 nursery.cancel_scope.cancel()

@@ -78,7 +78,7 @@ class FileLog:
 
         Raises ConfigError (in use, another run's), LogCorrupt, DiskFull.
         """
-        log = cls(directory, run, blocking, disk, segment_bytes or SEGMENT_BYTES, _lock(directory, disk))
+        log = cls(directory, run, blocking, disk, segment_bytes or SEGMENT_BYTES, lock_directory(directory, disk))
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(log.close)
             log._recover()
@@ -120,8 +120,10 @@ class FileLog:
             return None
         try:
             return _up_to(linked, last_lsn, count_bytes)
-        except UserError:
-            return None  # dropped between two looks
+        except (UserError, LogCorrupt):
+            if self.first_lsn > after_lsn + 1:
+                return None  # dropped between two looks
+            raise
 
     def drop_before(self, lsn: int) -> None:
         """Delete the segments that hold only records before this one; never the last. May run beside `append`."""
@@ -353,7 +355,7 @@ def _blocks(path: Path, count: int) -> Iterator[bytes]:
             yield block
 
 
-def _lock(directory: Path, disk: Disk) -> int:
+def lock_directory(directory: Path, disk: Disk) -> int:
     """Held by the directory's descriptor, so that it goes with the process, however that ends."""
     try:
         with full_is_told(directory):

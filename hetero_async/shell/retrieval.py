@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import tenacity
 
+from hetero_async.core.records import Entry
 from hetero_async.errors import ArchiveAway, ConfigError, LogCorrupt, UserError
 from hetero_async.formats.archived import (
     CheckpointName,
@@ -76,15 +77,36 @@ class Retrieval:
     _checkpoints: list[CheckpointName] = field(default_factory=list)
     _damaged: set[str] = field(default_factory=set)
 
+    def stretch(self, lsn: int, chain: bytes | None) -> tuple[bytes, list[Entry]]:
+        """Records from that one on, as one archived segment holds them, with the chain that they continue; if there is
+        a choice, that one. No records: none holds it. Raises ArchiveAway."""
+        if not self._objects:
+            self._look()
+        found: tuple[bytes, list[Entry]] = b"", []
+        for name in self._segments:
+            if not name.first_lsn <= lsn <= name.lsn or str(name) in self._damaged:
+                continue
+            try:
+                found = self._records(name, lsn)
+            except LogCorrupt as error:
+                self._set_aside(str(name), error)
+            if chain in (None, found[0]):
+                break
+        return found
+
+    def _records(self, name: SegmentName, lsn: int) -> tuple[bytes, list[Entry]]:
+        with _opened(self._fetch(str(name)), self.run, name) as scanner:
+            chain, entries = scanner.chain, list[Entry]()
+            for entry in scanner:
+                if entry.lsn >= lsn:
+                    entries.append(entry)
+                else:
+                    chain = scanner.chain
+        return chain, entries
+
     def find(self) -> History:
         """Raises UserError when there is nothing to go on from."""
-        self._objects = listed(self.archive, self.run)
-        self._files = whole_files(self._objects)
-        self._segments = [found for name in self._files if (found := segment_name(name))]
-        self._segments.sort(key=lambda name: (name.first_lsn, -name.lsn, str(name)))  # the longest first
-        checkpoints = {checkpoint for name in self._files if (checkpoint := checkpoint_name(name))}
-        whole = [name for name in checkpoints if {f"{name}{MODEL}", f"{name}{MANIFEST}"} <= self._files.keys()]
-        self._checkpoints = sorted(whole, key=lambda name: (name.lsn, str(name)), reverse=True)  # the newest first
+        self._look()
         tips: list[SegmentName | CheckpointName] = [*self._segments, *self._checkpoints]
         # Of one record both a segment and a checkpoint: the segment, for its records can be checked once more.
         tips.sort(key=lambda tip: (tip.term, tip.lsn, isinstance(tip, SegmentName)), reverse=True)
@@ -94,6 +116,15 @@ class Retrieval:
                 return history
             self.warnings.append(f"nothing leads to record {tip.lsn} of term {tip.term}: {tip} was left out")
         raise UserError(f"the archive holds nothing of run {self.run} that a server could go on from")
+
+    def _look(self) -> None:
+        self._objects = listed(self.archive, self.run)
+        self._files = whole_files(self._objects)
+        self._segments = [found for name in self._files if (found := segment_name(name))]
+        self._segments.sort(key=lambda name: (name.first_lsn, -name.lsn, str(name)))  # the longest first
+        checkpoints = {checkpoint for name in self._files if (checkpoint := checkpoint_name(name))}
+        whole = [name for name in checkpoints if {f"{name}{MODEL}", f"{name}{MANIFEST}"} <= self._files.keys()]
+        self._checkpoints = sorted(whole, key=lambda name: (name.lsn, str(name)), reverse=True)  # the newest first
 
     def _tell_of_others(self, history: History) -> None:
         beyond = [name for name in self._segments if name.term < history.term and name.lsn > history.lsn]
@@ -146,10 +177,7 @@ class Retrieval:
     def _scanned(self, name: SegmentName, lsn: int, chain: bytes) -> Part | None:
         path = self._fetch(str(name))
         wanted = {checkpoint.lsn for checkpoint in self._checkpoints}
-        with path.open("rb", buffering=0) as file:
-            scanner = Scanner(file, name=str(name), is_last=False)
-            if (scanner.header.run, scanner.header.first_lsn) != (self.run, name.first_lsn):
-                raise LogCorrupt(f"{name}: holds another segment than its name says")
+        with _opened(path, self.run, name) as scanner:
             chains = {name.first_lsn - 1: scanner.header.chain}
             for entry in scanner:
                 if entry.lsn in wanted:
@@ -213,6 +241,15 @@ class Retrieval:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, run: str, name: SegmentName) -> Iterator[Scanner]:
+    with path.open("rb", buffering=0) as file:
+        scanner = Scanner(file, name=str(name), is_last=False)
+        if (scanner.header.run, scanner.header.first_lsn) != (run, name.first_lsn):
+            raise LogCorrupt(f"{name}: holds another segment than its name says")
+        yield scanner
 
 
 def lay_out(history: History, scratch: Path, target: Path) -> None:

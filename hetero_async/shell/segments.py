@@ -51,6 +51,17 @@ def run_of(directory: Path) -> str:
         return scanner.header.run
 
 
+def end_of(directory: Path) -> tuple[int, int]:
+    """Term and number of the last record, (0, 0) when there is none: of two logs of a run, the higher goes further."""
+    for path in reversed(segment_paths(directory)):
+        with open_segment(path, None, is_last=True) as scanner:
+            for _ in scanner:
+                pass
+            if scanner.term:
+                return scanner.term, scanner.last_lsn
+    return 0, 0
+
+
 def _paths_after(paths: list[Path], after_lsn: int | None) -> list[Path]:
     """Without the segments before the one that holds record `after_lsn` + 1. Raises LogCorrupt when that is gone."""
     if after_lsn is None or not paths:

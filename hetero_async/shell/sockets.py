@@ -36,14 +36,17 @@ class TrioSocket:
             zmq.POLLIN, self._readers, lambda: self._raw.recv_multipart(zmq.DONTWAIT, copy=False, track=False)
         )
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Wait for room, then send. Not for a ROUTER, whose room for one peer cannot be waited for."""
         await self._when(zmq.POLLOUT, self._writers, lambda: self._raw.send_multipart(parts, zmq.DONTWAIT))
 
-    def try_send(self, parts: Sequence[bytes]) -> bool:
-        """Send at once, or not at all (False): no room, no connection, or a ROUTER's peer is gone."""
+    def try_send(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Send at once, or not at all (False): no room, no connection, or a ROUTER's peer is gone.
+
+        Large parts are not copied, so that peers who read nothing share what waits for them; they must not change.
+        """
         try:
-            self._raw.send_multipart(parts, zmq.DONTWAIT)
+            self._raw.send_multipart(parts, zmq.DONTWAIT, copy=False)
         except zmq.ZMQError as error:
             if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
                 return False
@@ -51,6 +54,10 @@ class TrioSocket:
         finally:
             self._settle()
         return True
+
+    def monitor(self, events: int) -> "TrioSocket":
+        """Where libzmq tells what becomes of this socket's connections. To be closed before this one."""
+        return TrioSocket(self._raw.get_monitor_socket(events))
 
     def close(self) -> None:
         """To be called when `watch` has ended. Whoever still waits on the descriptor gets ClosedResourceError."""

@@ -35,20 +35,35 @@ FRAME_BYTES_MAX = max(CHUNK_BYTES, TERM.size + HEADER_BYTES_MAX)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a lane's sockets are set. Times in milliseconds, queues in messages for each peer."""
+    """How a lane's sockets are set. Times in milliseconds, queues in messages for each peer.
+
+    The rest is what one key may do at a server: `in_flight` messages received and not yet read by the loop, and so many
+    messages and bytes a second.
+    """
 
     queue: int
+    in_flight: int
+    messages_per_second: int
+    bytes_per_second: int
     heartbeat_every: int
     heartbeat_timeout: int
     linger: int
 
 
 # A site that vanished is known by its silence here. The last words (a Bye) get half a second to leave.
-CONTROL = Settings(queue=64, heartbeat_every=5_000, heartbeat_timeout=15_000, linger=500)
+# A worker says about four things a second, and what its script records; its largest message is the schema in a Hello.
+CONTROL = Settings(
+    queue=64, in_flight=32, messages_per_second=100, bytes_per_second=4 * 1024 * 1024, linger=500,
+    heartbeat_every=5_000, heartbeat_timeout=15_000,
+)  # fmt: skip
 # A frame on its way does not count as a sign of life until it is whole, so the time-out must be longer than 1 MiB takes
 # on the slowest link, shared by all workers of a site: at 2 Mbit/s that is 4.2 s for one worker and 60 s for fourteen.
 # The queue holds the credits of a transfer, the next ones, and what libzmq has not reported as sent yet (up to half).
-BULK = Settings(queue=16, heartbeat_every=15_000, heartbeat_timeout=60_000, linger=0)
+# CURVE does about 600 chunks of 1 MiB a second, and a worker asks once for each that it fetches.
+BULK = Settings(
+    queue=16, in_flight=24, messages_per_second=2_000, bytes_per_second=1024 * 1024 * 1024, linger=0,
+    heartbeat_every=15_000, heartbeat_timeout=60_000,
+)  # fmt: skip
 
 # A stranger can hold one frame's memory until he is thrown out; libzmq's default is 30 s.
 HANDSHAKE_MS = 5_000
@@ -77,6 +92,9 @@ async def listen(
     local = await _numeric(address, setting)
     raw = _configured(context.socket(zmq.ROUTER), settings, local)
     raw.setsockopt(zmq.ROUTER_MANDATORY, 1)  # without it, what cannot be delivered vanishes without a word
+    # No limit, since the link reads at once. libzmq 4.3.5 ends the whole process (stream_engine_base.cpp, assertion
+    # !_io_error) when a peer leaves whose queue is full and a heartbeat falls due before somebody has read from it.
+    raw.setsockopt(zmq.RCVHWM, 0)
     raw.setsockopt(zmq.BACKLOG, BACKLOG)
     raw.setsockopt(zmq.CURVE_SERVER, 1)
     raw.setsockopt(zmq.CURVE_SECRETKEY, secret)
@@ -147,7 +165,7 @@ def _why_not(address: str, setting: str, error: zmq.ZMQError) -> str:
     return f"cannot listen at {address}: {error.strerror}; {setting} in run.toml must be an address of this machine"
 
 
-def pack(message: Message, payload: bytes, term: int = 0) -> list[bytes]:
+def pack(message: Message, payload: bytes | memoryview, term: int = 0) -> list[bytes | memoryview]:
     assert len(payload) <= FRAME_BYTES_MAX, f"a payload of {len(payload)} bytes for {type(message).__name__}"
     header = TERM.pack(term) + encode(message)
     return [header, payload] if payload else [header]

@@ -266,11 +266,18 @@ class Life:
     def cut(self, delta: torch.Tensor) -> None:
         """A round ends. Its delta is what its steps did, no step left out and none counted twice."""
         error, bound = (delta - self._moved).abs().max().item(), ROUNDING_ERROR * MOVES_MAX
-        if not error <= bound:
+        if not error <= bound and self._moved.isfinite().all():
             self._judge.violated("6", f"a delta of {self._worker} differs by {error:g} from what its steps did")
         self._cuts.append((self._consumed, delta.clone()))
         self._consumed, self._moved = [], torch.zeros(1)
         self._rounds += 1
+
+    def discarded(self) -> None:
+        """A round is not pushed: its delta must be one that cannot be."""
+        _, delta = self._cuts.popleft()
+        self._rounds -= 1
+        if delta.isfinite().all():
+            self._judge.violated("6", f"{self._worker} throws away a good round")
 
     def encoded(self, codec: str, payload: bytes) -> None:
         trained, delta = self._cuts.popleft()
@@ -339,11 +346,18 @@ class Life:
                 "6", f"{self._worker} moves to a target that lacks its deltas {missing or 'of this round'}"
             )
 
+    def began_again(self, target: torch.Tensor) -> None:
+        """The parameters stand on a target; what the round did before is gone, and must have been of no use."""
+        self.began(target)
+        if self._consumed and self._moved.isfinite().all():
+            self._judge.violated("6", f"{self._worker} throws away the progress of {len(self._consumed)} samples")
+        self._consumed, self._moved = [], torch.zeros(1)
+
     def adopted(self, target: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
         """The parameters moved; `before` and `after` are the round's progress."""
         self.began(target)
         bound = ROUNDING_ERROR * max(1.0, target.abs().max().item())
-        if not (after - before).abs().max().item() <= bound:
+        if not (after - before).abs().max().item() <= bound and before.isfinite().all():
             self._judge.violated("6", f"{self._worker} loses progress when it moves")
 
 

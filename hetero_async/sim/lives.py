@@ -12,8 +12,10 @@ from hetero_async.core.messages import Fence, Hello, Message, Position
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import WitnessAway
-from hetero_async.node import Parts, begin_serving, stand_by
+from hetero_async.node import begin_serving, stand_by
+from hetero_async.parts import Parts
 from hetero_async.ports import Peer
+from hetero_async.quarantine import Quarantine
 from hetero_async.rounds import Rounds
 from hetero_async.serve import Serving
 from hetero_async.shell.log import FileLog
@@ -69,6 +71,7 @@ class NodeLife:
             ask=self._ask,
             check=lambda _: None,
             told_to_sites=dict,
+            quarantine=Quarantine(observer),
         )
         try:
             serving = await (begin_serving(parts) if world.serves.get(name) else self._stand_by(parts))

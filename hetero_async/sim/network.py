@@ -157,10 +157,10 @@ class Lane:
         await self._process.here()
         return incoming
 
-    async def send(self, key: bytes, message: Message, payload: bytes = b"") -> bool:
+    async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         await trio.lowlevel.checkpoint()
         await self._process.here()
-        return self._transmit(self._name, key, message, payload)
+        return self._transmit(self._name, key, message, bytes(payload))
 
     def arrive(self, peer: Peer, letter: "Letter") -> None:
         try:

@@ -1,5 +1,6 @@
 """The ports of a simulated worker and server, each fulfilled by the real thing, with the judge looking on."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class WatchedReplica(Replica):
         super().reset(target)
         if self._life is not None:
             assert isinstance(target, torch.Tensor)
-            self._life.began(target)
+            self._life.began_again(target)
 
     def cut(self) -> torch.Tensor:
         delta = super().cut()
@@ -67,6 +68,12 @@ class WatchedFollower(Follower):
     def __init__(self, replica: Replica, life: Life) -> None:
         super().__init__(replica)
         self._life = life
+
+    def norm(self, delta: object) -> float:
+        norm = super().norm(delta)
+        if not math.isfinite(norm):
+            self._life.discarded()
+        return norm
 
     def encode(self, delta: object, codec: str) -> bytes:
         payload = super().encode(delta, codec)

@@ -1,5 +1,6 @@
 """The worker's tensors as its background uses them: fulfils ports.Follower with a Replica's schema and a Shadow."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,11 @@ class Follower:
     def encode(self, delta: object, codec: str) -> bytes:
         assert isinstance(delta, torch.Tensor)
         return encode_payload(codec, delta)
+
+    def norm(self, delta: object) -> float:
+        """The square root of the dot product that the server takes, too."""
+        assert isinstance(delta, torch.Tensor)
+        return math.sqrt(float(torch.dot(delta, delta)))
 
     def take(self, kind: str, blob: bytes) -> int:
         if kind == SNAPSHOT:

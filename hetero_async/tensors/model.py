@@ -16,7 +16,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
-from hetero_async.core.admission import Facts
+from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Settings, Stepped
 from hetero_async.errors import LogCorrupt, PeerError
@@ -37,6 +37,8 @@ SNAPSHOTS_HELD = 2
 NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
+# A schema may claim any size; so much is the book of chunks that the receiver keeps for it a few megabytes.
+INITIAL_BYTES_MAX = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,11 @@ class ServerModel:
         try:
             raw = open_payload(codec, payload, numel)
         except PeerError as error:
-            return Facts(refusal=f"unreadable: {error}")
-        return _facts(lambda start, out: CODECS[codec].decode(raw, numel, start, out), numel)
+            return _unreadable(error)
+        facts = _facts(lambda start, out: CODECS[codec].decode(raw, numel, start, out), numel)
+        theta = self.theta  # an outer step may be writing to it: either side of that step will do for a scale
+        parameters_norm = math.sqrt(float(torch.dot(theta, theta)))
+        return replace(facts, scale=max(parameters_norm, math.sqrt(numel)))
 
     def inspect_initial(self, schema: bytes, upload: bytes) -> Facts:
         try:
@@ -165,7 +170,7 @@ class ServerModel:
             flat = decode_payload("fp32", bytes(parameters), Schema.from_bytes(schema).numel)
             _constants(bytes(constants))
         except PeerError as error:
-            return Facts(refusal=f"unreadable: {error}")
+            return _unreadable(error)
         return _facts(lambda start, out: out.copy_(flat[start : start + out.numel()]), flat.numel())
 
     def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
@@ -178,7 +183,7 @@ class ServerModel:
         if self.schema is not None:
             return 5 * self.schema.numel + PAYLOAD_SLACK_BYTES
         try:
-            return 16 * Schema.from_bytes(schema).numel + (1 << 30)
+            return min(16 * Schema.from_bytes(schema).numel + (1 << 30), INITIAL_BYTES_MAX)
         except PeerError:
             return 0
 
@@ -279,6 +284,10 @@ def _blocks(numel: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + PASS_BLOCK, numel)) for start in range(0, numel, PASS_BLOCK))
 
 
+def _unreadable(error: PeerError) -> Facts:
+    return Facts(refusal=NotAdmitted(f"unreadable: {error}", Cause.UNREADABLE))
+
+
 def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
     """One dot product a block says both how long a vector is and whether all of it is finite."""
     block, total = torch.empty(PASS_BLOCK), 0.0
@@ -287,7 +296,8 @@ def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
         decode(start, piece)
         total += float(torch.dot(piece, piece))
     if not math.isfinite(total):
-        return Facts(refusal="not finite: it holds a NaN, an infinity or values beyond fp32's squares")
+        reason = "not finite: it holds a NaN, an infinity or values beyond fp32's squares"
+        return Facts(refusal=NotAdmitted(reason, Cause.INFINITE))
     return Facts(norm=math.sqrt(total))
 
 

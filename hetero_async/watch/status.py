@@ -53,8 +53,8 @@ COLUMNS = (
 def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
     archive = [_archive(status["archive"])] if "archive" in status else []
-    counts = _counts(status)
-    return Group(_headline(status), _progress(status), counts, *archive, "", Workers(workers=status["workers"]))
+    head: list[RenderableType] = [_headline(status), _progress(status), _counts(status)]
+    return Group(*head, _serving(status), *_quarantine(status), *archive, "", Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +119,41 @@ def _counts(status: Status) -> Text:
     return line
 
 
+def _serving(status: Status) -> Text:
+    """Who serves, and how far behind its standbys are; a standby tells what it last heard of that."""
+    line = Text(f"server: {plain(status['server'] or '?')}")
+    if status.get("durability") == "replicated":
+        line.append(", replicated")
+    for standby in status.get("standbys", []):
+        is_partner = standby["standby"] == status["partner"]
+        line.append(f"; standby {plain(standby['standby'])}{' (partner)' if is_partner else ''}: ")
+        if standby["in_reach"]:
+            line.append("level" if standby["lag"] == 0 else f"{standby['lag']} records behind")
+        else:
+            line.append(f"silent {_duration(standby['seconds_since_heard'])}", "red")
+    if "standby" in status:
+        line.append(f"; told by standby {plain(status['standby']['name'])}", "yellow")
+    return line
+
+
 def _archive(archive: Status) -> Text:
     line = Text(f"archive: records up to {archive['lsn']}, checkpoint of record {archive['checkpoint']}, ")
     line.append(f"all that was due {_duration(archive['seconds_behind'])} ago")
     if why := archive["alarm"] or archive["failing"]:
         line.append(f"  {plain(why)}; until it is well, the log only grows", "bold red")
     return line
+
+
+def _quarantine(status: Status) -> list[Text]:
+    """One line a key, with what to do."""
+    return [
+        Text(
+            f"quarantined: {plain(line['worker'])}: {plain(line['reason'])}; "
+            f"when it is mended: hetero-async keys lift '{plain(line['key'])}'",
+            "red",
+        )
+        for line in status.get("quarantine", [])
+    ]
 
 
 def _state(text: str) -> Text:

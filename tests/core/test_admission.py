@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from hetero_async.core.admission import NORMS_BEFORE_GATE, Admitted, Duplicate, Facts, NotAdmitted, judge
+from hetero_async.core.admission import (
+    EARLY_NORM_MAX,
+    NORMS_BEFORE_GATE,
+    STRIKES,
+    Admitted,
+    Cause,
+    Duplicate,
+    Facts,
+    NotAdmitted,
+    judge,
+)
 from hetero_async.core.messages import Push
 from hetero_async.core.records import (
     Dataset,
@@ -60,30 +70,38 @@ def test_a_good_delta_is_admitted_with_the_version_of_its_anchor(state: State) -
 
 def test_the_same_delta_again_is_acknowledged_again_whatever_its_anchor_and_ranges(state: State) -> None:
     again = replace(GOOD, seq=1, payload_hash=b"old", ranges=((0, 8),), anchor=99)
-    assert judge(state, "w", again, Facts(refusal="unreadable")) == Duplicate(5)
+    assert judge(state, "w", again, Facts(refusal=NotAdmitted("unreadable", Cause.UNREADABLE))) == Duplicate(5)
 
 
 @pytest.mark.parametrize(
-    ("change", "facts", "reason"),
+    ("change", "facts", "reason", "cause", "is_strike"),
     [
-        ({"seq": 1}, Facts(), "delta 1 was already admitted with other bytes"),
-        ({"seq": 0}, Facts(), "delta 0 comes after delta 1 was admitted"),
-        ({}, Facts(refusal="not finite"), "not finite"),
-        ({"ranges": ()}, Facts(), "it covers no sample"),
-        ({"anchor": 3}, Facts(), "its anchor is publish 3, and the newest is 2"),
-        ({"ranges": ((8, 17),)}, Facts(), "positions 16..16 are not leased to it"),
-        ({"ranges": ((0, 8),)}, Facts(), "positions 0..7 are not leased to it"),
+        ({"seq": 1}, Facts(), "delta 1 was already admitted with other bytes", Cause.REPLACED, True),
+        ({"seq": 0}, Facts(), "delta 0 comes after delta 1 was admitted", Cause.LATE, False),
+        ({}, Facts(refusal=NotAdmitted("not finite", Cause.INFINITE)), "not finite", Cause.INFINITE, True),
+        ({"ranges": ()}, Facts(), "it covers no sample", Cause.EMPTY, True),
+        ({}, Facts(norm=0.0, scale=1.0), "it claims steps (4) and moves nothing", Cause.IDLE, True),
+        ({"steps": 0}, Facts(norm=1.0, scale=1.0), "it claims no step and moves the parameters", Cause.IDLE, True),
+        ({"anchor": 3}, Facts(), "its anchor is publish 3, and the newest is 2", Cause.AHEAD, False),
+        ({"ranges": ((8, 17),)}, Facts(), "positions 16..16 are not leased to it", Cause.UNLEASED, False),
+        ({"ranges": ((0, 8),)}, Facts(), "positions 0..7 are not leased to it", Cause.UNLEASED, False),
     ],
 )
-def test_what_is_wrong_with_it_is_said(state: State, change: dict[str, object], facts: Facts, reason: str) -> None:
-    assert judge(state, "w", replace(GOOD, **change), facts) == NotAdmitted(reason)  # type: ignore[arg-type]
+def test_what_is_wrong_with_it_is_said(
+    state: State, change: dict[str, object], facts: Facts, reason: str, cause: Cause, is_strike: bool
+) -> None:
+    verdict = judge(state, "w", replace(GOOD, **change), facts)  # type: ignore[arg-type]
+    assert verdict == NotAdmitted(reason, cause)
+    assert (cause in STRIKES) == is_strike
 
 
 def test_beyond_the_bound_it_is_too_stale_and_at_the_bound_it_is_not(state: State) -> None:
     for version, admitted in ((2, True), (3, False)):
         state.version = version
         verdict = judge(state, "w", replace(GOOD, anchor=0), Facts(norm=1.0))
-        assert verdict == (Admitted(0) if admitted else NotAdmitted("too stale: 3 versions behind, 2 allowed"))
+        refusal = NotAdmitted("too stale: 3 versions behind, 2 allowed", Cause.STALE)
+        assert verdict == (Admitted(0) if admitted else refusal)
+        assert Cause.STALE not in STRIKES
 
 
 def test_a_bound_in_rounds_counts_a_version_per_worker_where_each_push_steps(state: State) -> None:
@@ -99,8 +117,27 @@ def test_the_norm_gate_opens_its_eyes_late_and_measures_against_the_median(state
     state.norms = [1.0] * (NORMS_BEFORE_GATE - 1)
     assert judge(state, "w", GOOD, huge) == Admitted(1)
     state.norms = [1.0] * NORMS_BEFORE_GATE
-    assert judge(state, "w", GOOD, huge) == NotAdmitted("its norm 21 is more than 20 times the median 1")
+    reason = "its norm 21 is more than 20 times the median 1"
+    assert judge(state, "w", GOOD, huge) == NotAdmitted(reason, Cause.LONG)
+    assert Cause.LONG in STRIKES
     assert judge(state, "w", GOOD, Facts(norm=20.0)) == Admitted(1)
     assert state.settings is not None
     state.settings = replace(state.settings, norm_gate=0.0)
     assert judge(state, "w", GOOD, huge) == Admitted(1)
+
+
+def test_among_the_first_deltas_what_dwarfs_the_parameters_is_refused(state: State) -> None:
+    at_the_bound, beyond = (Facts(norm=norm, scale=2.0) for norm in (2 * EARLY_NORM_MAX, 2.01 * EARLY_NORM_MAX))
+    assert judge(state, "w", GOOD, at_the_bound) == Admitted(1)
+    reason = "its norm 2.01e+03 is more than 1000 times the parameters' 2"
+    assert judge(state, "w", GOOD, beyond) == NotAdmitted(reason, Cause.LONG)
+    assert state.settings is not None
+    state.settings = replace(state.settings, norm_gate=0.0)
+    assert judge(state, "w", GOOD, beyond) == Admitted(1)
+
+
+def test_rounds_that_honestly_moved_nothing_are_admitted_and_do_not_close_the_gate(state: State) -> None:
+    """A warm-up that begins at a learning rate of zero: no step is claimed, and later deltas are no less welcome."""
+    assert judge(state, "w", replace(GOOD, steps=0), Facts(norm=0.0, scale=1.0)) == Admitted(1)
+    state.norms = [0.0] * 64
+    assert judge(state, "w", GOOD, Facts(norm=1.0, scale=1.0)) == Admitted(1)

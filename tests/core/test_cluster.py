@@ -21,8 +21,9 @@ from hetero_async.core.messages import PUBLISH, Ack, Gone, Hello, Message, Push
 from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Stepped
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
-from hetero_async.core.worker import Cut, Fetched, Heard, Vitals, Worker
-from hetero_async.core.worker import Tick as WorkerTick
+from hetero_async.core.worker import Worker
+from hetero_async.core.worker_events import Cut, Fetched, Heard, Vitals
+from hetero_async.core.worker_events import Tick as WorkerTick
 
 SEEDS, SEEDS_PER_TEST = 240, 20
 SAMPLES, POSITIONS, BATCH = 48, 120, 2

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hetero_async.core import ranges
-from hetero_async.core.admission import Facts
+from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.events import Applied, Provided, Received, Tick
 from hetero_async.core.messages import Ack, Bye, Heartbeat, Hello, Lease, LeaseRequest, Message, Push, Welcome
 from hetero_async.core.records import Delta, Entry, RunSettings
@@ -121,10 +121,18 @@ class ServerMachine(RuleBasedStateMachine):
         behind=st.sampled_from([0, 0, 0, 1, 2, 4, -1]),
         stray=RARELY,
         norm=st.sampled_from([1.0, 1.1, 1e9]),
-        refusal=RARELY.map(lambda broken: "not finite" if broken else ""),
+        refusal=RARELY.map(lambda broken: NotAdmitted("not finite", Cause.INFINITE) if broken else None),
     )
     def push(
-        self, worker: str, count: int, skip: int, gap: int, behind: int, stray: bool, norm: float, refusal: str
+        self,
+        worker: str,
+        count: int,
+        skip: int,
+        gap: int,
+        behind: int,
+        stray: bool,
+        norm: float,
+        refusal: NotAdmitted | None,
     ) -> None:
         if not self.held.get(worker):
             self.ask(worker, samples=16, late=False, knows=True)

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hetero_async.core.records import (
     Beacon,
@@ -170,3 +172,44 @@ def test_what_is_kept_of_the_past_is_bounded() -> None:
     assert state.is_trained
     told(*(Published(number=number, version=0, codec="", merged=()) for number in range(1, 1100)), state=state)
     assert (len(state.publish_versions), min(state.publish_versions)) == (PUBLISHES_KEPT, 1100 - PUBLISHES_KEPT)
+
+
+# --- two histories of one run ---
+
+
+class History:
+    """A log, down to the term of each record; `promotions` as its state would have them."""
+
+    def __init__(self, terms: list[int]) -> None:
+        self.terms = terms
+
+    @property
+    def state(self) -> State:
+        firsts = [lsn for lsn in range(2, len(self.terms) + 1) if self.terms[lsn - 1] != self.terms[lsn - 2]]
+        promotions = [(self.terms[lsn - 1], lsn) for lsn in firsts]
+        return State(term=self.terms[-1], lsn=len(self.terms), promotions=promotions)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[History]:
+    """Servers of one run: each takes over from a prefix of some log, in a term that nobody had before, and writes on;
+    whoever follows it has a prefix of that."""
+    logs = [History([1] * draw(st.integers(1, 6)))]
+    for term in range(2, draw(st.integers(2, 7))):
+        origin = draw(st.sampled_from(logs)).terms
+        kept = draw(st.integers(1, len(origin)))
+        logs.append(History(origin[:kept] + [term] * draw(st.integers(1, 4))))
+        logs.append(History(logs[-1].terms[: draw(st.integers(1, len(logs[-1].terms)))]))
+    return logs
+
+
+@given(runs(), st.data())
+def test_two_logs_agree_just_up_to_where_their_takeovers_say(logs: list[History], data: st.DataObject) -> None:
+    """A term has one server, so a record is known by its number and term."""
+    ours, theirs = data.draw(st.sampled_from(logs)), data.draw(st.sampled_from(logs))
+    pairs = list(zip(ours.terms, theirs.terms, strict=False))
+    common = next((lsn for lsn, (our, their) in enumerate(pairs) if our != their), len(pairs))
+    told = ours.state.common_lsn(theirs.state.promotions)
+    assert min(told, theirs.state.lsn) == common
+    assert told <= ours.state.lsn
+    assert min(theirs.state.common_lsn(ours.state.promotions), ours.state.lsn) == common

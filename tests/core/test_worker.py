@@ -29,8 +29,9 @@ from hetero_async.core.messages import (
     Welcome,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker import OFFER_AGAIN_MS, Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals, Worker
-from hetero_async.core.worker import Reconnected as Reconnects
+from hetero_async.core.worker import OFFER_AGAIN_MS, TURN_EVERY_MS, Worker
+from hetero_async.core.worker_events import Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
+from hetero_async.core.worker_events import Reconnected as Reconnects
 
 HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
 WELCOME = Welcome(
@@ -284,6 +285,14 @@ def test_an_answer_to_another_life_is_not_taken() -> None:
     assert grants(bench, older) == [], "it was asked before the server said what is still held"
 
 
+def test_a_new_servers_answer_to_the_life_under_the_old_one_is_not_taken() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    lease = Lease(number=ask(bench), ranges=((0, 4),), samples=64)
+    assert bench.hear(lease, term=2).granted == [], "it is not in the claims of the Hello that comes next"
+    assert only(bench.wait(0), Hello)
+
+
 def test_hellos_and_heartbeats_are_said_again_until_the_world_changes() -> None:
     bench = Bench(joined=False)
     assert [len(only(bench.wait(500), Hello)) for _ in range(4)] == [1, 0, 1, 0]
@@ -318,6 +327,15 @@ def test_a_redirect_is_followed_unless_it_comes_from_the_past() -> None:
     bench.hear(WELCOME, term=2)
     assert bench.hear(Redirect(server="a", term=1)).turn is None
     assert bench.hear(Redirect(server="b", term=2)).turn == "b"
+
+
+def test_a_server_that_may_have_been_deposed_sends_it_to_any_other_and_not_faster_than_one_is_found() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    away = Redirect(server="", term=1)
+    assert bench.hear(away, term=1).turn == ""
+    assert bench.hear(away, term=1).turn is None
+    assert bench.wait(TURN_EVERY_MS) and bench.hear(away, term=1).turn == ""
 
 
 def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import trio
 from e2e import tiny
-from e2e.lives import PROMISED, WITNESS, ServerPlan, serve_life, together_life, worker_life
+from e2e.lives import PROMISED, WITNESS, ServerPlan, node_life, together_life, worker_life
 
 from hetero_async import assembly, looking
 from hetero_async.config import RunConfig
@@ -59,6 +59,10 @@ def free_port() -> int:
                 continue
             return port
     raise AssertionError("12,000 ports and none is free")
+
+
+def free_ports() -> dict[str, str]:
+    return {"address": f"tcp://127.0.0.1:{free_port()}", "bulk_address": f"tcp://127.0.0.1:{free_port()}"}
 
 
 class Life:
@@ -114,22 +118,31 @@ class Silent:
 
 
 class Run:
-    """A run in its own directory: one site of so many workers, or several. Leaving it kills whatever still lives."""
+    """A run in its own directory: one site of so many workers, or several. Leaving it kills whatever still lives.
+
+    `standbys`: their names; in what looks at a log, `node` says whose.
+    """
 
     def __init__(
         self, directory: Path, *, workers: int = 2, sites: dict[str, int] | None = None, samples: int = 1600,
-        server: dict[str, Any] | None = None, **training: Any,
+        server: dict[str, Any] | None = None, standbys: Sequence[str] = (), witness: dict[str, Any] | None = None,
+        **training: Any,
     ) -> None:  # fmt: skip
-        ports = {"address": f"tcp://127.0.0.1:{free_port()}", "bulk_address": f"tcp://127.0.0.1:{free_port()}"}
         text = template(
             run={"name": "tiny", "samples": samples},
             sites=sites or {"here": workers},
-            server={**ports, "checkpoint_every": 4, "keep_log": True, **(server or {})},
+            server={**free_ports(), "checkpoint_every": 4, "keep_log": True, **(server or {})},
             training={"steps_per_round": 8, "lease_ttl_seconds": 3.0, **training},
+            standbys={name: {"site": name, **self.place(name)} for name in standbys},
+            witness=witness,
         )
         self.config: RunConfig = assembly.initialize(directory, text)
         self.names = [worker for _, worker in self.config.workers()]
         self.lives: list[Life] = []
+
+    def place(self, site: str) -> dict[str, str]:
+        """Where a standby at that site is reached."""
+        return free_ports()
 
     def __enter__(self) -> "Run":
         return self
@@ -141,8 +154,14 @@ class Run:
     # --- processes ---
 
     def start_server(self, **plan: Any) -> Life:
-        output = self._output("server")
-        return self._start("server", output, serve_life, str(self.config.path), str(output), ServerPlan(**plan))
+        return self._start_node("server", ["serve"], **plan)
+
+    def start_standby(self, name: str, **plan: Any) -> Life:
+        return self._start_node(name, ["standby", "--name", name], **plan)
+
+    def _start_node(self, name: str, verb: Sequence[str], **plan: Any) -> Life:
+        output = self._output(name)
+        return self._start(name, output, node_life, str(self.config.path), verb, str(output), ServerPlan(**plan))
 
     def start_worker(
         self, worker: str, script: Callable[..., None] = tiny.train, *, awaited: Sequence[str] = (), **options: Any
@@ -180,16 +199,16 @@ class Run:
             lines += life.said.splitlines()[-SAID_LINES_MAX:]
         return "\n".join(lines)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self, node: str = "server") -> Iterator[Entry]:
         """What the log holds now; the server may be writing it."""
-        return read_log(self.config.log, None) if list(self.config.log.glob("*.log")) else iter(())
+        log = self.config.node(node).log
+        return read_log(log, None) if list(log.glob("*.log")) else iter(())
 
-    def deltas(self, worker: str = "") -> list[Delta]:
-        found = [entry.record for entry in self.entries() if isinstance(entry.record, Delta)]
-        return [delta for delta in found if worker in ("", delta.worker)]
+    def deltas(self, worker: str = "", node: str = "server") -> list[Delta]:
+        return [delta for delta in self.records(Delta, node) if worker in ("", delta.worker)]
 
-    def records(self, kind: type[T]) -> list[T]:
-        return [entry.record for entry in self.entries() if isinstance(entry.record, kind)]
+    def records(self, kind: type[T], node: str = "server") -> list[T]:
+        return [entry.record for entry in self.entries(node) if isinstance(entry.record, kind)]
 
     def status(self) -> Status:
         return trio.run(self._ask)
@@ -216,52 +235,52 @@ class Run:
 
     # --- the end ---
 
-    def finish(self, *lives: Life) -> Verdict:
+    def finish(self, *lives: Life, node: str = "server") -> Verdict:
         """Wait until these (all that still live) have ended well, then hold every promise against the log."""
         for life in lives or [life for life in self.lives if life.exit_code is None]:
             self.wait(lambda life=life: life.exit_code is not None, f"{life.name} ends")
             assert life.exit_code == 0, f"{life.name} ended with {life.exit_code}\n{self.story()}"
-        return self.check()
+        return self.check(node)
 
-    def check(self) -> Verdict:
-        verdict = looking.verify_directory(self.config.log, lambda _: None)
+    def check(self, node: str = "server") -> Verdict:
+        verdict = looking.verify_directory(self.config.node(node).log, lambda _: None)
         assert verdict.is_ok, "\n".join(verdict.lines())
         assert verdict.state.is_finished, f"{verdict.lines()}\n{self.story()}"
-        self._check_promises(verdict)
-        self._check_witness()
+        self._check_promises(verdict, node)
+        self._check_witness(node)
         return verdict
 
-    def _check_promises(self, verdict: Verdict) -> None:
-        """Everything that any life of the server promised is in the log at the place it named."""
-        kept = {(delta.worker, delta.seq, lsn) for lsn, delta in self._numbered_deltas()}
+    def _check_promises(self, verdict: Verdict, node: str) -> None:
+        """Everything that any life of any server promised is in the log at the place it named."""
+        deltas = [(entry.lsn, entry.record) for entry in self.entries(node) if isinstance(entry.record, Delta)]
+        kept = {(delta.worker, delta.seq, lsn) for lsn, delta in deltas}
         promised = {(worker, int(seq), int(lsn)) for worker, seq, lsn in self._lines(PROMISED)}
+        assert promised
         forgotten = {promise for promise in promised - kept if promise[2] > verdict.from_lsn}
         assert not forgotten, f"acknowledged, and not in the log: {forgotten}"
         last = {worker: member.last_seq for worker, member in verdict.state.members.items()}
         assert all(seq <= last[worker] for worker, seq, _ in promised)
 
-    def _numbered_deltas(self) -> Iterator[tuple[int, Delta]]:
-        return ((entry.lsn, entry.record) for entry in self.entries() if isinstance(entry.record, Delta))
+    def _check_witness(self, node: str) -> None:
+        """What every life of a server saw after each of its batches is what a replay of the log comes to.
 
-    def _check_witness(self) -> None:
-        """What every life of the server saw after each of its batches is what a replay of the log comes to."""
-        witnessed = {int(lsn): (state, model) for lsn, state, model in self._lines(WITNESS)}
-        compared = 0
+        A term has one server, so term and number name a record, also where one was deposed with records of its own.
+        """
+        witnessed = {(int(term), int(lsn)): (state, model) for term, lsn, state, model in self._lines(WITNESS)}
+        compared: list[int] = []
         model = ServerModel()
 
         def compare(entry: Entry, state: State) -> None:
-            nonlocal compared
-            if entry.lsn in witnessed:
+            if (state.term, entry.lsn) in witnessed:
                 found = state.digest().hex(), model.model_hash().hex()
-                assert found == witnessed[entry.lsn], f"after record {entry.lsn}"
-                compared += 1
+                assert found == witnessed[state.term, entry.lsn], f"after record {entry.lsn}"
+                compared.append(entry.lsn)
 
-        start, entries = looking.oldest_start(self.config.log)
+        start, entries = looking.oldest_start(self.config.node(node).log)
         state = replay(start, entries, model, compare)
-        last_beacon = max(entry.lsn for entry in self.entries() if isinstance(entry.record, Beacon))
-        assert compared > 0
+        last_beacon = max(entry.lsn for entry in self.entries(node) if isinstance(entry.record, Beacon))
         # What came after it, a server that is told to stop may have written and not looked at any more.
-        assert last_beacon <= max(witnessed) <= state.lsn
+        assert last_beacon <= max(compared) <= state.lsn
 
     def _lines(self, name: str) -> list[list[str]]:
         path = self.config.directory / name

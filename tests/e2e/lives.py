@@ -22,8 +22,9 @@ import torch
 from e2e import tiny
 
 import hetero_async
-from hetero_async import assembly, cli, serve, train, transfers
+from hetero_async import bulk, cli, node, train, transfers
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
+from hetero_async.core import standby as core_standby
 from hetero_async.core import worker as core_worker
 from hetero_async.core.events import Ready
 from hetero_async.core.messages import Ack
@@ -52,9 +53,11 @@ class ServerPlan:
     die_after_delta: int = 0  # SIGKILL when that many deltas are durable, before anybody is told
     take_along: str = ""  # and this worker with it
     segment_bytes: int = 1 << 20
+    exit_when_finished: bool = True
 
 
-def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
+def node_life(run_toml: str, verb: Sequence[str], output: str, plan: ServerPlan) -> None:
+    """`verb`: serve, or standby --name NAME."""
     _speak_to(output)
     _hurry()
     directory = Path(run_toml).parent
@@ -62,8 +65,8 @@ def serve_life(run_toml: str, output: str, plan: ServerPlan) -> None:
     calls = Calls(plan.fault)
     calls.watch()
     _die_after_delta(directory, plan)
-    assembly.Serving = _witnessed(directory)
-    sys.argv = ["hetero-async", "serve", "--run", run_toml, "--exit-when-finished"]
+    node.Serving = _witnessed(directory)
+    sys.argv = ["hetero-async", *verb, "--run", run_toml, *(["--exit-when-finished"] * plan.exit_when_finished)]
     try:
         cli.main()
     except SystemExit as ending:
@@ -143,8 +146,9 @@ def _hurry() -> None:
     core_worker.HELLO_EVERY_MS = core_worker.LEASE_EVERY_MS = 50
     core_worker.HEARTBEAT_EVERY_MS = 100
     core_worker.OFFER_AGAIN_MS = 300
+    core_standby.FOLLOW_EVERY_MS = core_standby.CONFIRM_EVERY_MS = 50
     transfers.STALL_MS = 2_000
-    serve.UPLOAD_CHECK_SECONDS = serve.LOOK_SECONDS = train.TICK_SECONDS = 0.02
+    bulk.UPLOAD_CHECK_SECONDS = train.TICK_SECONDS = 0.02
     wire.RETRY_MS_MIN, wire.RETRY_MS_MAX = 10, 100
 
 
@@ -159,13 +163,14 @@ def _witnessed(directory: Path) -> type[Serving]:
             await super()._settle()
             state = self.machine.state
             if state.settings is not None:
-                _note(directory / WITNESS, f"{state.lsn} {state.digest().hex()} {self.model.model_hash().hex()}")
+                hashes = f"{state.digest().hex()} {self.model.model_hash().hex()}"
+                _note(directory / WITNESS, f"{state.term} {state.lsn} {hashes}")
 
         async def _send(self, ready: Ready) -> None:
             is_withheld = (directory / WITHHOLD).exists()
             for outgoing in ready.messages:
                 if isinstance(outgoing.message, Ack) and not is_withheld:
-                    _note(directory / PROMISED, f"{outgoing.worker} {outgoing.message.seq} {outgoing.message.lsn}")
+                    _note(directory / PROMISED, f"{outgoing.to} {outgoing.message.seq} {outgoing.message.lsn}")
             kept = [out for out in ready.messages if not (is_withheld and isinstance(out.message, Ack))]
             await super()._send(Ready(ready.records, tuple(kept)))
 

@@ -9,8 +9,9 @@ from e2e.throttle import Throttle
 
 from hetero_async.core.messages import DELTA, Beat, Chunk, Heartbeat
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
+from hetero_async.shell.dial import SILENCE_SECONDS, DialLink, Endpoint, open_dial_link
 from hetero_async.shell.keys import AllowList, create_keypair
-from hetero_async.shell.link import SILENCE_SECONDS, ServerLink, WorkerLink, open_server_link, open_worker_link
+from hetero_async.shell.link import ServerLink, open_server_link
 from hetero_async.shell.telemetry import LineObserver
 
 BITS_PER_SECOND = 2e6
@@ -58,10 +59,8 @@ async def full_link(directory: Path) -> Tally:
             observer=observer,
         ) as server,
         throttle.before(ports) as (control, bulk),
-        open_worker_link(
-            control=control,
-            bulk=bulk,
-            server_key=server_key,
+        open_dial_link(
+            [Endpoint(name="server", key=server_key, control=control, bulk=bulk)],
             secret_path=directory / "worker.secret",
             observer=observer,
         ) as worker,
@@ -93,7 +92,7 @@ async def echo(server: ServerLink) -> None:
         assert await server.bulk.send(incoming.peer.key, incoming.message, incoming.payload)
 
 
-async def fill(worker: WorkerLink, tally: Tally) -> None:
+async def fill(worker: DialLink, tally: Tally) -> None:
     for number in range(CREDITS):
         await insist(lambda number=number: worker.bulk.send(worker.server.key, chunk(number), PAYLOAD))
     while True:
@@ -108,7 +107,7 @@ def chunk(index: int) -> Chunk:
     return Chunk(kind=DELTA, number=1, index=index, total_bytes=1 << 30, total_hash=bytes(16))
 
 
-async def beat(worker: WorkerLink, tally: Tally) -> None:
+async def beat(worker: DialLink, tally: Tally) -> None:
     """Ask once a second; each question must be answered before the link itself would lose patience."""
     while True:
         asked_at = trio.current_time()

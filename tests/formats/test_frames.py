@@ -23,6 +23,7 @@ RANGES = st.lists(st.integers(0, 2**63 - 1), max_size=20, unique=True).map(
 VALUES: dict[object, st.SearchStrategy[Any]] = {
     int: INTEGERS,
     float: st.floats(allow_nan=False, allow_infinity=False),
+    bool: st.booleans(),
     str: TEXTS,
     bytes: st.binary(max_size=64),
     tuple[Range, ...]: RANGES,
@@ -110,11 +111,11 @@ HOSTILE = {
     "bad utf-8": b"\x92\xa3\xff\xfe\xfd\x80",
     "long reason": packed("Nack", {"seq": 1, "reason": "x" * 1025}),
     "long text": packed("Left", {"worker": "x" * 257, "reason": ""}),
-    "pair of three": packed("Lease", {"ranges": [[1, 2, 3]], "samples": 1}),
-    "empty range": packed("Lease", {"ranges": [[1, 1]], "samples": 1}),
-    "backward range": packed("Lease", {"ranges": [[2, 1]], "samples": 1}),
-    "overlapping ranges": packed("Lease", {"ranges": [[0, 4], [3, 5]], "samples": 1}),
-    "descending ranges": packed("Lease", {"ranges": [[4, 5], [0, 1]], "samples": 1}),
+    "pair of three": packed("Lease", {"number": 1, "ranges": [[1, 2, 3]], "samples": 1}),
+    "empty range": packed("Lease", {"number": 1, "ranges": [[1, 1]], "samples": 1}),
+    "backward range": packed("Lease", {"number": 1, "ranges": [[2, 1]], "samples": 1}),
+    "overlapping ranges": packed("Lease", {"number": 1, "ranges": [[0, 4], [3, 5]], "samples": 1}),
+    "descending ranges": packed("Lease", {"number": 1, "ranges": [[4, 5], [0, 1]], "samples": 1}),
     "ext type": packed("Ack", {"seq": msgpack.ExtType(5, b"x"), "lsn": 1}),
     "empty ext type": packed("Ack", {"seq": msgpack.ExtType(5, b""), "lsn": 1}),
     "timestamp": packed("Ack", {"seq": msgpack.Timestamp(1), "lsn": 1}),
@@ -166,7 +167,7 @@ BEAT = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish
         {"Ack": 1},
         object(),
     ],
-    ids=repr,
+    ids=lambda value: f"{value!r:.80}".partition(" at 0x")[0],
 )
 def test_what_would_be_refused_is_not_sent(value: Any) -> None:
     with pytest.raises(ValueError, match=r"header|differently"):

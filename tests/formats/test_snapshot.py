@@ -19,6 +19,7 @@ MANIFEST = Manifest(
     run="demo",
     lsn=12,
     term=2,
+    chain=b"c" * 16,
     state={"version": 3, "norms": [0.1, 1e300], "members": {"w1": {"last_seq": 4}}, "leased": [[0, 5]]},
     state_hash=b"s" * 16,
     model_hash=b"m" * 16,
@@ -73,7 +74,18 @@ def manifest_with(**changes: Any) -> bytes:
     return json.dumps({"checksum": xxhash.xxh3_128_hexdigest(text), "manifest": values}).encode()
 
 
-@pytest.mark.parametrize("changes", [{"lsn": "12"}, {"lsn": True}, {"state": []}, {"state_hash": "xyz"}, {"run": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lsn": "12"},
+        {"lsn": True},
+        {"state": []},
+        {"state_hash": "xyz"},
+        {"run": None},
+        {"chain": None},
+        {"chain": "x"},
+    ],
+)
 def test_a_manifest_with_a_field_of_a_wrong_type_is_refused(changes: dict[str, Any]) -> None:
     assert decode_manifest(manifest_with(), "manifest.json") == MANIFEST
     with pytest.raises(LogCorrupt):
@@ -81,8 +93,8 @@ def test_a_manifest_with_a_field_of_a_wrong_type_is_refused(changes: dict[str, A
 
 
 def test_another_format_version_is_named() -> None:
-    with pytest.raises(ConfigError, match="checkpoint format 2, this software reads 1"):
-        decode_manifest(manifest_with(format=2), "manifest.json")
+    with pytest.raises(ConfigError, match="checkpoint format 3, this software reads 2"):
+        decode_manifest(manifest_with(format=3), "manifest.json")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""A run whose server and workers each live in a site of their own: the harness of e2e, over the sites' network."""
+"""A run whose servers and workers each live in a site of their own: the harness of e2e, over the sites' network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ from hetero_async.looking import Status
 from hetero_async.shell import wire
 
 PORT = 7710
+LEASE_SECONDS = 2.0  # of the witness
 
 
 class SpreadRun(Run):
-    """`workers`: how many at each site. The server is in the first. `homes` says where a life of that name starts."""
+    """`workers`: how many at each site. The server is in the first. `homes` says where a life of that name starts.
+
+    `standbys`: their sites, after which they are named. `etcd`: the members' URLs.
+    """
 
     def __init__(
         self,
@@ -24,16 +28,31 @@ class SpreadRun(Run):
         *,
         workers: dict[str, int],
         server: dict[str, Any] | None = None,
+        standbys: Sequence[str] = (),
+        etcd: Sequence[str] = (),
         connection_seconds: float = 0.0,
         **options: Any,
     ) -> None:
         """`connection_seconds`: end a connection without an answer so soon, in place of the product's minute."""
-        home = next(iter(workers))
-        place = {"site": home, "address": f"tcp://{sites.address(home)}:{PORT}", "bulk_address": ""}
-        super().__init__(directory, sites=workers, server=place | (server or {}), **options)
         self.sites = sites
+        home = next(iter(workers))
+        super().__init__(
+            directory,
+            sites=workers,
+            server={"site": home, **self.place(home)} | (server or {}),
+            standbys=standbys,
+            witness={"etcd": list(etcd), "lease_seconds": LEASE_SECONDS},
+            **options,
+        )
         self.connection_seconds = connection_seconds
-        self.homes = {"server": home} | {worker: site for site, worker in self.config.workers()}
+        self.homes = (
+            {"server": home}
+            | {name: name for name in standbys}
+            | {worker: site for site, worker in self.config.workers()}
+        )
+
+    def place(self, site: str) -> dict[str, str]:
+        return {"address": f"tcp://{self.sites.address(site)}:{PORT}", "bulk_address": ""}
 
     def _start(self, name: str, output: Path, target: Callable[..., None], *arguments: object) -> Life:
         namespace = self.sites.namespace(self.homes[name])

@@ -13,8 +13,9 @@ import trio.lowlevel
 from hetero_async.core.messages import Beat, Chunk, Heartbeat
 from hetero_async.formats.chunks import CHUNK_BYTES
 from hetero_async.ports import Incoming
+from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.keys import AllowList, create_keypair
-from hetero_async.shell.link import ServerLink, WorkerLink, open_server_link, open_worker_link
+from hetero_async.shell.link import ServerLink, open_server_link
 
 SILENCE_SECONDS = 1.0
 BEAT = Beat(version=1, publish=2, oldest=1, trained=3, positions=4)
@@ -57,10 +58,9 @@ class Place:
         )
 
     def worker(self, name: str, server_key: bytes = b"", silence_seconds: float = SILENCE_SECONDS) -> Any:
-        return open_worker_link(
-            control=self.control,
-            bulk=self.bulk,
-            server_key=server_key or self.public("server"),
+        key = server_key or self.public("server")
+        return open_dial_link(
+            [Endpoint(name="server", key=key, control=self.control, bulk=self.bulk)],
             secret_path=self.keys / f"{name}.secret",
             observer=self.notes,
             silence_seconds=silence_seconds,
@@ -133,7 +133,7 @@ async def serving(place: Place) -> AsyncIterator[tuple[ServerLink, list[Incoming
         nursery.cancel_scope.cancel()
 
 
-async def insist(link: WorkerLink, lane: Any, message: Any, payload: bytes = b"") -> Incoming:
+async def insist(link: DialLink, lane: Any, message: Any, payload: bytes = b"") -> Incoming:
     """Ask until answered, as the loops do."""
     while True:
         await lane.send(link.server.key, message, payload)
@@ -142,7 +142,7 @@ async def insist(link: WorkerLink, lane: Any, message: Any, payload: bytes = b""
             return received
 
 
-async def reach(worker: WorkerLink, server: ServerLink) -> Incoming:
+async def reach(worker: DialLink, server: ServerLink) -> Incoming:
     """Until the server has heard the worker once."""
     while not await worker.control.send(worker.server.key, heartbeat()):
         await moment()

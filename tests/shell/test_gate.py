@@ -4,13 +4,18 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
+import trio
 import zmq
 from shell.place import BEAT, Place, heartbeat, insist, moment, reach, run, serving
 
+from hetero_async.core.messages import Refused
 from hetero_async.core.records import Left
 from hetero_async.formats.chunks import CHUNK_BYTES
-from hetero_async.formats.frames import encode
+from hetero_async.formats.frames import decode, encode
+from hetero_async.quarantine import STRIKES_MAX
 from hetero_async.shell.keys import load_secret
+from hetero_async.shell.quota import BURST_SECONDS
+from hetero_async.shell.wire import CONTROL
 
 
 def test_an_unknown_key_is_refused_told_of_once_and_gets_in_when_admitted_later(place: Place) -> None:
@@ -145,5 +150,66 @@ def test_a_peer_that_floods_with_garbage_is_told_of_once(place: Place) -> None:
                     await moment()
                 [told] = place.notes.of("refused message")
                 assert told["worker"] == "a-1"
+
+    run(main)
+
+
+def test_a_peer_that_nobody_understands_is_told_so_and_shut_out_when_it_goes_on(place: Place) -> None:
+    async def main() -> None:
+        with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as bad:
+            async with serving(place) as (server, _):
+                for _ in range(STRIKES_MAX):
+                    bad.send(encode(heartbeat()) + b"a field of next year's software")
+                while not server.quarantine.refusal(place.public("a-1")):
+                    await moment()
+                told = decode(bad.recv())
+                assert isinstance(told, Refused)
+                assert "does not understand what you say: not msgpack within its limits" in told.reason
+                assert bad.poll(0) == 0, "it is told once a minute"
+                assert not server.quarantine.refusal(place.public("a-0"))
+
+    run(main)
+
+
+def test_a_flood_of_good_messages_is_cut_to_the_quota_and_others_are_answered(place: Place) -> None:
+    burst, sent = int(BURST_SECONDS * CONTROL.messages_per_second), 2000
+
+    async def main() -> None:
+        with zmq.Context() as context, closing(plain_dealer(context, place, "a-1")) as flooding:
+            flooding.setsockopt(zmq.SNDHWM, sent)
+            async with serving(place) as (server, heard), place.worker("a-0") as worker:
+                began = trio.current_time()
+                for number in range(sent):
+                    flooding.send(encode(heartbeat(number)))
+                while server.gate.refusals + len(heard) < sent:
+                    assert (await insist(worker, worker.control, heartbeat())).message == BEAT
+                flood = sum(incoming.peer.worker == "a-1" for incoming in heard)
+                most = burst + CONTROL.messages_per_second * (trio.current_time() - began)
+                assert 0 < flood <= most
+                [told] = place.notes.of("refused message")
+                assert (told["worker"], told["reason"]) == ("a-1", "it says too much at once")
+                assert not server.quarantine.keys, "it may be a script that records too much"
+
+    run(main)
+
+
+def test_a_member_that_says_much_and_leaves_while_the_loop_is_busy_does_not_end_the_server(place: Place) -> None:
+    """libzmq ends the process when its queue for such a peer is full and a heartbeat falls due."""
+
+    async def main() -> None:
+        with zmq.Context() as context:
+            async with place.server() as server, place.worker("a-0", silence_seconds=30) as worker:
+                with closing(plain_dealer(context, place, "a-1")) as leaving:
+                    leaving.setsockopt(zmq.LINGER, 5000)
+                    for number in range(CONTROL.in_flight + 100):
+                        leaving.send(encode(heartbeat(number)))
+                    while server.traffic.get(place.public("a-1")) is None:
+                        await moment()
+                await trio.sleep(CONTROL.heartbeat_every / 1000 + 1)
+                await reach(worker, server)
+                heard = 1
+                while (await server.control.receive()).peer.worker == "a-1":
+                    heard += 1
+                assert heard == CONTROL.in_flight, "what is too much at once is dropped, and the rest is kept"
 
     run(main)

@@ -21,7 +21,8 @@ from shell.place import (
 from hetero_async.core.messages import Bye, StatusReport, StatusRequest, Want
 from hetero_async.errors import ConfigError
 from hetero_async.formats.chunks import CHUNK_BYTES
-from hetero_async.shell.link import CONTROL_INBOX, open_server_link
+from hetero_async.shell.dial import CONTROL_INBOX
+from hetero_async.shell.link import open_server_link
 from hetero_async.shell.wire import CONTROL
 
 
@@ -68,8 +69,8 @@ def test_the_last_words_of_a_worker_arrive(place: Place) -> None:
         async with place.server() as server:
             async with place.worker("a-0") as worker:
                 await reach(worker, server)
-                for _ in range(CONTROL.queue // 2):  # what stands before it takes a while to leave
-                    assert await worker.control.send(worker.server.key, heartbeat(), bytes(256 * 1024))
+                for _ in range(CONTROL.in_flight // 2):  # what stands before it takes a while to leave
+                    assert await worker.control.send(worker.server.key, heartbeat(), bytes(64 * 1024))
                 assert await worker.control.send(worker.server.key, Bye(incarnation=1))
             while (await server.control.receive()).message != Bye(incarnation=1):
                 pass

@@ -1,5 +1,7 @@
 """A follower takes what the server offers, in turn, and says where the parameters should stand."""
 
+import math
+
 import pytest
 import torch
 from tensors.models import Awkward, Run, values
@@ -29,9 +31,19 @@ def test_a_follower_comes_to_stand_where_the_server_is() -> None:
 
 def test_its_upload_and_deltas_are_what_the_server_expects() -> None:
     run, follower = Run(Awkward()), Follower(Replica(Awkward()))
-    assert run.server.inspect_initial(follower.schema, follower.initial_upload()).refusal == ""
+    assert run.server.inspect_initial(follower.schema, follower.initial_upload()).refusal is None
     delta = values(run.replica.schema.numel, seed=1)
-    assert run.server.inspect("int8", follower.encode(delta, "int8")).refusal == ""
+    facts = run.server.inspect("int8", follower.encode(delta, "int8"))
+    assert facts.refusal is None
+    assert facts.norm == pytest.approx(follower.norm(delta), rel=0.01)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_delta_that_the_server_would_refuse_is_known_before_it_is_sent(value: float) -> None:
+    run, follower = Run(Awkward()), Follower(Replica(Awkward()))
+    delta = torch.full((run.replica.schema.numel,), value)
+    assert not math.isfinite(follower.norm(delta))
+    assert run.server.inspect("fp32", follower.encode(delta, "fp32")).refusal is not None
 
 
 @pytest.mark.parametrize("kind", [PUBLISH, DELTA])

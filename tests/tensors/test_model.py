@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensors.models import Awkward, Flat, Run, eventful, values
 
+from hetero_async.core.admission import Cause
 from hetero_async.core.messages import PUBLISH, SNAPSHOT
 from hetero_async.core.records import Entry, RunSettings, Settings, Stepped
 from hetero_async.errors import LogCorrupt
@@ -282,8 +283,19 @@ def test_an_inspected_delta_has_its_norm(codec: str) -> None:
     server = Run(Flat(NUMEL)).server
     payload = encode_payload(codec, values(NUMEL, seed=4))
     facts = server.inspect(codec, payload)
-    assert facts.refusal == ""
+    assert facts.refusal is None
     assert facts.norm == pytest.approx(float(decode_payload(codec, payload, NUMEL).double().norm()), rel=1e-5)
+
+
+def test_an_inspected_delta_is_held_against_the_parameters_or_as_many_ones() -> None:
+    model = Flat(NUMEL)
+    with torch.no_grad():
+        next(model.parameters()).fill_(3.0)
+    payload = encode_payload("int8", values(NUMEL, seed=4))
+    assert Run(model).server.inspect("int8", payload).scale == pytest.approx(3 * NUMEL**0.5)
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    assert Run(model).server.inspect("int8", payload).scale == pytest.approx(NUMEL**0.5)
 
 
 def raw_scales(codec: str, scale: float) -> bytes:
@@ -317,7 +329,7 @@ def test_a_hostile_delta_is_refused_with_a_reason(kind: str) -> None:
     codec, payload = HOSTILE[kind]
     facts = Run(Flat(100)).server.inspect(codec, payload())
     assert facts.refusal
-    assert "\n" not in facts.refusal
+    assert "\n" not in facts.refusal.reason
 
 
 @given(codec=st.text(max_size=9) | st.sampled_from(sorted(CODECS)), payload=st.binary(max_size=200))
@@ -342,12 +354,13 @@ def test_good_initial_parameters_are_accepted_and_bad_ones_refused() -> None:
     constants = len(unknown_dtype).to_bytes(8, "little") + unknown_dtype + b"x"
     parameters = encode_payload("fp32", torch.ones(2))
     server = ServerModel()
-    assert server.inspect_initial(schema, upload).refusal == ""
+    assert server.inspect_initial(schema, upload).refusal is None
     assert server.inspect_initial(huge, upload).refusal
     assert server.inspect_initial(schema, upload[:-1]).refusal
     assert server.inspect_initial(schema, pack_parts(parameters, b"")).refusal
     assert server.inspect_initial(schema_of(Flat(2)).to_bytes(), pack_parts(parameters, constants)).refusal
-    assert "not finite" in server.inspect_initial(*upload_of(diverged)).refusal
+    refusal = server.inspect_initial(*upload_of(diverged)).refusal
+    assert refusal and refusal.cause == Cause.INFINITE
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))

@@ -1,6 +1,7 @@
 """The status table, drawn as text."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "run": "byte-gpt",
         "state": "training",
         "term": 1,
+        "server": "server",
         "version": 57,
         "publish": 56,
         "trained": 50_000,
@@ -151,3 +153,24 @@ def test_old_looks_no_longer_count() -> None:
     for second in range(100):
         shown = rate.added_to({"trained": min(second, 60) * 10, "positions": 1000}, float(second))
     assert shown["samples_per_second"] == 0.0
+
+
+def test_the_server_is_named_with_its_standbys_and_how_far_behind_they_are() -> None:
+    assert "server: server\n" in re.sub(" +\n", "\n", drawn(status()))
+    standbys = [
+        {"standby": "b", "lag": 0, "in_reach": True, "seconds_since_heard": 0.2},
+        {"standby": "c", "lag": 17, "in_reach": True, "seconds_since_heard": 0.4},
+        {"standby": "server", "lag": 90, "in_reach": False, "seconds_since_heard": 41.0},
+    ]
+    text = drawn(status(term=2, server="a", durability="replicated", partner="b", standbys=standbys))
+    assert "term 2" in text
+    assert (
+        "server: a, replicated; standby b (partner): level; standby c: 17 records behind; "
+        "standby server: silent 41 s" in text
+    )
+
+
+def test_a_standby_that_answers_says_that_it_is_one() -> None:
+    standby = {"name": "b", "server": "server", "lag": 3, "is_partner": True, "hears_server": True}
+    text = drawn(status(state="standing by for server, 3 records behind", standby=standby))
+    assert "standing by for server, 3 records behind" in text and "server: server; told by standby b" in text

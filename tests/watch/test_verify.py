@@ -108,6 +108,7 @@ def test_what_a_checkpoint_covers_is_judged_by_its_dedupe_table(run: SmallRun, t
         run="small",
         lsn=state.lsn,
         term=1,
+        chain=bytes(16),
         state=json.loads(json.dumps(state.dump())),
         state_hash=state.digest(),
         model=model.snapshot(),
@@ -119,7 +120,13 @@ def test_what_a_checkpoint_covers_is_judged_by_its_dedupe_table(run: SmallRun, t
 
 def test_a_damaged_checkpoint_is_not_believed(run: SmallRun) -> None:
     checkpoint = Checkpoint(
-        run="small", lsn=1, term=1, state=State().dump(), state_hash=b"0" * 16, model=run.model.snapshot()
+        run="small",
+        lsn=1,
+        term=1,
+        chain=bytes(16),
+        state=State().dump(),
+        state_hash=b"0" * 16,
+        model=run.model.snapshot(),
     )
     with pytest.raises(LogCorrupt, match="does not hash to what its manifest says"):
         verified([], start=checkpoint)

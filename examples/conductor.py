@@ -1,0 +1,171 @@
+"""What the demos share: a run of three sites on this machine, whose processes are started, watched and ended.
+
+run_local.py and run_failover.py say what becomes of them. Everything in here is what a person or
+systemd would do by hand.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+from rich.live import Live
+
+sys.path.insert(0, str(Path(__file__).parent))
+import byte_gpt
+from safetensors.torch import load_file
+
+from hetero_async import looking
+from hetero_async.config import RunConfig
+from hetero_async.shell.telemetry import LineObserver
+from hetero_async.watch.status import Rate, render
+
+SCRIPT = Path(__file__).with_name("byte_gpt.py")
+BATCH = 8
+# site → workers, dtype, and how many times slower than the fastest its steps are made
+SITES = {"amsterdam": (2, "fp32", 1), "shanghai": (1, "bf16", 2), "office": (1, "fp32", 4)}
+TRAINING = {"outer_learning_rate": 1.0, "momentum": 0.5, "lease_ttl_seconds": 6.0}
+STEP_SECONDS = 0.03
+LOOK_SECONDS = 0.5
+# The run is over long before; a demo that hangs must say so instead of hanging on.
+LIMIT_SECONDS = 600.0
+# The server is meant to be away for a while.
+NOISE = frozenset({"server not reached", "server reached"})
+
+
+@dataclass
+class Story:
+    """What the conductor saw."""
+
+    started: float = field(default_factory=time.monotonic)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    kills: list[tuple[float, str]] = field(default_factory=list)
+    newest: dict[str, Any] = field(default_factory=dict)
+    trained: float = 0.0  # when all was trained
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is trained."""
+        return self.newest["trained"] / self.newest["positions"] if self.newest.get("positions") else 0.0
+
+    def see(self, status: dict[str, Any]) -> None:
+        metric = status["metrics"].get("validation_loss")
+        if metric and (not self.losses or metric["value"] != self.losses[-1][1]):
+            self.losses.append((self.seconds, metric["value"]))
+        self.newest = status
+
+    def killed(self, who: str) -> None:
+        self.kills.append((self.seconds, who))
+
+
+class Conductor:
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.story = Story()
+        self._rate = Rate()
+        self._logs = config.directory / "logs"
+        self._logs.mkdir()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *arguments: str, group: int = 0) -> None:
+        """Start `hetero-async ARGUMENTS` in that process group, 0: in one of its own."""
+        command = [sys.executable, "-m", "hetero_async", *arguments]
+        with self._log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, process_group=group
+            )  # fmt: skip
+
+    def start_site(self, site: str, *, group: int = 0) -> None:
+        """Start the agent of a site, which starts its workers."""
+        _, dtype, slower = SITES[site]
+        script = [sys.executable, str(SCRIPT), "--dtype", dtype, "--batch-size", str(BATCH)]
+        script += ["--step-seconds", str(STEP_SECONDS * slower)]
+        if site == "office":
+            script += ["--evaluate-every", "5"]
+        self.start(site, "work", "--run", str(self.config.path), "--site", site, "--", *script, group=group)
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL the process group of the first of these, in which the others are: all at once, gone on return."""
+        os.killpg(self.processes[names[0]].pid, signal.SIGKILL)
+        for name in names:
+            self.processes.pop(name).wait()
+
+    async def conduct(self, screen: Live, act: Callable[[], Awaitable[bool]]) -> None:
+        """Look at the run again and again, and `act` after each look, until that says that all is over."""
+        with trio.fail_after(LIMIT_SECONDS):
+            async with looking.open_status(self.config, LineObserver(NOISE)) as ask:
+                while True:
+                    status = await ask()
+                    if status is not None:
+                        self.story.see(status)
+                        screen.update(render(self._rate.added_to(status, time.monotonic())), refresh=True)
+                    if await act():
+                        self.story.trained = self.story.seconds
+                        return
+                    await trio.sleep(LOOK_SECONDS)
+
+    def have_ended(self, *names: str) -> bool:
+        """Ends the demo when any process failed: nothing good comes of waiting for the others then."""
+        codes = {name: process.poll() for name, process in self.processes.items()}
+        for name, code in codes.items():
+            if code:
+                sys.exit(f"error: {name} ended with exit code {code}; see {self._log(name)}")
+        return all(codes[name] == 0 for name in names)
+
+    def stop(self, *names: str) -> None:
+        """Have these, or all, end as at a person's word; they have ended on return."""
+        chosen = [self.processes[name] for name in names] or list(self.processes.values())
+        for process in chosen:
+            if process.poll() is None:
+                process.terminate()
+        for process in chosen:
+            process.wait()
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+
+def clear(directory: Path) -> None:
+    """Make room for a new run; an earlier demo there goes away."""
+    if not directory.exists():
+        return
+    if not (directory / "run.toml").exists():
+        sys.exit(f"error: {directory} is not a run of this demo; remove it, or choose another --directory")
+    shutil.rmtree(directory)
+
+
+def free_address() -> str:
+    """A port of this machine that nobody uses, and whose successor nobody uses: the bulk lane's."""
+    while True:
+        with socket.socket() as control, socket.socket() as bulk:
+            control.bind(("127.0.0.1", 0))
+            port = control.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                bulk.bind(("127.0.0.1", port + 1))
+                return f"tcp://127.0.0.1:{port}"
+
+
+def losses(model: Path) -> dict[str, float]:
+    """The validation loss with which every run starts, and that of the exported model."""
+    net = byte_gpt.seeded_model()
+    start = byte_gpt.validation_loss(net)
+    net.load_state_dict(load_file(model))
+    return {"loss_start": round(start, 4), "loss_end": round(byte_gpt.validation_loss(net), 4)}
+
+
+def told_kills(story: Story) -> list[dict[str, Any]]:
+    """As a report's JSON has them."""
+    return [{"seconds": round(seconds, 1), "who": who} for seconds, who in story.kills]

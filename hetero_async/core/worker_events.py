@@ -1,0 +1,97 @@
+"""What goes into a worker's machine and what comes out of it."""
+
+from dataclasses import dataclass, field
+
+from hetero_async.core.messages import Message, Push
+from hetero_async.core.ranges import Ranges
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """What the training loop knows of itself. `held`: ranges leased and not yet in any cut delta."""
+
+    doing: str = "joining"
+    steps: int = 0
+    steps_per_second: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    held: Ranges = ()
+    wanted_samples: int = 0
+    batch: int = 1
+    dataset_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """`term`: that the sender serves in, 0 for a standby."""
+
+    now_ms: int
+    message: Message
+    term: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A round ended and its delta is encoded."""
+
+    now_ms: int
+    anchor: int
+    steps: int
+    ranges: Ranges
+    codec: str
+    payload_bytes: int
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """The worker's shadow now stands at this publish, which contains its own deltas up to `merged_seq`."""
+
+    number: int
+    merged_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconnected:
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed, and this is how the training loop is."""
+
+    now_ms: int
+    vitals: Vitals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The user's script measured something on the parameters of the present publish."""
+
+    name: str
+    value: float
+
+
+Event = Heard | Measured | Cut | Fetched | Reconnected | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An answered delta. `refusal` is empty when it was admitted."""
+
+    seq: int
+    refusal: str = ""
+
+
+@dataclass(slots=True)
+class Owed:
+    """Work owed to the world, in this order: save, drop, send. `granted` goes to the training loop."""
+
+    saves: list[Push] = field(default_factory=list)
+    drops: list[Dropped] = field(default_factory=list)
+    control: list[Message] = field(default_factory=list)
+    bulk: list[Message] = field(default_factory=list)
+    granted: list[Ranges] = field(default_factory=list)
+    regranted: Ranges | None = None  # after a new join: what is still held, in place of what was
+    provide: bool = False
+    turn: str | None = None  # to the server of that name, or to the next one ("")

@@ -1,0 +1,44 @@
+"""What a node lives on: its settings and its ports, put together once by assembly.py, or by the simulator.
+
+serve.py and standby.py are given it, node.py passes it from the one to the other.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hetero_async.archiving import Archiving
+from hetero_async.core.records import RunSettings
+from hetero_async.core.replication import Durability
+from hetero_async.core.state import State
+from hetero_async.ports import Blocking, KeptLog, Model, Observer, Promises, ServerLink, Store, Witness
+from hetero_async.quarantine import Quarantine
+from hetero_async.reigning import Ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a node lives on."""
+
+    name: str
+    software: str
+    settings: RunSettings
+    rules: Durability
+    checkpoint_every: int
+    keep_log: bool
+    log: KeptLog
+    store: Store
+    promises: Promises
+    make_model: Callable[[], Model]
+    listening: ServerLink
+    blocking: Blocking
+    observer: Observer
+    witness: Witness | None
+    ask: Ask
+    quarantine: Quarantine
+    told_to_sites: Callable[[], Mapping[str, object]]  # what a SettingsRequest is answered with, JSON-able
+    check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
+    archiving: Archiving | None = None
+
+    @property
+    def lease_seconds(self) -> float:
+        return self.rules.lease_ms / 1000
