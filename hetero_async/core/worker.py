@@ -300,7 +300,10 @@ class Worker:
         if now_ms - self._beat_ms >= HEARTBEAT_EVERY_MS:
             self._beat_ms = now_ms
             self._owed.control.append(self._heartbeat(vitals))
-        if vitals.wanted_samples and self.last_publish is None and now_ms - self._lease_ms >= LEASE_EVERY_MS:
+        # The vitals know nothing yet of what is on its way to the loop; what we do not hold would be granted again.
+        is_answered = bool(self._owed.granted) or self._owed.regranted is not None
+        is_lacking = vitals.wanted_samples > 0 and not is_answered and self.last_publish is None
+        if is_lacking and now_ms - self._lease_ms >= LEASE_EVERY_MS:
             self._lease_ms = now_ms
             self._owed.control.append(
                 LeaseRequest(

@@ -264,6 +264,16 @@ def test_an_answer_that_takes_longer_than_the_next_request_is_taken() -> None:
     assert ask(bench) != number
 
 
+def test_what_was_granted_and_is_on_its_way_to_the_loop_is_not_asked_for_again() -> None:
+    bench = Bench()
+    number = ask(bench)
+    bench.worker.step(Heard(now_ms=bench.now_ms, message=Lease(number=number, ranges=((0, 4),), samples=64)))
+    late = bench.wait(500, wanted_samples=16, batch=4, dataset_samples=64)
+    assert late.granted == [((0, 4),)]
+    assert not only(late, LeaseRequest), "it would say that it does not hold what it was granted"
+    assert only(bench.wait(1, held=((0, 4),), wanted_samples=12, batch=4, dataset_samples=64), LeaseRequest)
+
+
 def test_a_refusal_meant_for_an_earlier_life_is_not_heeded() -> None:
     bench = Bench(joined=False)
     bench.hear(replace(WELCOME, incarnation=2))
