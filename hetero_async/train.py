@@ -10,7 +10,7 @@ from collections.abc import Callable
 import trio
 import xxhash
 
-from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Want
+from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Push, Want
 from hetero_async.core.worker import Worker
 from hetero_async.core.worker_events import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.desk import Desk, Round, Target
@@ -113,7 +113,7 @@ class Training:
         machine = self.machine
         owed = machine.ready()
         for push in owed.saves:
-            await self._save(push.seq)
+            await self._save(push)
         for dropped in owed.drops:
             await self._on_disk(self.outbox.drop, dropped.seq, not dropped.refusal)
             if dropped.refusal:
@@ -139,9 +139,10 @@ class Training:
             self._is_finishing = True
             self._is_target_old.set()
 
-    async def _save(self, seq: int) -> None:
-        push, (_, payload) = self.machine.outbox[seq], self._payloads[seq]
-        await self._on_disk(self.outbox.save, push, payload)
+    async def _save(self, push: Push) -> None:
+        """Unless it is answered by now: a publish that came meanwhile may contain it, as another process's."""
+        if push.seq in self._payloads:
+            await self._on_disk(self.outbox.save, push, self._payloads[push.seq][1])
 
     async def _on_disk(self, change: Callable[..., None], *arguments: object) -> None:
         """As soon as there is space for it."""

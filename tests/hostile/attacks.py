@@ -16,10 +16,10 @@ from threading import Event, Thread
 import zmq
 from shell.place import Place, heartbeat
 
-from hetero_async.core.messages import Chunk, Want
+from hetero_async.core.messages import Chunk, Message, Want
 from hetero_async.formats.chunks import CHUNK_BYTES
-from hetero_async.formats.frames import encode
 from hetero_async.shell.keys import load_secret
+from hetero_async.shell.wire import pack
 
 PAUSE_SECONDS = 0.02
 CONNECT_SECONDS = 5.0
@@ -54,6 +54,11 @@ class Target:
     server_key: bytes
     public: bytes = b""
     secret: bytes = b""
+
+
+def framed(message: Message) -> bytes:
+    """The header frame, as our own software sends it."""
+    return bytes(pack(message, b"")[0])
 
 
 def dial(port: int) -> socket.socket:
@@ -143,7 +148,7 @@ def null_clients(target: Target, stop: Event) -> None:
     while not stop.is_set():
         for who in ("nobody", "admin with a password"):
             with crowd_of_dealers(target, STORM_CLIENTS, who=who) as dealers:
-                _say_all(dealers, [encode(heartbeat())])
+                _say_all(dealers, [framed(heartbeat())])
                 stop.wait(0.3)
 
 
@@ -151,7 +156,7 @@ def stranger_keys(target: Target, stop: Event) -> None:
     """Peers with good manners and keys that nobody has let in: a storm of them, again and again."""
     while not stop.is_set():
         with crowd_of_dealers(target, STORM_CLIENTS, who="stranger") as strangers:
-            _say_all(strangers, [encode(heartbeat())])
+            _say_all(strangers, [framed(heartbeat())])
             stop.wait(0.3)
 
 
@@ -162,7 +167,7 @@ def reconnect_storm(target: Target, stop: Event) -> None:
     """One member that connects on both lanes, says a word and is gone again, all the time."""
     while not stop.is_set():
         with crowd_of_dealers(target, STORM_CLIENTS) as members:
-            _say_all(members, [encode(heartbeat())])
+            _say_all(members, [framed(heartbeat())])
             stop.wait(0.1)
 
 
@@ -170,14 +175,14 @@ def flood(target: Target, stop: Event) -> None:
     """Good messages as fast as they go."""
     with crowd_of_dealers(target, 2) as members:
         while not stop.is_set():
-            _say_all(members, [encode(heartbeat())])
+            _say_all(members, [framed(heartbeat())])
             time.sleep(0)
 
 
 def oversize_frames(target: Target, stop: Event) -> None:
     """Messages that are too long, have too many parts, or none."""
     while not stop.is_set():
-        for frames in ([bytes(CHUNK_BYTES + 1)], [encode(heartbeat())] * 50, [b""]):
+        for frames in ([bytes(CHUNK_BYTES + 1)], [framed(heartbeat())] * 50, [b""]):
             with crowd_of_dealers(target, 4) as members:
                 _say_all(members, frames)
                 stop.wait(0.3)
@@ -185,7 +190,7 @@ def oversize_frames(target: Target, stop: Event) -> None:
 
 def unasked_chunks(target: Target, stop: Event) -> None:
     """Whole chunks of a delta that was never offered, on the bulk lane."""
-    chunk = encode(Chunk(kind="delta", number=1, index=0, total_bytes=CHUNK_BYTES, total_hash=bytes(16)))
+    chunk = framed(Chunk(kind="delta", number=1, index=0, total_bytes=CHUNK_BYTES, total_hash=bytes(16)))
     with crowd_of_dealers(target, 4, lanes=(target.bulk,)) as members:
         while not stop.is_set():
             _say_all(members, [chunk, bytes(CHUNK_BYTES)])
@@ -194,7 +199,7 @@ def unasked_chunks(target: Target, stop: Event) -> None:
 
 def deaf_readers(target: Target, stop: Event) -> None:
     """Ask for the parameters again and again, and never read what comes."""
-    wants = encode(Want(kind="snapshot", number=0, first=0, count=8))
+    wants = framed(Want(kind="snapshot", number=0, first=0, count=8))
     while not stop.is_set():
         with crowd_of_dealers(target, 10, lanes=(target.bulk,), inbox=1) as members:
             for _ in range(20):

@@ -12,8 +12,9 @@ from hostile.attacks import Target, secure
 
 from hetero_async.core.messages import Chunk, Hello, Lease, LeaseRequest, Message, Push, Want, Welcome
 from hetero_async.formats.chunks import chunk_count, slice_chunk
-from hetero_async.formats.frames import decode, encode
+from hetero_async.formats.frames import decode
 from hetero_async.shell.link import SOFTWARE
+from hetero_async.shell.wire import TERM, pack
 
 ASK_AGAIN_ROUNDS = 20
 POLL_MS = 100
@@ -85,7 +86,7 @@ DATASET_SAMPLES = 100_000
 
 def say(raw: "zmq.Socket[bytes]", message: Message, payload: bytes = b"") -> None:
     with contextlib.suppress(zmq.Again):
-        raw.send_multipart([encode(message), payload] if payload else [encode(message)], zmq.DONTWAIT)
+        raw.send_multipart(pack(message, payload), zmq.DONTWAIT)
 
 
 def hold_places(members: list[Member], stop: Event) -> None:
@@ -107,7 +108,7 @@ def hold_places(members: list[Member], stop: Event) -> None:
             for raw, _ in poller.poll(POLL_MS):
                 with contextlib.suppress(zmq.Again):
                     while not stop.is_set():
-                        message = decode(raw.recv_multipart(zmq.DONTWAIT)[0])
+                        message = decode(raw.recv_multipart(zmq.DONTWAIT)[0][TERM.size :])
                         owner[raw].hear(message)  # type: ignore[arg-type]
         for raw in owner:
             raw.close()

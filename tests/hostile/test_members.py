@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 from e2e.harness import Run, Silent
-from hostile.attacks import FROM_WITHIN, crowd_of_dealers, target_of, under
+from hostile.attacks import FROM_WITHIN, crowd_of_dealers, framed, target_of, under
 from shell.place import BEAT, Place, heartbeat, insist, moment, prepared, run, serving
 
 from hetero_async.core.messages import Hello, Refused
-from hetero_async.formats.frames import encode
 from hetero_async.ports import Incoming
 from hetero_async.quarantine import STRIKES_MAX
 from hetero_async.shell.keys import load_public
@@ -59,7 +58,7 @@ def test_55_messages_of_too_many_parts_shut_their_sender_out(place: Place) -> No
         async with serving(place) as (server, _):
             with crowd_of_dealers(target_of(place, "a-1"), 1) as (control, _bulk):
                 for _ in range(STRIKES_MAX):
-                    control.send_multipart([encode(heartbeat())] * 50)
+                    control.send_multipart([framed(heartbeat())] * 50)
                 while not (refusal := server.quarantine.refusal(place.public("a-1"))):
                     await moment()
                 assert "at last: a message of 50 frames, there must be 1 or 2" in refusal
@@ -73,7 +72,7 @@ def test_63_a_worker_is_heard_at_once_while_the_connection_of_its_last_life_stil
     async def main() -> None:
         with crowd_of_dealers(target_of(place, "a-0"), 1) as (frozen, _bulk):
             async with place.server() as server:
-                frozen.send(encode(heartbeat(1)))
+                frozen.send(framed(heartbeat(1)))
                 assert (await server.control.receive()).message == heartbeat(1)
                 async with place.worker("a-0") as worker, trio.open_nursery() as nursery:
                     nursery.start_soon(_answer_once, server, heartbeat(2))
@@ -116,6 +115,6 @@ async def _said(real: Run, hello: Hello) -> str:
 
 async def _until_refused(link: WorkerLink, hello: Hello) -> Incoming:
     while True:
-        await link.control.send(link.server.key, hello, json.dumps({}).encode())
+        await link.control.send(link.server.key, hello, json.dumps({}).framed())
         with trio.move_on_after(0.5):
             return await link.control.receive()
