@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from hetero_async.config import RunConfig, template
+from hetero_async.config import RunConfig
 from hetero_async.core.messages import Ack, PublishNote, Push
 from hetero_async.core.records import Entry, Left
 from hetero_async.errors import ConfigError, LogCorrupt, PeerError
@@ -24,6 +24,7 @@ from hetero_async.formats.compression import compress, decompress
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.shell.keys import _parse
 from hetero_async.shell.quarantine import load_quarantine
+from hetero_async.tables import template
 from hetero_async.tensors.codecs import CODECS, decode_payload
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import read_object, write_object
@@ -46,7 +47,14 @@ NOTE = PublishNote(number=1, version=1, codec="fp32", merged=(("w", 1),), shadow
 SCHEMA = b'{"tensors":[["a",[2,3]],["b",[]]],"aliases":[["c","a"]]}'
 MANIFEST = snapshot.encode_manifest(
     snapshot.Manifest(
-        run="r", lsn=1, term=1, state={"a": [1, {}]}, state_hash=bytes(16), model_hash=bytes(16), file_hash=bytes(16)
+        run="r",
+        lsn=1,
+        term=1,
+        chain=bytes(16),
+        state={"a": [1, {}]},
+        state_hash=bytes(16),
+        model_hash=bytes(16),
+        file_hash=bytes(16),
     )
 )
 SEGMENT_HEADER = segment.SegmentHeader(run="r", first_lsn=1, chain=segment.FIRST_CHAIN).pack()

@@ -13,11 +13,12 @@ from e2e.harness import Run, Silent
 from hostile.attacks import FROM_WITHIN, crowd_of_dealers, framed, target_of, under
 from shell.place import BEAT, Place, heartbeat, insist, moment, prepared, run, serving
 
+from hetero_async.assembly import endpoints
 from hetero_async.core.messages import Hello, Refused
 from hetero_async.ports import Incoming
 from hetero_async.quarantine import STRIKES_MAX
-from hetero_async.shell.keys import load_public
-from hetero_async.shell.link import SOFTWARE, WorkerLink, open_worker_link
+from hetero_async.shell.dial import DialLink, open_dial_link
+from hetero_async.shell.link import SOFTWARE
 
 PATIENCE_SECONDS = 60.0
 HELLO = Hello(
@@ -101,19 +102,15 @@ def test_67_a_worker_of_another_version_is_turned_away_with_both_versions(tmp_pa
 
 async def _said(real: Run, hello: Hello) -> str:
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_worker_link(
-            control=real.config.server.address,
-            bulk=real.config.server.bulk,
-            server_key=load_public(real.config.keys / "server.public"),
-            secret_path=real.config.keys / "here-0.secret",
-            observer=Silent(),
+        async with open_dial_link(
+            endpoints(real.config), secret_path=real.config.keys / "here-0.secret", observer=Silent()
         ) as link:
             answer = (await _until_refused(link, hello)).message
             assert isinstance(answer, Refused)
             return answer.reason
 
 
-async def _until_refused(link: WorkerLink, hello: Hello) -> Incoming:
+async def _until_refused(link: DialLink, hello: Hello) -> Incoming:
     while True:
         await link.control.send(link.server.key, hello, json.dumps({}).framed())
         with trio.move_on_after(0.5):
