@@ -12,6 +12,7 @@ import pytest
 import trio
 import zmq
 from shell.place import Notes, free_ports, moment, run
+from zmq.utils import z85
 
 from hetero_async import assembly, enrolment, roster
 from hetero_async.config import RunConfig
@@ -20,7 +21,8 @@ from hetero_async.errors import ConfigError, HeteroAsyncError, UserError
 from hetero_async.shell.keys import create_keypair, load_public, load_secret
 from hetero_async.tables import template
 
-KEY, OTHER = (zmq.curve_keypair()[0] for _ in range(2))
+# The same in every process, since tests are named after what they are given.
+KEY, OTHER = (zmq.curve_public(z85.encode(bytes([number]) * 32)) for number in (1, 2))
 ADDRESS = "tcp://192.0.2.7:7710"
 
 
@@ -293,7 +295,7 @@ def test_a_site_that_is_let_in_while_it_waits_starts_by_itself(
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(assembly.serve_run, server, False, notes)
+            nursery.start_soon(assembly.serve_run, server, "server", False, notes)
             await wait_for(lambda: notes.of("serving"))
             async with trio.open_nursery() as site_nursery:
                 site_nursery.start_soon(join_site, joining, script, notes, said.append)
@@ -324,7 +326,7 @@ def test_a_site_that_is_in_already_says_no_line_and_one_that_grew_waits_for_its_
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(assembly.serve_run, server, False, notes)
+            nursery.start_soon(assembly.serve_run, server, "server", False, notes)
             await wait_for(lambda: notes.of("serving"))
             with monkeypatch.context() as patient:
                 patient.setattr(enrolment, "TELL_AFTER_SECONDS", 30.0)
@@ -359,7 +361,7 @@ def test_whoever_waits_in_vain_is_told_why(
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             if is_serving:
-                nursery.start_soon(assembly.serve_run, server, False, notes)
+                nursery.start_soon(assembly.serve_run, server, "server", False, notes)
             nursery.start_soon(join_site, joining, [], notes, [].append)
             await wait_for(lambda: [note for note in notes.of("waiting") if note["reason"] == reason])
             assert notes.of("waiting")[0]["to"] == server.server.address

@@ -24,7 +24,9 @@ from hetero_async.shell.keys import (
     save_public,
 )
 
-KEY, OTHER = (zmq.curve_keypair()[0] for _ in range(2))
+# The same in every process, since tests are named after what they are given.
+SECRETS = tuple(z85.encode(bytes([number]) * 32) for number in (1, 2))
+KEY, OTHER = map(zmq.curve_public, SECRETS)
 ENTRY = {"role": "worker", "site": "amsterdam", "worker": "amsterdam-0"}
 
 
@@ -90,7 +92,7 @@ def test_a_secret_that_others_can_read_is_refused_with_the_cure(tmp_path: Path, 
     load_secret(path)
 
 
-GOOD = zmq.curve_keypair()[1]
+GOOD = SECRETS[0]
 
 
 @pytest.mark.parametrize(
