@@ -15,6 +15,7 @@ from hetero_async.bulk import PENDING_MAX, UPLOAD_IDLE_MS, UPLOADS_MIN, Bulk
 from hetero_async.core.events import Provided, Received
 from hetero_async.core.messages import Chunk, Message, Push, Want
 from hetero_async.core.records import RunSettings
+from hetero_async.feed import Feed
 from hetero_async.formats.chunks import CHUNK_BYTES, chunk_count, slice_chunk
 from hetero_async.ports import Incoming, Peer
 from hetero_async.quarantine import Quarantine
@@ -77,6 +78,8 @@ class Scene:
             observer=Notes(),
             quarantine=Quarantine(Notes()),
             arrived=self._arrived,
+            feed=Feed(log=None, store=None, lane=self.wires.bulk, blocking=at_once),  # type: ignore[arg-type]
+            announced=lambda: self.run.server.state.publish,
         )
 
     async def _arrived(self, peer: Peer, event: Received | Provided) -> None:

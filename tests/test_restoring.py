@@ -228,5 +228,7 @@ def at_record(run: Run, lsn: int) -> tuple[bytes, bytes]:
     def note(entry: object, state: State) -> None:
         seen[state.lsn] = state.digest(), model.model_hash()
 
+    if start is not None:
+        seen[start.lsn] = start.state_hash, start.model.model_hash
     replay(start, entries, model, note)
     return seen[lsn]

@@ -41,15 +41,17 @@ def allow(config: RunConfig, *keys: str, site: str = "", standby: str = "", repl
 
 
 def members(config: RunConfig) -> dict[str, tuple[str, str, str]]:
+    """All but those whose keys were made with the run, as a server's or its operator's."""
+    paths = [config.keys / f"{name}.public" for name in ("operator", *config.nodes())]
+    made = [load_public(path) for path in paths if path.exists()]
     return {
-        peer.key.decode(): (peer.role, peer.site, peer.worker)
-        for peer in roster.listed(config)
-        if peer.worker != "operator"
+        peer.key.decode(): (peer.role, peer.site, peer.worker) for peer in roster.listed(config) if peer.key not in made
     }
 
 
-def test_a_new_run_lets_nobody_in_but_its_operator(config: RunConfig) -> None:
-    assert [(peer.role, peer.worker) for peer in roster.listed(config)] == [("admin", "operator")]
+def test_a_new_run_lets_nobody_in_but_its_operator_and_its_servers(config: RunConfig) -> None:
+    listed = [(peer.role, peer.worker) for peer in roster.listed(config)]
+    assert listed == [("admin", "operator"), ("standby", "server"), ("standby", "b")]
 
 
 def test_a_site_s_keys_are_let_in_as_its_workers_in_their_order(config: RunConfig) -> None:
@@ -66,7 +68,7 @@ def test_the_line_may_be_said_again_with_more_keys(config: RunConfig) -> None:
 
 
 def test_a_standby_s_key_gets_its_role_and_its_site_from_run_toml(config: RunConfig) -> None:
-    assert allow(config, KEYS[0], standby="b") == [f"let in b: {KEYS[0]}"]
+    allow(config, KEYS[0], standby="b", replace=True)
     assert members(config) == {KEYS[0]: ("standby", "shanghai", "b")}
 
 
@@ -216,7 +218,7 @@ def test_where_the_list_lies_a_worker_s_new_key_takes_the_old_one_s_place_at_onc
 
 
 def test_a_key_that_is_not_there_cannot_be_renewed(config: RunConfig) -> None:
-    with pytest.raises(UserError, match='"far-0": there is no such key here; there is: operator, server'):
+    with pytest.raises(UserError, match='"far-0": there is no such key here; there is: b, operator, server'):
         roster.rotate(config, ["far-0"])
 
 

@@ -208,7 +208,7 @@ class Scanner:
             raise UnfinishedError("the body fails its checksum", end)
         padding = start + header.record_bytes + header.payload_bytes
         if self._read(padding, end - padding).strip(b"\0"):
-            raise self._corrupt("its padding is not zero")
+            raise UnfinishedError("its padding is not zero", end)
         return record, payload
 
     def _decode(self, packed: bytes) -> Record:

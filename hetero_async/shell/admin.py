@@ -47,8 +47,12 @@ async def serve_admin(listener: trio.socket.SocketType, verbs: Mapping[str, Verb
             nursery.start_soon(_answer, room, verbs, trio.SocketStream(connection))
 
 
-async def ask(directory: Path, verb: str, patience_seconds: float = QUESTION_SECONDS, **arguments: object) -> Any:
-    """The running server's answer. Raises NotServing, and UserError for what it will not do, or not for us."""
+async def ask(directory: Path, verb: str, patience_seconds: float = 0.0, **arguments: object) -> Any:
+    """The running server's answer. Raises NotServing, and UserError for what it will not do, or not for us.
+
+    `patience_seconds`: for what takes its time; 0: what any question may take.
+    """
+    patience_seconds = patience_seconds or QUESTION_SECONDS
     try:
         with trio.fail_after(patience_seconds), _short(directory) as path:
             async with await trio.open_unix_socket(path) as stream:

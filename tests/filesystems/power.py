@@ -154,7 +154,7 @@ def bytes_of(lsn: int) -> int:
 def checkpoint_at(lsn: int) -> Checkpoint:
     arrays = {"parameters": numpy.arange(2000, dtype=numpy.float32) * lsn}
     model = ModelSnapshot(arrays=arrays, model_hash=bytes(16))
-    return Checkpoint(run=RUN, lsn=lsn, term=1, state={"lsn": lsn}, state_hash=bytes(16), model=model)
+    return Checkpoint(run=RUN, lsn=lsn, term=1, chain=bytes(16), state={"lsn": lsn}, state_hash=bytes(16), model=model)
 
 
 def payload_of(seq: int) -> bytes:

@@ -112,6 +112,6 @@ async def _said(real: Run, hello: Hello) -> str:
 
 async def _until_refused(link: DialLink, hello: Hello) -> Incoming:
     while True:
-        await link.control.send(link.server.key, hello, json.dumps({}).framed())
+        await link.control.send(link.server.key, hello, json.dumps({}).encode())
         with trio.move_on_after(0.5):
             return await link.control.receive()

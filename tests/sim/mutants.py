@@ -162,9 +162,9 @@ MUTANTS = (
     Mutant(
         "a delta is offered before it is in the outbox",
         "train.py",
-        "        for push in owed.saves:\n            await self._save(push.seq)\n",
+        "        for push in owed.saves:\n            await self._save(push)\n",
         "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
-        "        for push in owed.saves:\n            await self._save(push.seq)\n",
+        "        for push in owed.saves:\n            await self._save(push)\n",
         first=6,
     ),
     Mutant(

@@ -94,7 +94,7 @@ class Puppet:
 
     async def join(self) -> Welcome:
         hello = Hello(
-            run=self._world.plan.settings.run, software="puppet", schema_hash=self._follower.schema_hash,
+            run=self._world.plan.settings.run, software="simulated", schema_hash=self._follower.schema_hash,
             last_seq=self.seq, claims=(), device="cpu", dtype="fp32", life=b"puppet" + bytes([self.incarnation]),
         )  # fmt: skip
         welcome = await self.ask(hello, Welcome, payload=self._follower.schema)
