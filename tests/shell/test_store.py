@@ -28,6 +28,7 @@ def checkpoint_at(lsn: int) -> Checkpoint:
     return Checkpoint(
         run="demo",
         lsn=lsn,
+        chain=bytes(16),
         term=1,
         state={"version": lsn, "members": {"w1": {"norm": 0.1}}},
         state_hash=b"s" * 16,
