@@ -128,11 +128,13 @@ class Wait:
 class Refused:
     """No, and asking again will not help. `reason` says what differs and what to do.
 
-    `incarnation` is the life that is meant, 0: whoever asked. What an earlier life has said may be answered late.
+    `incarnation` is the one that is meant, 0: whoever asked. What an earlier one has said may be answered late. `life`
+    is that of the process that has joined instead: it may be the asker itself, who had said Hello twice.
     """
 
     reason: str
     incarnation: int = 0
+    life: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

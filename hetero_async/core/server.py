@@ -202,12 +202,13 @@ class Server:
 
     def _is_present(self, event: Received, incarnation: int) -> bool:
         """Whether the message comes from the worker's present life; if not, the sender is told what to do."""
-        member = self.state.members.get(event.worker)
         if self._is_life(event, incarnation):
             return True
+        member = self.state.members.get(event.worker)
         if member is not None and member.active and incarnation < member.incarnation:
             reason = f"another process with the key of {event.worker} has joined since; this one must stop"
-            self._send(event.worker, Refused(reason=reason, incarnation=incarnation))
+            life = self.presences.hear(event.worker, event.now_ms).life
+            self._send(event.worker, Refused(reason=reason, incarnation=incarnation, life=life))
         else:
             self._send(event.worker, Rejoin(incarnation=incarnation, reason="the server had given you up"))
         return False
@@ -379,7 +380,6 @@ class Server:
         self._send(worker, window)
 
     def _send(self, worker: str, message: Message) -> None:
-        """Of the run as it stands."""
         self._post.send_of(self.state.lsn, worker, message)
 
     def _record(self, record: Record, payload: bytes = b"") -> Entry:

@@ -191,9 +191,12 @@ class Worker:
             self._hello_ms = -(10**9)
 
     def _refused(self, refused: Refused, now_ms: int) -> None:
-        # While we join anew, what our last life said may be answered still: that another has joined, which was us.
+        # While we join anew, what we said before may be answered still: that another has joined, which was us.
         is_meant = refused.incarnation == 0 or (self.joined and refused.incarnation == self.incarnation)
-        self.refusal = refused.reason if is_meant else self.refusal
+        if is_meant and refused.life == self._hello.life:
+            self.joined, self._hello_ms = False, -(10**9)
+        elif is_meant:
+            self.refusal = refused.reason
 
     # --- deltas ---
 

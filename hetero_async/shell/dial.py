@@ -160,9 +160,7 @@ class DialLink:
         """
         await socket.ended.wait()
         if self.connected:
-            self._observer.event(
-                "connection lost", address=self._endpoint.control, reason=f"{socket.problem}; dialling anew"
-            )
+            self._observer.event("connection lost", address=socket.address, reason=f"{socket.problem}; dialling anew")
         connection.cancel()
 
     @property

@@ -44,6 +44,7 @@ class DialSocket(TrioSocket):
         super().__init__(raw)
         self.problem = ""
         self.ended = trio.Event()
+        self.address = ""
         # Never the same again: what a closed socket's monitor was called is free only some time later.
         address = f"inproc://monitor-{next(NUMBERS)}"
         raw.monitor(address, EVENTS)
@@ -53,6 +54,7 @@ class DialSocket(TrioSocket):
         self._monitor = TrioSocket(monitor)
 
     def connect(self, address: str) -> None:
+        self.address = address
         self._raw.connect(address)
 
     async def watch(self) -> None:

@@ -274,6 +274,16 @@ def test_what_was_granted_and_is_on_its_way_to_the_loop_is_not_asked_for_again()
     assert only(bench.wait(1, held=((0, 4),), wanted_samples=12, batch=4, dataset_samples=64), LeaseRequest)
 
 
+def test_a_refusal_because_it_has_itself_joined_again_makes_it_say_hello() -> None:
+    bench = Bench()
+    bench.hear(Refused(reason="another process has joined", incarnation=1, life=b"first"))
+    assert bench.worker.refusal == ""
+    assert only(bench.wait(0), Hello)
+    bench.hear(replace(WELCOME, incarnation=2))
+    bench.hear(Refused(reason="another process has joined", incarnation=2, life=b"second"))
+    assert bench.worker.refusal == "another process has joined"
+
+
 def test_a_refusal_meant_for_an_earlier_life_is_not_heeded() -> None:
     bench = Bench(joined=False)
     bench.hear(replace(WELCOME, incarnation=2))

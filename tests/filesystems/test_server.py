@@ -29,6 +29,8 @@ from hetero_async.shell.threads import in_thread
 SEGMENT_BYTES = 8 * 1024
 SHORT: dict[str, Any] = {"samples": 800, "seconds_per_round": 0.06, "steps_per_round": 4}
 STEP_SECONDS = 0.004
+# The run must not be over before strace has taken hold.
+LONG_SECONDS = 5 * STEP_SECONDS
 
 
 @contextlib.contextmanager
@@ -172,9 +174,8 @@ def test_30_a_worker_whose_disk_is_full_waits_and_loses_nothing(tmp_path: Path) 
         run.start_server()
         workers = [run.start_worker(name, awaited=run.names, step_seconds=STEP_SECONDS) for name in run.names]
         wait_for_promises(run)
-        disk.fill()
-        for worker in workers:
-            run.wait(lambda worker=worker: "outbox paused" in worker.said, f"{worker.name} waits")
+        for worker in workers:  # what one frees the other may take, so it is filled again and again
+            run.wait(lambda worker=worker: disk.fill() or "outbox paused" in worker.said, f"{worker.name} waits")
         disk.free()
         run.finish()
         assert all(run.acknowledged(name) for name in run.names)
@@ -265,7 +266,7 @@ def test_32_a_disk_that_is_read_only_at_the_start_is_named(tmp_path: Path) -> No
 def test_28_a_worker_whose_disk_fails_stops_and_its_next_life_goes_on(tmp_path: Path) -> None:
     with Run(tmp_path / "run", **SHORT) as run:
         server = run.start_server()
-        hurt, other = (run.start_worker(name, awaited=run.names, step_seconds=STEP_SECONDS) for name in run.names)
+        hurt, other = (run.start_worker(name, awaited=run.names, step_seconds=LONG_SECONDS) for name in run.names)
         wait_for_promises(run)
         with injected(hurt, tmp_path, "fsync:error=EIO:when=1"):
             assert hurt.ending() == 1

@@ -69,7 +69,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def target_of(run: Run, name: str = "") -> Target:
-    control, bulk = (int(at.rsplit(":", 1)[1]) for at in (run.config.server.address, run.config.server.bulk))
+    control, bulk = (int(at.rsplit(":", 1)[1]) for at in (run.config.server.address, run.config.node("server").bulk))
     keys = run.config.keys
     pair = (load_public(keys / f"{name}.public"), load_secret(keys / f"{name}.secret")) if name else (b"", b"")
     return Target(control, bulk, load_public(keys / "server.public"), *pair)

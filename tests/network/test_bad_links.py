@@ -62,7 +62,7 @@ def test_22_a_link_that_loses_large_packets_is_told_of_with_its_address(tmp_path
         _, far = run.start_workers(step_seconds=0.02)
         run.wait(lambda: run.deltas("far-0"), "the far worker has pushed")
         sites.change("far", "home", packet_bytes_max=511)
-        run.wait(lambda: f"address={run.config.server.bulk}" in far.said, "the far worker tells of it")
+        run.wait(lambda: f"address={run.config.node('server').bulk}" in far.said, "the far worker tells of it")
         sites.change("far", "home", packet_bytes_max=0)
         assert run.finish().samples == 1600
 

@@ -108,14 +108,6 @@ MUTANTS = (
         first=4,
     ),
     Mutant(
-        "a delta that nobody pulled may be admitted after all",
-        "bulk.py",
-        'b"", Facts(refusal=refusal)',
-        'b"", Facts()',
-        ("slow disk", "reorder messages", "die at disk call"),
-        first=88,
-    ),
-    Mutant(
         "staleness is measured from the wrong version",
         "core/admission.py",
         "if state.staleness(anchor_version) > bound:",
