@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hetero_async.core import ranges
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker_events import Vitals
+from hetero_async.core.worker_events import Anchor, Vitals
 from hetero_async.errors import HeteroAsyncError
 
 # How often a waiting loop looks whether the background has died.
@@ -28,7 +28,7 @@ class Target:
     """Where the parameters should stand, as the background computed it after `rounds` rounds were handed over."""
 
     flat: object  # a flat fp32 tensor; opaque here
-    publish: int
+    anchor: Anchor
     rounds: int
 
 
@@ -37,7 +37,7 @@ class Round:
     """A finished round on its way to the background."""
 
     delta: object  # a flat fp32 tensor; opaque here
-    anchor: int
+    anchor: Anchor
     steps: int
     ranges: Ranges
 
@@ -71,7 +71,7 @@ class Desk:
         self.is_spoilt = False  # the parameters cannot be used: begin again from the next target
         self.is_finished = False
         self.progress = 0.0
-        self.publish = 0  # what the parameters stand on
+        self.anchor = Anchor()  # what the parameters stand on
 
     # --- the training side ---
 
@@ -127,7 +127,7 @@ class Desk:
     def cut(self, delta: object) -> None:
         """Hand the round over. The background takes it from here."""
         with self._lock:
-            finished = Round(delta, self.publish, self.round_steps, self._consumed)
+            finished = Round(delta, self.anchor, self.round_steps, self._consumed)
             self._consumed, self.round_steps = (), 0
             self.rounds += 1
             self._handed_over[self.rounds] = finished.ranges

@@ -21,7 +21,7 @@ class Rounds:
         target = self._desk.take_target()
         if target is not None:
             self._replica.reset(target.flat)
-            self._desk.publish = target.publish
+            self._desk.anchor = target.anchor
         return target is not None
 
     def draw(self, count: int) -> list[int] | None:
@@ -51,4 +51,4 @@ class Rounds:
             self._forget()
         else:
             self._replica.adopt(target.flat)
-        self._desk.publish = target.publish
+        self._desk.anchor = target.anchor

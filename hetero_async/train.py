@@ -12,7 +12,7 @@ import xxhash
 
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Push, Want
 from hetero_async.core.worker import Worker
-from hetero_async.core.worker_events import Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
+from hetero_async.core.worker_events import Anchor, Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Observer, Outbox
@@ -250,7 +250,7 @@ class Training:
         for want in wants:
             await self.link.bulk.send(self.link.server.key, want)
 
-    async def _chunk(self, chunk: Chunk, payload: bytes) -> None:
+    async def _chunk(self, chunk: Chunk, payload: bytes, term: int) -> None:
         pull = self._pull
         if pull is None or pull.is_complete:
             return
@@ -269,7 +269,7 @@ class Training:
             number = await self.blocking(self.follower.take, pull.kind, blob)
         self._pull = None
         merged_seq = self.follower.merged_seq(self.worker)
-        self.machine.step(Fetched(number=number, merged_seq=merged_seq))
+        self.machine.step(Fetched(number=number, term=term, merged_seq=merged_seq))
         self._payloads = {seq: coded for seq, coded in self._payloads.items() if seq in self.machine.unmerged}
         self._is_target_old.set()
 
@@ -288,10 +288,10 @@ class Training:
             if self.machine.shadow < 0:
                 continue
             async with self._shadow_lock:
-                publish, rounds = self.machine.shadow, self._rounds
+                anchor, rounds = Anchor(self.machine.shadow, self.machine.shadow_term), self._rounds
                 pending = [self._payloads[seq] for seq in self.machine.unmerged]
                 flat = await self.blocking(self.follower.target, pending)
-            self.desk.offer_target(Target(flat, publish, rounds))
+            self.desk.offer_target(Target(flat, anchor, rounds))
             if self._is_finishing:
                 self.desk.finish()
 
@@ -310,7 +310,7 @@ class Training:
             try:
                 match incoming.message:
                     case Chunk():
-                        await self._chunk(incoming.message, incoming.payload)
+                        await self._chunk(incoming.message, incoming.payload, incoming.term)
                     case Want():
                         await self._send(incoming.message)
                         await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))

@@ -125,6 +125,7 @@ class SmallRun:
             incarnation=member.incarnation,
             seq=member.last_seq + 1,
             anchor=self.server.state.publish,
+            anchor_term=1,
             steps=1,
             ranges=lease.ranges,
             codec=codec,

@@ -92,7 +92,7 @@ class Scene:
         payload = encode_payload("fp32", torch.randn(NUMEL, generator=generator) + value)
         member = self.run.server.state.members[worker]
         push = Push(
-            incarnation=member.incarnation, seq=member.last_seq + 1, anchor=0, steps=1,
+            incarnation=member.incarnation, seq=member.last_seq + 1, anchor=0, anchor_term=1, steps=1,
             ranges=self.run.lease(worker).ranges, codec="fp32", payload_bytes=len(payload),
             payload_hash=xxhash.xxh3_128_digest(payload),
         )  # fmt: skip

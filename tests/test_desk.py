@@ -2,6 +2,7 @@
 
 import pytest
 
+from hetero_async.core.worker_events import Anchor
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import RefusedError
 
@@ -120,16 +121,16 @@ def test_a_synchronous_run_waits_until_its_delta_is_merged() -> None:
 def test_a_cut_hands_over_what_was_drawn_and_leaves_an_empty_round() -> None:
     desk, rounds = opened(), []
     desk.hand_over = rounds.append
-    desk.publish = 3
+    desk.anchor = Anchor(3, 2)
     step(desk, 2)
     desk.cut("delta")
-    assert rounds == [Round("delta", 3, 2, ((0, 8),))]
+    assert rounds == [Round("delta", Anchor(3, 2), 2, ((0, 8),))]
     assert (desk.round_steps, desk.rounds, desk.is_busy) == (0, 1, True)
 
 
 def test_a_target_computed_before_the_latest_cut_is_not_taken() -> None:
     desk = opened()
-    old = Target("flat", publish=1, rounds=0)
+    old = Target("flat", anchor=Anchor(1, 1), rounds=0)
     desk.offer_target(old)
     assert desk.take_target() == old
     assert desk.take_target() is None, "once"
@@ -137,7 +138,7 @@ def test_a_target_computed_before_the_latest_cut_is_not_taken() -> None:
     step(desk)
     desk.cut("delta")
     assert desk.take_target() is None
-    new = Target("flat", publish=1, rounds=1)
+    new = Target("flat", anchor=Anchor(1, 1), rounds=1)
     desk.offer_target(new)
     assert desk.take_target() == new
 

@@ -83,7 +83,13 @@ def judge(state: State, worker: str, push: Push, facts: Facts) -> Admitted | Dup
         return NotAdmitted(f"delta {push.seq} comes after delta {member.last_seq} was admitted", Cause.LATE)
     refusal = facts.refusal or _unusable(push) or _too_stale(state, push)
     refusal = refusal or _out_of_range(state, push, facts) or _not_leased(state, worker, push)
-    return refusal or Admitted(state.publish_versions[push.anchor])
+    return refusal or Admitted(state.publish_versions[_anchor(state, push)])
+
+
+def _anchor(state: State, push: Push) -> int:
+    """The publish of this run that the delta is measured from, or the last one before where that is not the run's."""
+    is_older = push.anchor_term < state.term
+    return min(push.anchor, state.common_publish(push.anchor_term)) if is_older else push.anchor
 
 
 def _unusable(push: Push) -> NotAdmitted | None:
@@ -91,13 +97,13 @@ def _unusable(push: Push) -> NotAdmitted | None:
 
 
 def _too_stale(state: State, push: Push) -> NotAdmitted | None:
-    if push.anchor > state.publish:
-        reason = f"its anchor is publish {push.anchor}, and the newest is {state.publish}"
-        return NotAdmitted(reason, Cause.AHEAD)
-    anchor_version = state.publish_versions.get(push.anchor)
+    anchor = _anchor(state, push)
+    if anchor > state.publish:
+        return NotAdmitted(f"its anchor is publish {anchor}, and the newest is {state.publish}", Cause.AHEAD)
+    anchor_version = state.publish_versions.get(anchor)
     bound = state.staleness_bound()
     if anchor_version is None:
-        return NotAdmitted(f"too stale: its anchor, publish {push.anchor}, is forgotten", Cause.STALE)
+        return NotAdmitted(f"too stale: its anchor, publish {anchor}, is forgotten", Cause.STALE)
     if state.staleness(anchor_version) > bound:
         behind = state.staleness(anchor_version)
         return NotAdmitted(f"too stale: {behind} versions behind, {bound} allowed", Cause.STALE)

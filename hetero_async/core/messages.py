@@ -37,6 +37,7 @@ class Hello:
     device: str
     dtype: str
     life: bytes = b""
+    shadow_term: int = 0  # of the server that the worker's parameters came from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +101,17 @@ class SettingsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """You are in. `last_seq`: the last delta of yours in the log. `granted`: those claims that are still yours."""
+    """You are in. `last_seq`: the last delta of yours in the log. `granted`: those claims that are still yours.
+
+    `common`: the last publish of the run that the server of the Hello's `shadow_term` had made as well. A later one of
+    that server's is not the run's, though it may have the number of one that is.
+    """
 
     incarnation: int
     last_seq: int
     granted: tuple[Range, ...]
     publish: int
+    common: int
     seed: int
     codec: str
     stretch: int  # a round may stretch to this many times its steps while a push is in flight
@@ -300,6 +306,7 @@ class Push:
     incarnation: int
     seq: int
     anchor: int  # number of the publish that the worker's parameters stood on
+    anchor_term: int  # of the server that it came from
     steps: int
     ranges: tuple[Range, ...]
     codec: str

@@ -193,6 +193,7 @@ class Server:
                 last_seq=state.members[worker].last_seq,
                 granted=ranges.intersection(kept, state.ledger.held(worker)),
                 publish=state.publish,
+                common=state.common_publish(hello.shadow_term),
                 seed=self.settings.seed,
                 codec=self.settings.codec_up,
                 stretch=0 if self.settings.merge == "all" else STRETCH,

@@ -88,6 +88,7 @@ class State:
     term: int = 1
     server: str = FIRST_SERVER  # whose term it is
     promotions: list[tuple[int, int]] = field(default_factory=list)  # term, and the lsn that it began with
+    inherited: dict[int, int] = field(default_factory=dict)  # term that a takeover began → the publish it went on from
     lsn: int = 0
     settings: RunSettings | None = None
     schema_hash: str = ""
@@ -135,6 +136,10 @@ class State:
         parting = [*self.promotions[shared : shared + 1], *promotions[shared : shared + 1]]
         return min([self.lsn, *(first - 1 for _, first in parting)])
 
+    def common_publish(self, term: int) -> int:
+        """The last publish that this history shares with all that the server of that term can have made."""
+        return min([self.publish, *(publish for began, publish in self.inherited.items() if began > term)])
+
     def staleness(self, anchor_version: int) -> int:
         """Of a delta that would be merged by the next outer step."""
         return self.version - anchor_version
@@ -159,6 +164,7 @@ class State:
             term=dumped["term"],
             server=dumped["server"],
             promotions=[(term, first) for term, first in dumped["promotions"]],
+            inherited={int(term): publish for term, publish in dumped["inherited"].items()},
             lsn=dumped["lsn"],
             settings=None if settings is None else RunSettings(**settings),
             schema_hash=dumped["schema_hash"],
@@ -264,6 +270,7 @@ class State:
         assert record.term > self.term, "terms only grow"
         self.term, self.server = record.term, record.server
         self.promotions = [*self.promotions, (record.term, lsn)]
+        self.inherited[record.term] = self.publish
 
     def _beacon(self, record: Beacon, lsn: int) -> None:
         assert record.state_hash == self.digest(), f"the state before record {lsn} is not the one that was logged"

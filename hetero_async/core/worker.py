@@ -60,6 +60,7 @@ LEASE_EVERY_MS = 500
 TURN_EVERY_MS = 1_000
 # An offer without any sign of the receiver for so long was lost on the way.
 OFFER_AGAIN_MS = 3_000
+LOST = "acknowledged by a server that was lost before any standby had it"
 
 
 class Worker:
@@ -73,6 +74,7 @@ class Worker:
         self.outbox: dict[int, Push] = {}
         self.unmerged: list[int] = []
         self.shadow = self.known_publish = -1
+        self.shadow_term = 0
         self.oldest_publish = 0
         self.window = Window(number=0, milliseconds=0, steps=1)
         self.window_ms = 0  # when it was heard
@@ -169,9 +171,12 @@ class Worker:
         self.codec, self.stretch = welcome.codec, welcome.stretch
         self.seq = max(self.seq, welcome.last_seq)
         self.known_publish = welcome.publish
-        if self.shadow > welcome.publish:
-            self.shadow = -1  # a server that fell back behind us: begin again from its snapshot
+        if self.shadow > welcome.common:
+            self.shadow = -1  # what we stand on is not the run's any more: begin again from a snapshot
         self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
+        for seq in [seq for seq in self.unmerged if seq > welcome.last_seq and seq not in self.outbox]:
+            self.unmerged.remove(seq)
+            self._owed.drops.append(Dropped(seq, LOST))
         reported = ranges.normal(stretch for push in self.outbox.values() for stretch in push.ranges)
         self._lease_number = max(self._lease_number + 1, welcome.incarnation << 32)  # fits no answer to a life before
         self._owed.regranted = ranges.difference(welcome.granted, reported)
@@ -205,7 +210,8 @@ class Worker:
         push = Push(
             incarnation=self.incarnation,
             seq=self.seq,
-            anchor=cut.anchor,
+            anchor=cut.anchor.publish,
+            anchor_term=cut.anchor.term,
             steps=cut.steps,
             ranges=cut.ranges,
             codec=cut.codec,
@@ -241,20 +247,22 @@ class Worker:
         self._offer_ms = now_ms
 
     def _measured(self, measured: Measured) -> None:
-        if self.joined:
+        if self.joined and self.shadow >= 0:
             self._owed.control.append(
                 MetricReport(
                     incarnation=self.incarnation,
                     name=measured.name,
                     value=measured.value,
-                    publish=max(0, self.shadow),
+                    publish=self.shadow,
                 )
             )
 
     # --- publishes ---
 
     def _fetched(self, fetched: Fetched) -> None:
-        self.shadow = fetched.number
+        # What came late from an earlier server may not be the run's: this one has said before what they have in common.
+        self.shadow = fetched.number if fetched.term == self.term else -1
+        self.shadow_term = fetched.term
         self._must_snapshot = False
         self.unmerged = [seq for seq in self.unmerged if seq > fetched.merged_seq]
         for seq in [seq for seq in self.outbox if seq <= fetched.merged_seq]:
@@ -325,7 +333,9 @@ class Worker:
         if now_ms - self._hello_ms < HELLO_EVERY_MS:
             return
         self._hello_ms = now_ms
-        self._owed.control.append(replace(self._hello, last_seq=self.seq, claims=self._held(vitals)))
+        self._owed.control.append(
+            replace(self._hello, last_seq=self.seq, claims=self._held(vitals), shadow_term=self.shadow_term)
+        )
 
     def _held(self, vitals: Vitals) -> Ranges:
         """All that is leased to us as far as we know: not drawn yet, drawn, or on its way in a delta."""

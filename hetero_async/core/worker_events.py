@@ -30,12 +30,20 @@ class Heard:
     term: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A publish, and the term of the server that it came from: after a takeover others may have its number."""
+
+    publish: int = 0
+    term: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """A round ended and its delta is encoded."""
 
     now_ms: int
-    anchor: int
+    anchor: Anchor
     steps: int
     ranges: Ranges
     codec: str
@@ -45,9 +53,13 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """The worker's shadow now stands at this publish, which contains its own deltas up to `merged_seq`."""
+    """The worker's shadow now stands at this publish, which contains its own deltas up to `merged_seq`.
+
+    `term` is that of the server that it came from.
+    """
 
     number: int
+    term: int
     merged_seq: int
 
 

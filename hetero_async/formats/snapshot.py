@@ -14,7 +14,7 @@ import xxhash
 
 from hetero_async.errors import ConfigError, LogCorrupt
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FIELD_TYPES: dict[str, type] = {
     "run": str,
     "lsn": int,

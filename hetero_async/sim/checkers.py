@@ -197,7 +197,7 @@ class Judge:
             if (taker := story.takers.get(position)) is not None:
                 self.violated("2", f"position {position} is counted in {name}, and in delta {taker[1]} of {taker[0]}")
         versions_per_round = len(story.active) if self.settings.merge == "per-push" else 1
-        staleness = story.version - story.publishes[push.anchor].version
+        staleness = story.version - story.base(push.anchor, push.anchor_term).version
         if staleness > self.settings.max_staleness * versions_per_round:
             self.violated("4", f"{name} is admitted {staleness} versions behind")
 

@@ -33,6 +33,7 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
+    term: int
     version: int
     shadow: torch.Tensor
     merged: dict[str, int]  # worker → up to which seq its deltas are in it
@@ -81,10 +82,10 @@ class Story:
                 self.version += 1
             case Genesis():
                 assert chapter.shadow is not None
-                self.publishes.append(Publish(0, chapter.shadow, {}))
+                self.publishes.append(Publish(chapter.term, 0, chapter.shadow, {}))
             case Published() as published:
                 assert chapter.shadow is not None
-                self.publishes.append(Publish(self.version, chapter.shadow, dict(published.merged)))
+                self.publishes.append(Publish(chapter.term, self.version, chapter.shadow, dict(published.merged)))
 
     def cut(self, lsn: int) -> dict[Key, int]:
         """End it after that record. Returns the deltas that are no part of it any more."""
@@ -96,6 +97,10 @@ class Story:
         for number in range(len(self.publishes), len(publishes)):
             self.given_up.setdefault(number, []).append(publishes[number])
         return {key: at for key, at in before.items() if key not in self.deltas}
+
+    def base(self, number: int, term: int) -> Publish:
+        """The base of a delta from that publish of that term's server, or the last before it that is the run's."""
+        return [publish for publish in self.publishes[: number + 1] if publish.term <= term][-1]
 
     def seen_as(self, number: int) -> list[Publish]:
         """What a worker that stands on this publish may have been given."""

@@ -23,6 +23,7 @@ from hetero_async.core.records import (
     Genesis,
     Joined,
     Leased,
+    Promoted,
     Published,
     Record,
     RunSettings,
@@ -31,7 +32,15 @@ from hetero_async.core.records import (
 from hetero_async.core.state import State
 
 GOOD = Push(
-    incarnation=1, seq=2, anchor=2, steps=4, ranges=((8, 16),), codec="int8", payload_bytes=9, payload_hash=b"new"
+    incarnation=1,
+    seq=2,
+    anchor=2,
+    anchor_term=1,
+    steps=4,
+    ranges=((8, 16),),
+    codec="int8",
+    payload_bytes=9,
+    payload_hash=b"new",
 )
 
 
@@ -66,6 +75,16 @@ def state() -> State:
 def test_a_good_delta_is_admitted_with_the_version_of_its_anchor(state: State) -> None:
     assert judge(state, "w", GOOD, Facts(norm=1.0)) == Admitted(1)
     assert judge(state, "w", replace(GOOD, anchor=0), Facts(norm=1.0)) == Admitted(0)
+
+
+def test_an_anchor_that_is_not_the_runs_counts_as_the_last_one_before_that_is(state: State) -> None:
+    """The worker's server had made publishes 1 and 2 as well, and its successor did not know of them."""
+    state.fold(Entry(lsn=state.lsn + 1, term=2, record=Promoted(term=2, server="b")))
+    state.inherited = {2: 0}
+    assert judge(state, "w", GOOD, Facts(norm=1.0)) == Admitted(0)
+    assert judge(state, "w", replace(GOOD, anchor_term=2), Facts(norm=1.0)) == Admitted(1)
+    state.version = 3
+    assert isinstance(judge(state, "w", GOOD, Facts(norm=1.0)), NotAdmitted)
 
 
 def test_the_same_delta_again_is_acknowledged_again_whatever_its_anchor_and_ranges(state: State) -> None:

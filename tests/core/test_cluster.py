@@ -22,7 +22,7 @@ from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSetti
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
 from hetero_async.core.worker import Worker
-from hetero_async.core.worker_events import Cut, Fetched, Heard, Vitals
+from hetero_async.core.worker_events import Anchor, Cut, Fetched, Heard, Vitals
 from hetero_async.core.worker_events import Tick as WorkerTick
 
 SEEDS, SEEDS_PER_TEST = 240, 20
@@ -194,7 +194,8 @@ class Site:
         self.payloads[machine.seq + 1] = payload
         machine.step(
             Cut(
-                now_ms=self.world.now_ms, anchor=machine.shadow, steps=self.round_steps, ranges=self.consumed,
+                now_ms=self.world.now_ms, anchor=Anchor(machine.shadow, machine.shadow_term), steps=self.round_steps,
+                ranges=self.consumed,
                 codec="int8", payload_bytes=7, payload_hash=payload.to_bytes(7),
             )
         )  # fmt: skip
@@ -246,7 +247,7 @@ class Site:
         assert self.shadow == after, "the shadow's hash"
         self.world.seen[number] = self.world.seen.get(number, after)
         assert self.world.seen[number] == after, "a publish is the same for all, before and after a crash"
-        machine.step(Fetched(number=number, merged_seq=merged.get(self.name, 0)))
+        machine.step(Fetched(number=number, term=machine.term, merged_seq=merged.get(self.name, 0)))
         self.settle()
 
     @property

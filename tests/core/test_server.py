@@ -100,7 +100,7 @@ class Bench:
         return self.say(
             worker,
             Push(
-                incarnation=member.incarnation, seq=member.last_seq + 1, anchor=anchor, steps=steps,
+                incarnation=member.incarnation, seq=member.last_seq + 1, anchor=anchor, anchor_term=1, steps=steps,
                 ranges=self.server.state.ledger.held(worker), codec="int8", payload_bytes=0,
                 payload_hash=bytes([member.last_seq]),
             ),
@@ -170,7 +170,7 @@ def test_nobody_can_report_the_samples_that_another_has_leased() -> None:
     bench.lease("b", 8)
     [(start, stop)] = bench.server.state.ledger.held("b")
     claim = Push(
-        incarnation=1, seq=1, anchor=0, steps=1, ranges=((start, stop),), codec="int8", payload_bytes=0,
+        incarnation=1, seq=1, anchor=0, anchor_term=1, steps=1, ranges=((start, stop),), codec="int8", payload_bytes=0,
         payload_hash=b"x",
     )  # fmt: skip
     [nack] = told_to("a", Nack, bench.say("a", claim))
@@ -183,7 +183,15 @@ def test_a_delta_said_again_is_acknowledged_again_and_logged_once() -> None:
     bench = Bench(merge="per-push").begin("a", "b")
     bench.lease("a", 8)
     push = Push(
-        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=0, payload_hash=b"h"
+        incarnation=1,
+        seq=1,
+        anchor=0,
+        anchor_term=1,
+        steps=1,
+        ranges=((0, 4),),
+        codec="int8",
+        payload_bytes=0,
+        payload_hash=b"h",
     )
     acks = [told_to("a", Ack, bench.say("a", push)) for _ in range(3)]
     assert acks[0] == acks[1] == acks[2] != []
@@ -194,7 +202,15 @@ def test_what_was_never_pulled_is_never_admitted() -> None:
     bench = Bench(merge="per-push").begin("a", "b")
     bench.lease("a", 8)
     push = Push(
-        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=9, payload_hash=b"h"
+        incarnation=1,
+        seq=1,
+        anchor=0,
+        anchor_term=1,
+        steps=1,
+        ranges=((0, 4),),
+        codec="int8",
+        payload_bytes=9,
+        payload_hash=b"h",
     )
     with pytest.raises(AssertionError, match="pulled"):
         bench.say("a", push)
@@ -268,7 +284,15 @@ def test_a_silent_worker_leaves_and_its_ranges_return() -> None:
     assert bench.records(Left) == [Left(worker="a", reason="not heard for 5 s")]
     assert bench.server.state.ledger.free == ((0, 64),)
     late = Push(
-        incarnation=1, seq=1, anchor=0, steps=1, ranges=((0, 8),), codec="int8", payload_bytes=0, payload_hash=b"h"
+        incarnation=1,
+        seq=1,
+        anchor=0,
+        anchor_term=1,
+        steps=1,
+        ranges=((0, 8),),
+        codec="int8",
+        payload_bytes=0,
+        payload_hash=b"h",
     )
     assert not told_to("a", Ack, bench.say("a", late))
     beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
@@ -297,7 +321,15 @@ def test_another_key_of_a_worker_is_another_life_so_that_each_delta_has_one_key(
     bench.say("a", replace(HELLO, life=b"process"))
     bench.lease("a", 8)
     push = Push(
-        incarnation=2, seq=1, anchor=0, steps=1, ranges=((0, 8),), codec="int8", payload_bytes=0, payload_hash=b"h"
+        incarnation=2,
+        seq=1,
+        anchor=0,
+        anchor_term=1,
+        steps=1,
+        ranges=((0, 8),),
+        codec="int8",
+        payload_bytes=0,
+        payload_hash=b"h",
     )
     beat = Heartbeat(incarnation=2, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
     assert told_to("a", Rejoin, bench.say("a", beat, key="renewed"))

@@ -144,6 +144,7 @@ class ServerMachine(RuleBasedStateMachine):
             incarnation=self.incarnation(worker),
             seq=seq,
             anchor=max(0, self.server.state.publish - behind),
+            anchor_term=1,
             steps=count,
             ranges=((0, count),) if stray else consumed,
             codec="int8",

@@ -174,6 +174,18 @@ def test_what_is_kept_of_the_past_is_bounded() -> None:
     assert (len(state.publish_versions), min(state.publish_versions)) == (PUBLISHES_KEPT, 1100 - PUBLISHES_KEPT)
 
 
+def test_publishes_are_in_common_with_a_server_up_to_the_takeover_that_ended_its_reign() -> None:
+    state = told(*STORY)
+    first = state.publish
+    for term in (2, 4):
+        state.fold(Entry(lsn=state.lsn + 1, term=term, record=Promoted(term=term, server="b")))
+        published = Published(number=state.publish + 1, version=state.version, codec="", merged=())
+        state.fold(Entry(lsn=state.lsn + 1, term=term, record=published))
+    common = [state.common_publish(term) for term in (0, 1, 2, 3, 4, 5)]
+    assert common == [first, first, first + 1, first + 1, first + 2, first + 2]
+    assert State.load(state.dump()) == state
+
+
 # --- two histories of one run ---
 
 

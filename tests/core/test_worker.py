@@ -29,13 +29,13 @@ from hetero_async.core.messages import (
     Welcome,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker import OFFER_AGAIN_MS, TURN_EVERY_MS, Worker
-from hetero_async.core.worker_events import Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
+from hetero_async.core.worker import LOST, OFFER_AGAIN_MS, TURN_EVERY_MS, Worker
+from hetero_async.core.worker_events import Anchor, Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
 from hetero_async.core.worker_events import Reconnected as Reconnects
 
 HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
 WELCOME = Welcome(
-    incarnation=1, last_seq=0, granted=(), publish=0, seed=7, codec="int8", stretch=4, life=b"first"
+    incarnation=1, last_seq=0, granted=(), publish=0, common=0, seed=7, codec="int8", stretch=4, life=b"first"
 )  # fmt: skip
 
 
@@ -53,7 +53,8 @@ class Bench:
     def cut(self, *consumed: tuple[int, int], anchor: int = 0) -> Owed:
         self.worker.step(
             Cut(
-                now_ms=self.now_ms, anchor=anchor, steps=4, ranges=consumed, codec="int8", payload_bytes=9,
+                now_ms=self.now_ms, anchor=Anchor(anchor, self.worker.term), steps=4, ranges=consumed, codec="int8",
+                payload_bytes=9,
                 payload_hash=b"%d" % consumed[0][0],
             )
         )  # fmt: skip
@@ -161,7 +162,8 @@ def _pushes(*numbers: int) -> Iterator[tuple[int, Push]]:
         yield (
             seq,
             Push(
-                incarnation=1, seq=seq, anchor=0, steps=1, ranges=((8 * seq, 8 * seq + 8),), codec="int8",
+                incarnation=1, seq=seq, anchor=0, anchor_term=1, steps=1, ranges=((8 * seq, 8 * seq + 8),),
+                codec="int8",
                 payload_bytes=1, payload_hash=b"h",
             ),
         )  # fmt: skip
@@ -178,7 +180,7 @@ def test_what_a_publish_contains_is_merged_and_its_lost_acknowledgement_is_made_
     for start in (0, 8, 16):
         bench.cut((start, start + 8))
     bench.hear(Ack(seq=1, lsn=9))
-    bench.worker.step(Fetched(number=1, merged_seq=2))
+    bench.worker.step(Fetched(number=1, term=0, merged_seq=2))
     assert bench.worker.unmerged == [3]
     assert bench.worker.ready().drops == [Dropped(2)]
     assert list(bench.worker.outbox) == [3]
@@ -203,10 +205,55 @@ def test_what_is_fetched_next(
 ) -> None:  # fmt: skip
     bench = Bench()
     if shadow is not None:
-        bench.worker.step(Fetched(number=shadow, merged_seq=0))
+        bench.worker.step(Fetched(number=shadow, term=0, merged_seq=0))
     for message in heard:
         bench.hear(message)
     assert bench.worker.wanted == wanted
+
+
+@pytest.mark.parametrize(
+    ("fetched_from", "common", "wanted"),
+    [
+        (1, 4, None),  # the new server goes on from there or from later
+        (1, 2, (SNAPSHOT, 5)),  # its third publish is another one
+        (2, 5, None),
+    ],
+)
+def test_what_another_server_has_published_is_kept_where_it_is_the_runs(
+    fetched_from: int, common: int, wanted: tuple[str, int] | None
+) -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    bench.worker.step(Fetched(number=3, term=1, merged_seq=0))
+    bench.hear(Beat(version=9, publish=9, oldest=1, trained=0, positions=9), term=2)
+    (hello,) = only(bench.wait(1), Hello)
+    assert isinstance(hello, Hello)
+    assert hello.shadow_term == 1
+    bench.hear(replace(WELCOME, incarnation=2, publish=5, common=common), term=2)
+    if fetched_from == 2:
+        bench.worker.step(Fetched(number=5, term=2, merged_seq=0))
+    assert bench.worker.wanted == (wanted if wanted or fetched_from == 2 else (PUBLISH, 4))
+    assert (bench.cut((0, 8), anchor=3).saves[0].anchor, bench.worker.shadow_term) == (3, fetched_from)
+
+
+def test_what_arrives_late_from_a_server_before_is_not_relied_on() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    bench.hear(replace(WELCOME, incarnation=2, publish=1, common=1), term=2)
+    bench.worker.step(Fetched(number=1, term=1, merged_seq=0))
+    assert bench.worker.wanted == (SNAPSHOT, 1)
+
+
+def test_a_delta_that_was_lost_with_its_server_is_waited_for_no_longer() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=1)
+    for start in (0, 8, 16):
+        bench.cut((start, start + 8))
+    for seq in (1, 2):
+        bench.hear(Ack(seq=seq, lsn=9 + seq), term=1)
+    welcome = replace(WELCOME, incarnation=2, last_seq=1)
+    assert bench.hear(welcome, term=2).drops == [Dropped(2, LOST)]
+    assert bench.worker.unmerged == [1, 3]
 
 
 def test_nothing_is_fetched_before_the_worker_has_joined() -> None:
@@ -219,7 +266,7 @@ def test_it_is_finished_when_it_stands_on_the_last_publish() -> None:
     assert bench.worker.progress == 0.75
     bench.hear(Finished(publish=2))
     assert (bench.worker.is_finished, bench.worker.wanted) == (False, (SNAPSHOT, 2))
-    bench.worker.step(Fetched(number=2, merged_seq=0))
+    bench.worker.step(Fetched(number=2, term=0, merged_seq=0))
     assert bench.worker.is_finished
     assert bench.worker.progress == 1.0
     assert not only(bench.wait(1000, wanted_samples=8, batch=4), LeaseRequest)

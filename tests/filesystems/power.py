@@ -167,6 +167,7 @@ def push(seq: int) -> Push:
         incarnation=1,
         seq=seq,
         anchor=0,
+        anchor_term=1,
         steps=1,
         ranges=((0, 8),),
         codec="int8",

@@ -39,7 +39,7 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="hetero-async-fuzz-", dir=SHARED_MEMORY i
 ACK = frames.encode(Ack(seq=3, lsn=17))
 PUSH = frames.encode(
     Push(
-        incarnation=1, seq=2, anchor=3, steps=4, ranges=((0, 8), (9, 11)), codec="int8", payload_bytes=9,
+        incarnation=1, seq=2, anchor=3, anchor_term=1, steps=4, ranges=((0, 8), (9, 11)), codec="int8", payload_bytes=9,
         payload_hash=bytes(16),
     )
 )  # fmt: skip

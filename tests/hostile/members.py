@@ -65,7 +65,8 @@ class Member:
                 self.incarnation, self.seq, self.offer = message.incarnation, message.last_seq + 1, None
             case Lease(ranges=ranges) if ranges and self.offer is None:
                 self.offer = Push(
-                    incarnation=self.incarnation, seq=self.seq, anchor=0, steps=1, ranges=ranges, codec="fp32",
+                    incarnation=self.incarnation, seq=self.seq, anchor=0, anchor_term=1, steps=1, ranges=ranges,
+                    codec="fp32",
                     payload_bytes=len(self.payload), payload_hash=self.payload_hash,
                 )  # fmt: skip
             case Want():

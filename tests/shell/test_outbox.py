@@ -15,6 +15,7 @@ def push(seq: int, payload: bytes) -> Push:
         incarnation=1,
         seq=seq,
         anchor=0,
+        anchor_term=1,
         steps=3,
         ranges=((0, 8),),
         codec="int8",

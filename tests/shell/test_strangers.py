@@ -34,10 +34,11 @@ HELLO = Hello(
     run="x", software="", schema_hash=bytes(16), last_seq=0, claims=(), device="", dtype="", life=bytes(8)
 )  # fmt: skip
 PUSH = Push(
-    incarnation=1, seq=1, anchor=0, steps=1, ranges=(), codec="int8", payload_bytes=1, payload_hash=bytes(16)
+    incarnation=1, seq=1, anchor=0, anchor_term=1, steps=1, ranges=(), codec="int8", payload_bytes=1,
+    payload_hash=bytes(16)
 )  # fmt: skip
 WELCOME = Welcome(
-    incarnation=1, last_seq=9, granted=(), publish=1, seed=0, codec="int8", stretch=4, life=bytes(8)
+    incarnation=1, last_seq=9, granted=(), publish=1, common=1, seed=0, codec="int8", stretch=4, life=bytes(8)
 )  # fmt: skip
 WANT = Want(kind="publish", number=1, first=0, count=8)
 

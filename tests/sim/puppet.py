@@ -120,7 +120,8 @@ class Puppet:
         self.seq += 1
         payload = encode_payload("fp32", torch.full_like(self._world.serving.model.theta, value))
         push = Push(
-            incarnation=self.incarnation, seq=self.seq, anchor=self._world.state.publish, steps=1, ranges=ranges,
+            incarnation=self.incarnation, seq=self.seq, anchor=self._world.state.publish, anchor_term=1, steps=1,
+            ranges=ranges,
             codec="fp32", payload_bytes=len(payload), payload_hash=xxhash.xxh3_128_digest(payload),
         )  # fmt: skip
         return push, payload
