@@ -321,8 +321,9 @@ class Life:
 
     def _aim(self, seen: Publish, pending: Sequence[tuple[str, bytes]]) -> tuple[torch.Tensor, int, list[int]]:
         """The right target, how many deltas of this life it takes account of, and which it cannot know of yet."""
-        nacked = self._judge.account(self._worker).nacked
-        merged = seen.merged.get(self._worker, 0)
+        judge, worker = self._judge, self._worker
+        nacked, let_go = judge.account(worker).nacked, judge.story.merged_in_vain(worker)
+        merged = seen.merged.get(worker, 0)
         open_ = [coded for coded in self._order if coded.seq == 0 or coded.seq > merged]
         left = deque(payload for _, payload in reversed(pending))
         known: list[Coded] = []
@@ -331,7 +332,7 @@ class Life:
             if left and coded.payload == left[0]:
                 left.popleft()
                 known.insert(0, coded)
-            elif coded.seq not in nacked and (self._worker, coded.seq) not in self._judge.forgiven:
+            elif not (0 < coded.seq <= let_go or coded.seq in nacked or (worker, coded.seq) in judge.forgiven):
                 missing.append(coded.seq)  # it came while this was computed: the target is not for adoption
         expected = seen.shadow.clone()
         for coded in known:

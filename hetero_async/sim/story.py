@@ -102,6 +102,11 @@ class Story:
         """The base of a delta from that publish of that term's server, or the last before it that is the run's."""
         return [publish for publish in self.publishes[: number + 1] if publish.term <= term][-1]
 
+    def merged_in_vain(self, worker: str) -> int:
+        """Up to which seq the worker may have let its deltas go, as merged by a server that was lost."""
+        given_up = [publish for publishes in self.given_up.values() for publish in publishes]
+        return max((publish.merged.get(worker, 0) for publish in given_up), default=0)
+
     def seen_as(self, number: int) -> list[Publish]:
         """What a worker that stands on this publish may have been given."""
         present = self.publishes[number : number + 1]

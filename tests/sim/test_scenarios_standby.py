@@ -119,8 +119,9 @@ def test_10_a_lost_site_is_replaced_and_all_that_was_acknowledged_is_there(
     assert not world.judge.forgiven
 
 
+@pytest.mark.parametrize("merge", ["window", "per-push", "all"])
 def test_10_a_lost_server_that_had_waited_for_nobody_takes_a_tail_with_it_that_is_named_and_trained_again(
-    tmp_path: Path,
+    tmp_path: Path, merge: str
 ) -> None:
     async def script(world: ScriptedWorld) -> None:
         await trained(world)
@@ -134,9 +135,32 @@ def test_10_a_lost_server_that_had_waited_for_nobody_takes_a_tail_with_it_that_i
         await world.until(lambda: world.is_served_by("b"), "b serves")
         await trained(world)
 
-    world = run(make_plan(samples=300, standbys=("b",), rules=LOCAL), tmp_path, script)
+    world = run(make_plan(samples=300, standbys=("b",), rules=LOCAL, merge=merge), tmp_path, script)
     assert len(world.times("b", "promoted; against it: server cannot be asked: what it alone has written down")) == 1
     assert world.judge.forgiven, "acknowledged, and gone"
+    assert reigns(world) == [(2, "b")]
+
+
+def test_10_a_worker_that_stands_on_a_publish_of_the_lost_tail_does_not_take_it_for_its_successors(
+    tmp_path: Path,
+) -> None:
+    """Both servers have made a publish of that number, and they are not the same."""
+    lost: list[int] = []
+
+    async def script(world: ScriptedWorld) -> None:
+        await trained(world)
+        world.cut(*both_ways(SERVER, "b"))
+        await trained(world, 3)
+        lost.append(world.newest["w1"].target[0])
+        world.kill(SERVER)
+        world.cut(*both_ways("site1", "b"))
+        await world.operators["b"](True)
+        await world.until(lambda: world.is_served_by("b") and world.state.publish == lost[0], "b is as far")
+        world.mend(*both_ways("site1", "b"))
+        await trained(world)
+
+    world = run(make_plan(sites=2, samples=300, standbys=("b",), rules=LOCAL), tmp_path, script)
+    assert lost[0] > 1
     assert reigns(world) == [(2, "b")]
 
 
