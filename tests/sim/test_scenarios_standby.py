@@ -127,6 +127,11 @@ def test_10_a_lost_server_that_had_waited_for_nobody_takes_a_tail_with_it_that_i
         await trained(world)
         world.cut(*both_ways(SERVER, "b"))
         await trained(world, 3)
+        if merge == "all":
+            world.kill("w1")
+            await world.until(lambda: world.state.pending, "a delta is in the log, and waits for one of w1")
+            await trio.sleep(ARRIVING_SECONDS)
+            world.release("w1")
         world.kill(SERVER)
         world.mend(*both_ways(SERVER, "b"))
         await world.operators["b"](False)
