@@ -4,6 +4,7 @@ run_local.py and run_failover.py say what becomes of them. Everything in here is
 systemd would do by hand.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -12,13 +13,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import trio
+from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import byte_gpt
@@ -38,6 +41,7 @@ STEP_SECONDS = 0.03
 LOOK_SECONDS = 0.5
 # The run is over long before; a demo that hangs must say so instead of hanging on.
 LIMIT_SECONDS = 600.0
+OUTPUTS = {"model": "model.safetensors", "loss picture": "loss.png", "report": "report.json"}
 # The server is meant to be away for a while.
 NOISE = frozenset({"server not reached", "server reached"})
 
@@ -169,3 +173,29 @@ def losses(model: Path) -> dict[str, float]:
 def told_kills(story: Story) -> list[dict[str, Any]]:
     """As a report's JSON has them."""
     return [{"seconds": round(seconds, 1), "who": who} for seconds, who in story.kills]
+
+
+def options(description: str, *, directory: str, samples: int) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--directory", type=Path, default=Path(directory))
+    parser.add_argument("--samples", type=int, default=samples)
+    return parser.parse_args()
+
+
+def outputs(config: RunConfig) -> dict[str, Path]:
+    """Where the results lie, by what they are."""
+    return {name: config.directory / file for name, file in OUTPUTS.items()}
+
+
+def curve(report: dict[str, Any], story: Story) -> list[tuple[float, float]]:
+    """The loss against time."""
+    return [(0.0, report["loss_start"]), *story.losses, (story.trained, report["loss_end"])]
+
+
+def show(rows: Sequence[tuple[str, str]], report: dict[str, Any], paths: dict[str, Path], console: Console) -> None:
+    table = Table(show_header=False, title="what came of it")
+    table.add_row("validation loss", f"{report['loss_start']:.2f} → [bold]{report['loss_end']:.2f}[/] nats/byte")
+    results = [(name, str(path)) for name, path in paths.items()]
+    for name, told in [*rows, ("took", f"{report['seconds']:.0f} s"), *results]:
+        table.add_row(name, told)
+    console.print(table)

@@ -8,7 +8,6 @@ comes back: its workers, and its old server as a standby, which cuts off what it
 figures and a picture in runs/failover.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from conductor import SITES, TRAINING, Conductor, clear, free_address, losses, told_kills
+from conductor import SITES, TRAINING, Conductor, clear, curve, free_address, losses, options, outputs, show, told_kills
 from etcd_local import LocalCluster, require_etcd
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from hetero_async import assembly, looking
 from hetero_async.complaints import SERVER
@@ -39,7 +37,6 @@ KILL_AT, RETURN_AT = 0.5, 0.7
 LEASE_SECONDS = 2.0
 # An acknowledgement is seen so much later than it is noted, at most: it is in takeover_seconds.
 NOTE_LOOK_SECONDS = 0.02
-OUTPUTS = {"model": "model.safetensors", "loss picture": "loss.png", "report": "report.json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,34 +176,27 @@ def figures(conductor: SiteLoss, new: Verdict, old: Verdict, model: Path) -> dic
     }
 
 
-def show(report: dict[str, Any], paths: dict[str, Path], console: Console) -> None:
-    table = Table(show_header=False, title="what came of it")
+def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     [kill] = report["kills"]
-    table.add_row("killed", f"{kill['who']} at {kill['seconds']:.0f} s")
-    table.add_row("first acknowledgement by the new server", f"[bold]{report['takeover_seconds']:.1f} s[/] later")
-    table.add_row("acknowledged deltas lost", f"[bold]{report['acknowledged_lost']}[/] of {report['acknowledged']}")
-    table.add_row("samples counted twice", f"{report['samples_counted_twice']} of {report['samples_trained']}")
-    table.add_row("state hash verified", f"{report['verify']}, {report['state_hash']}")
-    table.add_row("validation loss", f"{report['loss_start']:.2f} → [bold]{report['loss_end']:.2f}[/] nats/byte")
     level = "level at the end, to the bit" if report["old_server_level"] else "NOT level at the end"
     cut = f"{report['records_cut']} records that were never confirmed"
-    table.add_row("the old server", f"back at {report['returned_seconds']:.0f} s as a standby; cut {cut}; {level}")
-    table.add_row("took", f"{report['seconds']:.0f} s")
-    for name, path in paths.items():
-        table.add_row(name, str(path))
-    console.print(table)
+    return [
+        ("killed", f"{kill['who']} at {kill['seconds']:.0f} s"),
+        ("first acknowledgement by the new server", f"[bold]{report['takeover_seconds']:.1f} s[/] later"),
+        ("acknowledged deltas lost", f"[bold]{report['acknowledged_lost']}[/] of {report['acknowledged']}"),
+        ("samples counted twice", f"{report['samples_counted_twice']} of {report['samples_trained']}"),
+        ("state hash verified", f"{report['verify']}, {report['state_hash']}"),
+        ("the old server", f"back at {report['returned_seconds']:.0f} s as a standby; cut {cut}; {level}"),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", type=Path, default=Path("runs/failover"))
-    parser.add_argument("--samples", type=int, default=60_000)
-    options = parser.parse_args()
+    given = options(__doc__, directory="runs/failover", samples=60_000)
     try:
         require_etcd()
-        clear(options.directory)
-        with LocalCluster(options.directory / "etcd") as cluster:
-            lose_a_site(prepare(options.directory, options.samples, cluster.urls), cluster)
+        clear(given.directory)
+        with LocalCluster(given.directory / "etcd") as cluster:
+            lose_a_site(prepare(given.directory, given.samples, cluster.urls), cluster)
     except HeteroAsyncError as error:
         sys.exit(f"error: {error}")
 
@@ -227,21 +217,20 @@ def lose_a_site(config: RunConfig, cluster: LocalCluster) -> None:
 
 def finish(conductor: SiteLoss, console: Console) -> None:
     config, story = conductor.config, conductor.story
-    paths = {name: config.directory / file for name, file in OUTPUTS.items()}
+    paths = outputs(config)
     looking.export(config, paths["model"])
     new = looking.verify_directory(config.node(STANDBY).log, lambda _: None)
     old = looking.verify_directory(config.log, lambda _: None)
     report = figures(conductor, new, old, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
-    points = [(0.0, report["loss_start"]), *story.losses, (story.trained, report["loss_end"])]
     [(killed, who)] = story.kills
     marks = [
         (killed, f"{who} killed"),
         (killed + report["takeover_seconds"], f"{STANDBY} has taken over"),
         (conductor.returned, f"{LOST_SITE} is back"),
     ]
-    draw_loss(points, marks, paths["loss picture"], title="one model, three sites, the server's one lost")
-    show(report, paths, console)
+    draw_loss(curve(report, story), marks, paths["loss picture"], title="one model, three sites, the server's one lost")
+    show(rows(report), report, paths, console)
     if report["acknowledged_lost"] or report["verify"] != "ok" or not report["old_server_level"]:
         sys.exit("error: a promise was broken: see above")
 

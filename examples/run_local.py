@@ -6,7 +6,6 @@ conductor.py starts the processes; here is what becomes of them: a worker is kil
 again. It ends with the figures and a picture in runs/local.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from conductor import SITES, TRAINING, Conductor, clear, free_address, losses, told_kills
+from conductor import SITES, TRAINING, Conductor, clear, curve, free_address, losses, options, outputs, show, told_kills
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from safetensors.numpy import load_file
 
 from hetero_async import assembly, looking
@@ -29,7 +27,6 @@ from hetero_async.watch.verify import Verdict
 KILL_WORKER_AT, KILL_SERVER_AT = 0.3, 0.6
 VICTIM = "amsterdam-1"
 SERVER_AWAY_SECONDS = 3.0
-OUTPUTS = {"model": "model.safetensors", "loss picture": "loss.png", "report": "report.json"}
 
 
 class TwoKills(Conductor):
@@ -95,30 +92,26 @@ def figures(conductor: TwoKills, verdict: Verdict, model: Path) -> dict[str, Any
     }
 
 
-def show(report: dict[str, Any], paths: dict[str, Path], console: Console) -> None:
-    table = Table(show_header=False, title="what came of it")
+def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     saving = report["bytes_data_parallel"] / report["bytes_wire"]
-    table.add_row("validation loss", f"{report['loss_start']:.2f} → [bold]{report['loss_end']:.2f}[/] nats/byte")
-    table.add_row("deltas", f"{report['deltas_acknowledged']} acknowledged, {report['deltas_lost']} lost, "
-                  f"{report['deltas_refused']} refused")  # fmt: skip
-    table.add_row("samples", f"{report['samples_trained']} trained, {report['samples_counted_twice']} counted twice")
-    table.add_row("verify", report["verify"])
-    table.add_row("bytes on the wire", f"{report['bytes_wire'] / 1e6:.1f} MB, {saving:.0f} times fewer than the "
-                  f"{report['bytes_data_parallel'] / 1e9:.1f} GB of fp32 data-parallel")  # fmt: skip
-    table.add_row("killed", ", ".join(f"{kill['who']} at {kill['seconds']:.0f} s" for kill in report["kills"]))
-    table.add_row("took", f"{report['seconds']:.0f} s")
-    for name, path in paths.items():
-        table.add_row(name, str(path))
-    console.print(table)
+    acknowledged, lost, refused = (report[f"deltas_{fate}"] for fate in ("acknowledged", "lost", "refused"))
+    wire, data_parallel = report["bytes_wire"] / 1e6, report["bytes_data_parallel"] / 1e9
+    return [
+        ("deltas", f"{acknowledged} acknowledged, {lost} lost, {refused} refused"),
+        ("samples", f"{report['samples_trained']} trained, {report['samples_counted_twice']} counted twice"),
+        ("verify", report["verify"]),
+        (
+            "bytes on the wire",
+            f"{wire:.1f} MB, {saving:.0f} times fewer than the {data_parallel:.1f} GB of fp32 data-parallel",
+        ),
+        ("killed", ", ".join(f"{kill['who']} at {kill['seconds']:.0f} s" for kill in report["kills"])),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", type=Path, default=Path("runs/local"))
-    parser.add_argument("--samples", type=int, default=72_000)
-    options = parser.parse_args()
+    given = options(__doc__, directory="runs/local", samples=72_000)
     console = Console()
-    config = prepare(options.directory, options.samples)
+    config = prepare(given.directory, given.samples)
     console.print(f"run in {config.directory}; what each process says is in its logs/", soft_wrap=True)
     conductor = TwoKills(config)
     try:
@@ -134,15 +127,14 @@ def main() -> None:
 
 def finish(conductor: TwoKills, console: Console) -> None:
     config, story = conductor.config, conductor.story
-    paths = {name: config.directory / file for name, file in OUTPUTS.items()}
+    paths = outputs(config)
     looking.export(config, paths["model"])
     verdict = looking.verify_directory(config.log, lambda _: None)
     report = figures(conductor, verdict, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
-    points = [(0.0, report["loss_start"]), *story.losses, (story.trained, report["loss_end"])]
     kills = [(seconds, f"{who} killed") for seconds, who in story.kills]
-    draw_loss(points, kills, paths["loss picture"], title="one model, three sites, two kills")
-    show(report, paths, console)
+    draw_loss(curve(report, story), kills, paths["loss picture"], title="one model, three sites, two kills")
+    show(rows(report), report, paths, console)
 
 
 if __name__ == "__main__":

@@ -115,3 +115,13 @@ class Node:
                 assert not archiving.alarm
 
         trio.run(finish)
+
+
+def node_of(run: SmallRun, directory: Path) -> Node:
+    """Several closed segments, an open one, and two checkpoints."""
+    node = Node(directory)
+    node.append(run.entries)
+    for records in (10, 20):
+        node.save(run.entries[:records])
+    assert len(node.segments()) > 3
+    return node

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from archives import PATIENCE_SECONDS, Node, small_run
+from archives import PATIENCE_SECONDS, Node, node_of, small_run
 from shell.bucket import REQUEST_SECONDS, proxied, s3_server
 from small_run import SmallRun
 
@@ -27,13 +27,7 @@ def run() -> SmallRun:
 
 @pytest.fixture
 def node(tmp_path: Path, run: SmallRun) -> Node:
-    """Several closed segments, an open one, and two checkpoints."""
-    node = Node(tmp_path / "node")
-    node.append(run.entries)
-    node.save(run.entries[:10])
-    node.save(run.entries[:20])
-    assert len(node.segments()) > 3
-    return node
+    return node_of(run, tmp_path / "node")
 
 
 @pytest.fixture

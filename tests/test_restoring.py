@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from archives import RUN, Node, replayed, small_run
+from archives import RUN, Node, node_of, replayed, small_run
 from e2e.harness import Run
 from e2e.test_cli import forked
 from shell.bucket import REQUEST_SECONDS, proxied, s3_server
@@ -36,11 +36,7 @@ def run() -> SmallRun:
 
 @pytest.fixture
 def node(tmp_path: Path, run: SmallRun) -> Node:
-    node = Node(tmp_path / "node")
-    node.append(run.entries)
-    node.save(run.entries[:10])
-    node.save(run.entries[:20])
-    return node
+    return node_of(run, tmp_path / "node")
 
 
 def restore(directory: Path, url: str, run_name: str = "") -> Restored:
