@@ -55,11 +55,11 @@ class Storm:
     async def through(self, server: Life) -> Life:
         """The server that is there afterwards."""
         links: dict[str, DialLink] = {}
+        self.peak_bytes.append(peak_bytes(server.pid))
         async with trio.open_nursery() as nursery:
             for worker in self.workers:
                 links[worker] = await nursery.start(self._open, worker)
             await self._all_served(links)
-            self.peak_bytes.append(peak_bytes(server.pid))
             server.signal(signal.SIGKILL)
             server.ending()
             with trio.fail_after(SERVED_SECONDS):
