@@ -6,7 +6,8 @@ their headers (the bytes lie in the outbox) and of parameters only publish numbe
 Rules
 1. A delta is saved to the outbox before the first word about it is sent; it stays there until answered.
 2. One delta is offered at a time, in the order of their seq, with the same bytes each time.
-3. A server of a lower term than one that was heard before is not heeded; that of a higher term is joined anew.
+3. A server of a lower term than one that was heard before is not heeded and is left, for it may answer for as long as
+   it lives; that of a higher term is joined anew.
 4. `unmerged` are the own deltas that the worker's shadow does not contain yet: acknowledged or not, never refused.
 """
 
@@ -98,6 +99,7 @@ class Worker:
             case Heard():
                 self._notice_term(event.term)
                 if event.term not in (0, self.term):
+                    self._turn_away(event.now_ms)
                     return
                 if event.term == 0 and isinstance(event.message, Wait):
                     self._turn_away(event.now_ms)
@@ -152,7 +154,7 @@ class Worker:
                 self._hello_ms = -(10**9)
 
     def _turn_away(self, now_ms: int) -> None:
-        """From whoever knows of no server either; not faster than a server is found."""
+        """From whoever knows of no server either, or is deposed; not faster than a server is found."""
         if now_ms - self._turned_ms >= TURN_EVERY_MS:
             self._turned_ms = now_ms
             self._owed.turn = ""

@@ -405,6 +405,19 @@ def test_a_server_that_may_have_been_deposed_sends_it_to_any_other_and_not_faste
     assert bench.wait(TURN_EVERY_MS) and bench.hear(away, term=1).turn == ""
 
 
+def test_a_deposed_server_that_goes_on_answering_is_not_heeded_and_left_for_another() -> None:
+    bench = Bench(joined=False)
+    bench.hear(WELCOME, term=2)
+    bench.cut((0, 4))
+    beat = Beat(version=9, publish=9, oldest=0, trained=0, positions=8)
+    owed = bench.hear(beat, term=1)
+    assert owed.turn == "" and bench.worker.joined
+    assert bench.worker.known_publish == 0
+    assert bench.hear(Redirect(server="", term=1), term=1).turn is None, "the way is still being changed"
+    bench.wait(TURN_EVERY_MS)
+    assert bench.hear(Ack(seq=1, lsn=5), term=1) == Owed(turn="")
+
+
 def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:
     bench = Bench(joined=False)
     assert bench.hear(Provide()).provide

@@ -30,6 +30,7 @@ class SpreadRun(Run):
         server: dict[str, Any] | None = None,
         standbys: Sequence[str] = (),
         etcd: Sequence[str] = (),
+        lease_seconds: float = LEASE_SECONDS,
         connection_seconds: float = 0.0,
         **options: Any,
     ) -> None:
@@ -41,7 +42,7 @@ class SpreadRun(Run):
             sites=workers,
             server={"site": home, **self.place(home)} | (server or {}),
             standbys=standbys,
-            witness={"etcd": list(etcd), "lease_seconds": LEASE_SECONDS},
+            witness={"etcd": list(etcd), "lease_seconds": lease_seconds},
             **options,
         )
         self.connection_seconds = connection_seconds

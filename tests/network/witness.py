@@ -10,11 +10,14 @@ import trio
 from network.sites import Sites
 
 from hetero_async.core.reign import Sighting
+from hetero_async.errors import WitnessAway
 from hetero_async.shell.witness import open_witness
 
 CLIENT_PORT, PEER_PORT = 2379, 2380
 # As long as a member that is loaded by the tests around it may take to be heard, and short for the sake of the tests.
 HEARTBEAT_MS, ELECTION_MS = 50, 500
+# A question that met members that are not up yet, or choose a leader, is asked again for so long.
+ANSWER_SECONDS, ASK_AGAIN_SECONDS = 60.0, 0.1
 
 
 class Members:
@@ -66,8 +69,15 @@ class Members:
         """What the witness says to somebody who asks on that host, by the product's own question."""
 
         async def look() -> Sighting:
+            ends_at = trio.current_time() + ANSWER_SECONDS
             async with open_witness(self.urls, run, lease_seconds) as witness:
-                return await witness.look()
+                while True:
+                    try:
+                        return await witness.look()
+                    except WitnessAway:
+                        if trio.current_time() > ends_at:
+                            raise
+                    await trio.sleep(ASK_AGAIN_SECONDS)
 
         return self._sites.inside(host, lambda: trio.run(look))
 
