@@ -23,13 +23,13 @@ from hetero_async.transfers import STALL_MS, Pull, send_chunks
 
 UPLOAD_CHECK_SECONDS = 1.0
 # What uploads may hold in memory, all together; of a large model so many at a time, however large they are.
-UPLOAD_BYTES_MAX = 64 * 1024 * 1024
-UPLOADS_MIN = 4
+UPLOAD_BYTES_MAX = 48 * 1024 * 1024
+UPLOADS_MIN = 3
 # An upload without any new chunk for so long is dropped; its worker offers it again when it can.
 UPLOAD_IDLE_MS = 60_000
 # Admitted and not merged yet, of one worker: what it has beyond that it offers again after the next merge.
 PENDING_MAX = 8
-# Deltas are unpacked one at a time to be looked at: each takes several times its size while that lasts.
+# Uploads are unpacked one at a time to be looked at: each takes several times its size while that lasts.
 INSPECTIONS_MAX = 1
 # Hashes of the objects handed out lately: each is made once, not once a chunk and worker.
 HASHES_KEPT = 64
@@ -206,8 +206,12 @@ class Bulk:
         if isinstance(offer, Push):
             await self._decide_on(incoming, offer, payload, facts)
         else:
-            self.decided(incoming.peer.worker)
-            await self._provided(incoming, payload)
+            try:
+                await self._provided(incoming, payload)
+            finally:
+                self.decided(
+                    incoming.peer.worker
+                )  # now, or the same would be pulled beside it as often as it is offered
 
     async def _decide_on(self, incoming: Incoming, push: Push, payload: bytes, facts: Facts) -> None:
         received = Received(
@@ -225,11 +229,12 @@ class Bulk:
         if incoming.peer.worker not in self.schemas:
             return  # the run has begun with another's
         schema, schema_hash = self.schemas[incoming.peer.worker]
-        facts = await self._blocking(self._model.inspect_initial, schema, upload)
-        if facts.refusal:
-            self._refused(incoming, facts.refusal.reason)
-            return
-        payload, parameters_hash = await self._blocking(self._model.genesis_payload, schema, upload)
+        async with self._inspecting:
+            facts = await self._blocking(self._model.inspect_initial, schema, upload)
+            if facts.refusal:
+                self._refused(incoming, facts.refusal.reason)
+                return
+            payload, parameters_hash = await self._blocking(self._model.genesis_payload, schema, upload)
         provided = Provided(
             now_ms=_now_ms(),
             worker=incoming.peer.worker,

@@ -75,9 +75,10 @@ class Assembly:
         return self._missing == 0
 
     def result(self) -> bytes:
-        """The whole object. Raises PeerError when it is not the one that was announced."""
+        """The whole object, once: its chunks are let go. Raises PeerError when it is not the one that was announced."""
         assert self.complete, f"{self._missing} chunks are missing"
-        whole = b"".join(chunk for chunk in self._chunks if chunk is not None)
+        chunks, self._chunks = self._chunks, []
+        whole = b"".join(chunk for chunk in chunks if chunk is not None)
         if xxhash.xxh3_128_digest(whole) != self.total_hash:
             raise PeerError(f"an object of {self.total_bytes} bytes arrived with another hash than was announced")
         return whole

@@ -4,17 +4,21 @@ shell/store.py writes and reads them. The manifest vouches for both: it carries 
 """
 
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
-import safetensors.numpy
 import xxhash
 
 from hetero_async.errors import ConfigError, LogCorrupt
 
 FORMAT_VERSION = 3
+# The safetensors format: the length of its head, the head in JSON filled up with blanks, the arrays.
+HEAD_LENGTH = struct.Struct("<Q")
+HEAD_ALIGNMENT_BYTES = 8
+DTYPES = {"float64": "F64", "int64": "I64", "float32": "F32", "uint8": "U8"}
 FIELD_TYPES: dict[str, type] = {
     "run": str,
     "lsn": int,
@@ -39,9 +43,20 @@ class Manifest:
     file_hash: bytes  # xxh3_128 of model.safetensors
 
 
-def encode_arrays(arrays: Mapping[str, numpy.ndarray]) -> bytes:
-    """The safetensors file. It is written from each array's address, hence in C order."""
-    return safetensors.numpy.save({name: numpy.asarray(array, order="C") for name, array in arrays.items()})
+def encode_arrays(arrays: Mapping[str, numpy.ndarray]) -> list[bytes | memoryview]:
+    """The safetensors file in pieces: what it says of the arrays, then each one's own memory, which is not copied.
+
+    `safetensors` itself makes one piece of it, as large as all arrays together.
+    """
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # as `safetensors` does
+    described, pieces, end = {}, list[bytes | memoryview](), 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        described[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (start, end)}
+        pieces.append(numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8).data)
+    head = json.dumps(described, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % HEAD_ALIGNMENT_BYTES)
+    return [HEAD_LENGTH.pack(len(head)) + head, *pieces]
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -119,6 +119,11 @@ def write_all(disk: Disk, descriptor: int, buffers: Sequence[bytes | memoryview]
 
 
 def write_durably(path: Path, content: bytes, disk: Disk = DISK) -> None:
+    """As `write_pieces_durably`, of one piece."""
+    write_pieces_durably(path, [content], disk)
+
+
+def write_pieces_durably(path: Path, content: Sequence[bytes | memoryview], disk: Disk = DISK) -> None:
     """Whole and on stable storage, or not there at all. Raises DiskFull and OSError; a file of the name stays then."""
     temporary = path.with_name(f"{path.name}.new")
     try:
@@ -140,10 +145,10 @@ def sync_directory(directory: Path, disk: Disk = DISK) -> None:
         os.close(descriptor)
 
 
-def _write_new(path: Path, content: bytes, disk: Disk) -> None:
+def _write_new(path: Path, content: Sequence[bytes | memoryview], disk: Disk) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        write_all(disk, descriptor, [content], 0)
+        write_all(disk, descriptor, content, 0)
         disk.fsync(descriptor)
     finally:
         os.close(descriptor)

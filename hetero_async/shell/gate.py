@@ -38,11 +38,18 @@ class Seldom:
 
     def is_due(self, subject: object) -> bool:
         start = trio.current_time() - COMPLAIN_EVERY_SECONDS
+        if self._spoken.get(subject, start) > start:
+            return False
         self._spoken = {known: at for known, at in self._spoken.items() if at > start}
-        if subject in self._spoken or len(self._spoken) >= self._subjects_max:
+        if len(self._spoken) >= self._subjects_max:
             return False
         self._spoken[subject] = trio.current_time()
         return True
+
+
+def key_of(frame: zmq.Frame) -> bytes:
+    """The key of the connection that this frame came over."""
+    return str(frame.get("User-Id")).encode()
 
 
 def open_judge(context: "zmq.Context[zmq.Socket[bytes]]") -> TrioSocket:
@@ -87,9 +94,8 @@ class Gate:
             self._observer.event("refused key", key=told, address=address.decode(), reason=reason)
         return [version, request_id, b"400", b"not allowed", b"", b""]
 
-    def sender(self, frame: zmq.Frame) -> Peer | None:
-        """Who sent this frame, by the key of the connection it came over; None if he is not let in (any more)."""
-        key = str(frame.get("User-Id")).encode()
+    def sender(self, key: bytes) -> Peer | None:
+        """Whose message that is; None if he is not let in (any more)."""
         peer = self.admitted(key)
         if peer is None:
             self.refused("refused message", key, reason="its key is not in allowed.json any more")
@@ -106,5 +112,7 @@ class Gate:
         self.refusals += 1
         is_due = self._complaints.is_due((event, key))
         if is_due:
+            if (peer := self.admitted(key)) is not None:
+                fields = {"worker": peer.worker, **fields}
             self._observer.event(event, key=key.decode(), **fields)
         return is_due

@@ -17,9 +17,9 @@ from pathlib import Path
 import trio
 import zmq
 
-from hetero_async.core.messages import ANSWERS, QUESTIONS, SAID_BY, Message, Refused
+from hetero_async.core.messages import ANSWERS, QUESTIONS, SAID_BY, Message, Refused, Want
 from hetero_async.errors import PeerError
-from hetero_async.ports import Incoming, Observer, Peer
+from hetero_async.ports import Incoming, Observer
 from hetero_async.quarantine import Quarantine
 from hetero_async.shell import gate, wire
 from hetero_async.shell.gate import Gate
@@ -27,8 +27,12 @@ from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.quota import Quota
 from hetero_async.shell.sockets import TrioSocket
 
-# Of all keys together, received on one lane and not yet read by the loop.
-HELD_BYTES_MAX = 24 * 1024 * 1024
+# Of all keys together, received on one lane unasked and not yet read by the loop.
+HELD_BYTES_MAX = 8 * 1024 * 1024
+# So long a lane reads at once before others get their turn, and so many messages its reader. Shorter bursts would leave
+# to libzmq's thread, which does not share its turns with anybody here, what it receives in between.
+BURST_SECONDS_MAX = 0.05
+BURST_MESSAGES_MAX = 32
 SOFTWARE = importlib.metadata.version("hetero-async")
 
 
@@ -38,6 +42,14 @@ class Traffic:
 
     bytes_up: int = 0
     bytes_down: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Received and not yet read; `unasked_bytes` count against what all keys may hold together."""
+
+    incoming: Incoming
+    unasked_bytes: int
 
 
 class ServerLane:
@@ -51,32 +63,57 @@ class ServerLane:
         self._quota = Quota(settings.messages_per_second, settings.bytes_per_second)
         self._in_flight: Counter[bytes] = Counter()  # by key: received, and not yet read by the loop
         self._in_flight_max = settings.in_flight
-        self._held_bytes = 0
-        self._arrived, self._inbox = trio.open_memory_channel[Incoming](math.inf)  # bounded for each key
+        self._asked: Counter[bytes] = Counter()  # by key: chunks that we asked for, and that may still come
+        self._held_bytes = 0  # of what nobody asked for
+        self._arrived, self._inbox = trio.open_memory_channel[Held](math.inf)  # bounded for each key
+        self._read_at_once = 0
 
     async def listen(self) -> None:
-        """Read at once whatever comes, until cancelled: a key that is faster than the loop loses what is too much."""
-        while True:
-            incoming = self._accepted(await self._socket.receive())
-            if incoming is None:
-                continue
-            is_full = self._held_bytes + len(incoming.payload) > HELD_BYTES_MAX
-            if is_full or self._in_flight[incoming.peer.key] == self._in_flight_max:
-                self._refuse_too_much(incoming.peer)
-                continue
-            self._in_flight[incoming.peer.key] += 1
-            self._held_bytes += len(incoming.payload)
-            self._arrived.send_nowait(incoming)
+        """Read at once whatever comes, until cancelled: a key that is faster than the loop loses what is too much.
 
-    def _refuse_too_much(self, peer: Peer) -> None:
+        All that is there, not a message each time the loop comes round: libzmq, in a thread of its own, would go on
+        receiving more than that, and its queue for the control lane has no limit (wire.listen says why).
+        """
+        while True:
+            frames: list[wire.Frame] | None = await self._socket.receive()
+            ends = trio.current_time() + BURST_SECONDS_MAX
+            while frames is not None:
+                self._take(frames)
+                frames = self._socket.try_receive() if trio.current_time() < ends else None
+
+    def _take(self, frames: list[wire.Frame]) -> None:
+        incoming = self._accepted(frames)
+        if incoming is None:
+            return
+        key, unasked_bytes = incoming.peer.key, len(incoming.payload)
+        if self._asked[key] and unasked_bytes:
+            self._asked[key] -= 1
+            unasked_bytes = 0
+        self._in_flight[key] += 1
+        self._held_bytes += unasked_bytes
+        self._arrived.send_nowait(Held(incoming, unasked_bytes))
+
+    def _has_room(self, key: bytes, size: int) -> bool:
+        """What was asked for has its room where it is asked for (bulk.py), and nobody can take it away."""
+        is_within = self._asked[key] > 0 or self._held_bytes + size <= HELD_BYTES_MAX
+        return is_within and self._in_flight[key] < self._in_flight_max
+
+    def _refuse_too_much(self, key: bytes) -> None:
         """No strike: a script may record too much, and our own loop may be slow."""
-        self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason="it says too much at once")
+        self._link.gate.refused("refused message", key, reason="it says too much at once")
 
     async def receive(self) -> Incoming:
-        incoming = await self._inbox.receive()
-        self._in_flight[incoming.peer.key] -= 1
-        self._held_bytes -= len(incoming.payload)
-        return incoming
+        """Does not let others run each time: their turns would come between any two messages of a flood."""
+        self._read_at_once = (self._read_at_once + 1) % BURST_MESSAGES_MAX
+        try:
+            if self._read_at_once == 0:
+                raise trio.WouldBlock
+            held = self._inbox.receive_nowait()
+        except trio.WouldBlock:
+            held = await self._inbox.receive()
+        self._in_flight[held.incoming.peer.key] -= 1
+        self._held_bytes -= held.unasked_bytes
+        return held.incoming
 
     async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         await trio.lowlevel.checkpoint()
@@ -88,22 +125,25 @@ class ServerLane:
         is_sent = self._socket.try_send([route, *parts])
         if is_sent:
             self._link.count_down(key, sum(map(len, parts)))
+            if isinstance(message, Want):
+                self._asked[key] = min(self._asked[key] + message.count, self._in_flight_max)
         return is_sent
 
     def _accepted(self, frames: list[zmq.Frame]) -> Incoming | None:
         route, *parts = frames
-        peer = self._link.gate.sender(frames[-1])
-        if peer is None:
+        key, size = gate.key_of(frames[-1]), wire.size(parts)
+        self._link.count_up(key, size)
+        # First of all, and before anything is copied: refusing must cost less than libzmq's thread takes to receive.
+        if not self._quota.take(key, size) or not self._has_room(key, size):
+            self._refuse_too_much(key)
             return None
-        size = wire.size(parts)
-        self._link.count_up(peer.key, size)
-        if not self._quota.take(peer.key, size):
-            self._refuse_too_much(peer)
+        peer = self._link.gate.sender(key)
+        if peer is None:
             return None
         try:
             term, message, payload = wire.unpack(parts)
         except PeerError as error:
-            if self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=str(error)):
+            if self._link.gate.refused("refused message", peer.key, reason=str(error)):
                 # Other software, most likely: this message is one that does not change.
                 told = Refused(reason=f"hetero-async {SOFTWARE} does not understand what you say: {error}")
                 self._socket.try_send([route.bytes, *wire.pack(told, b"")])
@@ -111,7 +151,7 @@ class ServerLane:
             return None
         if not isinstance(message, SAID_BY[peer.role]):
             reason = f"{type(message).__name__} is not for a {peer.role} to say"
-            self._link.gate.refused("refused message", peer.key, worker=peer.worker, reason=reason)
+            self._link.gate.refused("refused message", peer.key, reason=reason)
             self._link.quarantine.strike(peer, reason)
             return None
         (self._askers if isinstance(message, QUESTIONS) else self._routes)[peer.key] = route.bytes

@@ -6,7 +6,9 @@ both its files are durable.
 
 import mmap
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import safetensors.numpy
 import xxhash
@@ -15,7 +17,17 @@ from hetero_async.errors import ConfigError, DiskFull, LogCorrupt
 from hetero_async.formats.segment import BLOCK_BYTES
 from hetero_async.formats.snapshot import Manifest, decode_manifest, encode_arrays, encode_manifest
 from hetero_async.ports import Blocking, Checkpoint, ModelSnapshot
-from hetero_async.shell.disk import DISK, Disk, fatal, fatal_unless_full, sync_directory, write_durably
+from hetero_async.shell.disk import (
+    DISK,
+    Disk,
+    fatal,
+    fatal_unless_full,
+    sync_directory,
+    write_durably,
+    write_pieces_durably,
+)
+
+Pieces: TypeAlias = Sequence[bytes | memoryview]
 
 KEPT = 2  # so that one may be damaged
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
@@ -90,7 +102,7 @@ class CheckpointStore:
         if manifest.run != self.run:
             raise ConfigError(f'the checkpoint that came belongs to run "{manifest.run}", not "{self.run}"')
         self._prepare()
-        self._replace(manifest.lsn, packed, arrays)
+        self._replace(manifest.lsn, packed, [arrays])
         return self.load(manifest.lsn)
 
     def drop_after(self, lsn: int) -> None:
@@ -123,7 +135,7 @@ class CheckpointStore:
             sync_directory(self.directory.parent, self._disk)
             self._remove_unfinished()
 
-    def _replace(self, lsn: int, manifest: bytes, arrays: bytes) -> None:
+    def _replace(self, lsn: int, manifest: bytes, arrays: Pieces) -> None:
         if lsn in self.lsns():
             self._drop(lsn)
         try:
@@ -136,11 +148,11 @@ class CheckpointStore:
         self._verified(lsn)
         self._damaged.discard(lsn)
 
-    def _write(self, lsn: int, manifest: bytes, arrays: bytes) -> None:
+    def _write(self, lsn: int, manifest: bytes, arrays: Pieces) -> None:
         path = self._path(lsn)
         unfinished = path.with_suffix(UNFINISHED)
         unfinished.mkdir()
-        write_durably(unfinished / MODEL, arrays, self._disk)
+        write_pieces_durably(unfinished / MODEL, arrays, self._disk)
         write_durably(unfinished / MANIFEST, manifest, self._disk)
         self._disk.rename(unfinished, path)
         sync_directory(self.directory, self._disk)
@@ -191,7 +203,10 @@ def _file_hash(path: Path) -> bytes:
     return file_hash.digest()
 
 
-def _manifest(checkpoint: Checkpoint, arrays: bytes) -> bytes:
+def _manifest(checkpoint: Checkpoint, arrays: Pieces) -> bytes:
+    file_hash = xxhash.xxh3_128()
+    for piece in arrays:
+        file_hash.update(piece)
     return encode_manifest(
         Manifest(
             run=checkpoint.run,
@@ -201,6 +216,6 @@ def _manifest(checkpoint: Checkpoint, arrays: bytes) -> bytes:
             state=checkpoint.state,
             state_hash=checkpoint.state_hash,
             model_hash=checkpoint.model.model_hash,
-            file_hash=xxhash.xxh3_128_digest(arrays),
+            file_hash=file_hash.digest(),
         )
     )

@@ -35,13 +35,15 @@ FRAME_BYTES_MAX = max(CHUNK_BYTES, TERM.size + HEADER_BYTES_MAX)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a lane's sockets are set. Times in milliseconds, queues in messages for each peer.
+    """How a lane's sockets are set. Times in milliseconds, queues in messages for each connection.
 
-    The rest is what one key may do at a server: `in_flight` messages received and not yet read by the loop, and so many
+    `inbox` is a server's, 0 without limit; `heartbeat_every` 0 leaves it to TCP to find out that a host is gone. The
+    rest is what one key may do at a server: `in_flight` messages received and not yet read by the loop, and so many
     messages and bytes a second.
     """
 
     queue: int
+    inbox: int
     in_flight: int
     messages_per_second: int
     bytes_per_second: int
@@ -53,16 +55,19 @@ class Settings:
 # A site that vanished is known by its silence here. The last words (a Bye) get half a second to leave.
 # A worker says about four things a second, and what its script records; its largest message is the schema in a Hello.
 CONTROL = Settings(
-    queue=64, in_flight=32, messages_per_second=100, bytes_per_second=4 * 1024 * 1024, linger=500,
+    queue=64, inbox=0, in_flight=32, messages_per_second=100, bytes_per_second=4 * 1024 * 1024, linger=500,
     heartbeat_every=5_000, heartbeat_timeout=15_000,
 )  # fmt: skip
 # A frame on its way does not count as a sign of life until it is whole, so the time-out must be longer than 1 MiB takes
 # on the slowest link, shared by all workers of a site: at 2 Mbit/s that is 4.2 s for one worker and 60 s for fourteen.
 # The queue holds the credits of a transfer, the next ones, and what libzmq has not reported as sent yet (up to half).
+# What a server has not read yet waits in TCP, with its sender: however busy the loop is, a connection holds in libzmq
+# the chunks of its inbox and the one that finds it full. That needs a lane without libzmq's heartbeats, see `listen`.
 # CURVE does about 600 chunks of 1 MiB a second, and a worker asks once for each that it fetches.
+BULK_INBOX = 2
 BULK = Settings(
-    queue=16, in_flight=24, messages_per_second=2_000, bytes_per_second=1024 * 1024 * 1024, linger=0,
-    heartbeat_every=15_000, heartbeat_timeout=60_000,
+    queue=16, inbox=BULK_INBOX, in_flight=24, messages_per_second=2_000, bytes_per_second=1024 * 1024 * 1024, linger=0,
+    heartbeat_every=0, heartbeat_timeout=60_000,
 )  # fmt: skip
 
 # A stranger can hold one frame's memory until he is thrown out; libzmq's default is 30 s.
@@ -92,9 +97,10 @@ async def listen(
     local = await _numeric(address, setting)
     raw = _configured(context.socket(zmq.ROUTER), settings, local)
     raw.setsockopt(zmq.ROUTER_MANDATORY, 1)  # without it, what cannot be delivered vanishes without a word
-    # No limit, since the link reads at once. libzmq 4.3.5 ends the whole process (stream_engine_base.cpp, assertion
-    # !_io_error) when a peer leaves whose queue is full and a heartbeat falls due before somebody has read from it.
-    raw.setsockopt(zmq.RCVHWM, 0)
+    # No limit where there are heartbeats, so the link reads at once. libzmq 4.3.5 ends the whole process
+    # (stream_engine_base.cpp, assertion !_io_error) when a peer leaves whose queue is full and a heartbeat falls due,
+    # or one of the peer's is found, before somebody has read from it.
+    raw.setsockopt(zmq.RCVHWM, settings.inbox)
     raw.setsockopt(zmq.BACKLOG, BACKLOG)
     raw.setsockopt(zmq.CURVE_SERVER, 1)
     raw.setsockopt(zmq.CURVE_SECRETKEY, secret)
@@ -132,6 +138,10 @@ def _configured(raw: "zmq.Socket[bytes]", settings: Settings, address: str) -> "
         zmq.HEARTBEAT_TIMEOUT: settings.heartbeat_timeout,
         zmq.HEARTBEAT_TTL: settings.heartbeat_timeout,
         zmq.TCP_MAXRT: settings.heartbeat_timeout,
+        zmq.TCP_KEEPALIVE: 1,
+        zmq.TCP_KEEPALIVE_IDLE: settings.heartbeat_timeout // 4000,
+        zmq.TCP_KEEPALIVE_INTVL: settings.heartbeat_timeout // 4000,
+        zmq.TCP_KEEPALIVE_CNT: 3,
         zmq.LINGER: settings.linger,
         zmq.IPV6: int("[" in address),
     }

@@ -225,7 +225,7 @@ class ServerModel:
         assert self.schema is not None, "a run without parameters has nothing to keep"
         arrays = {
             "parameters": self.theta.numpy().copy(),
-            "shadow": self._standing.shadow.numpy().copy(),
+            "shadow": self._standing.shadow.numpy(),  # nobody writes to it
             "schema": _bytes_array(self.schema.to_bytes()),
             "constants": _bytes_array(self._constants),
             "publish": _bytes_array(write_object(self._standing.note, b"")),

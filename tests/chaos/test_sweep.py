@@ -1,11 +1,12 @@
 """The server dies at every single call by which it changes its disk: before it, in the middle of a write, and after it.
 
-A dry run counts the calls. Then one run for each of them: the server is killed at that call, started again, and the run
-goes on to its end; the harness judges each. Waiting is most of a run's time, so several go on at once.
+A dry run counts the calls of each kind. Then one run for each of them: the server is killed at that call, started
+again, and the run goes on to its end; the harness judges each. Waiting is most of a run's time, so several go at once.
 """
 
 import json
 import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,36 @@ from e2e.harness import Run
 from e2e.lives import CALLS, Fault
 
 AT_ONCE = 4
+# What a server does to its disk while it keeps its log; if it does not, it deletes segments as well.
+CALLS_WITH_LOG = {"write", "fdatasync", "fsync", "fallocate", "truncate", "rename", "rmtree"}
 # A death right after any other call is the death before the next one.
 MAKES_DURABLE = {"fdatasync", "rename", "unlink", "rmtree"}
 SHORT: dict[str, Any] = {"samples": 96, "seconds_per_round": 0.06, "steps_per_round": 4}
+# The same 12 batches. Rounds have two steps, and a merge has one round of each of the two workers at most, so there are
+# three merges at least; with a checkpoint for each, the first one is dropped for the third (an rmtree).
+THREE_MERGES: dict[str, Any] = {"samples": 96, "merge": "all", "steps_per_round": 2}
 # Small enough that a run of a hundred records fills several.
 SMALL_SEGMENT_BYTES = 8 * 1024
 STEP_SECONDS = 0.004
 
 
-def short_run(directory: Path, keep_log: bool) -> Run:
-    return Run(directory, **SHORT, server={"checkpoint_every": 1, "keep_log": keep_log})
+def short_run(directory: Path, keep_log: bool, training: dict[str, Any] = SHORT) -> Run:
+    return Run(directory, **training, server={"checkpoint_every": 1, "keep_log": keep_log})
 
 
-def calls_of_a_run(directory: Path, keep_log: bool) -> list[str]:
-    with short_run(directory, keep_log) as run:
-        server = run.start_server(segment_bytes=SMALL_SEGMENT_BYTES)
+def calls_of_a_run(directory: Path, keep_log: bool) -> Counter[str]:
+    with short_run(directory, keep_log, THREE_MERGES) as run:
+        server = run.start_server(segment_bytes=SMALL_SEGMENT_BYTES, skips_no_checkpoint=True)
         run.start_together(step_seconds=STEP_SECONDS)
         run.finish()
         assert server.exit_code == 0
-        calls: list[str] = json.loads((run.config.directory / CALLS).read_text())
-        return calls
+        return Counter(json.loads((run.config.directory / CALLS).read_text()))
 
 
 def dies_and_goes_on(directory: Path, keep_log: bool, fault: Fault) -> bool:
     """Whether the fault struck; a run may be over before its last calls are reached."""
-    with short_run(directory, keep_log) as run:
-        server = run.start_server(fault=fault, segment_bytes=SMALL_SEGMENT_BYTES)
+    with short_run(directory, keep_log, THREE_MERGES) as run:
+        server = run.start_server(fault=fault, segment_bytes=SMALL_SEGMENT_BYTES, skips_no_checkpoint=True)
         workers = run.start_together(step_seconds=STEP_SECONDS)
         if (code := server.ending()) == 0:
             run.finish(workers)
@@ -54,21 +59,22 @@ def dies_and_goes_on(directory: Path, keep_log: bool, fault: Fault) -> bool:
 @pytest.mark.parametrize(("kind", "keep_log"), [("die", False), ("die after", True)])
 def test_a_server_that_dies_at_any_disk_call_loses_nothing(tmp_path: Path, kind: str, keep_log: bool) -> None:
     calls = calls_of_a_run(tmp_path / "dry", keep_log)
-    assert {"write", "fdatasync", "fsync", "fallocate", "truncate", "rename", "rmtree"} <= set(calls), set(calls)
-    assert ("unlink" in calls) is not keep_log
+    assert set(calls) == (CALLS_WITH_LOG if keep_log else CALLS_WITH_LOG | {"unlink"})
 
-    def sweep(call: int) -> bool:
+    def sweep(fault: Fault) -> bool:
         try:
-            return dies_and_goes_on(tmp_path / f"call-{call}", keep_log, Fault(kind=kind, at=call))
+            return dies_and_goes_on(tmp_path / f"{fault.only}-{fault.at}", keep_log, fault)
         except BaseException as error:
-            error.add_note(f"with the server dying at disk call {call} ({kind}, {keep_log=})")
+            error.add_note(f"with the server dying at {fault.only} number {fault.at} ({kind}, {keep_log=})")
             raise
 
+    swept = [name for name in calls.elements() if kind == "die" or name in MAKES_DURABLE]
+    faults = [Fault(kind=kind, only=name, at=swept[: place + 1].count(name)) for place, name in enumerate(swept)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        chosen = [number for number, name in enumerate(calls, 1) if kind == "die" or name in MAKES_DURABLE]
-        struck = list(pool.map(sweep, chosen))
-    print(f"{len(calls)} calls in the dry run; the server died at {sum(struck)} of {len(struck)}")
-    assert sum(struck) > 0.8 * len(struck)
+        struck = {fault for fault, is_struck in zip(faults, pool.map(sweep, faults), strict=True) if is_struck}
+    print(f"{calls.total()} calls in the dry run; the server died at {len(struck)} of {len(faults)}")
+    assert {fault.only for fault in struck} == set(swept), "each kind of call at least once"
+    assert len(struck) > 0.8 * len(faults)
 
 
 @pytest.mark.parametrize("call", [8, 17, 40])

@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trio
 from e2e import tiny
 
 import hetero_async
 from hetero_async import bulk, cli, node, train, transfers
+from hetero_async.checkpoints import Checkpointer
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core import standby as core_standby
 from hetero_async.core import worker as core_worker
 from hetero_async.core.events import Ready
 from hetero_async.core.messages import Ack
 from hetero_async.core.records import Delta, Entry
+from hetero_async.core.state import State
 from hetero_async.serve import Serving
 from hetero_async.shell import disk, log, store, wire
 
@@ -53,6 +56,7 @@ class ServerPlan:
     die_after_delta: int = 0  # SIGKILL when that many deltas are durable, before anybody is told
     take_along: str = ""  # and this worker with it
     segment_bytes: int = 1 << 20
+    skips_no_checkpoint: bool = False  # one that is due waits for the one before, however slow the disk is
     exit_when_finished: bool = True
 
 
@@ -65,6 +69,8 @@ def node_life(run_toml: str, verb: Sequence[str], output: str, plan: ServerPlan)
     calls = Calls(plan.fault)
     calls.watch()
     _die_after_delta(directory, plan)
+    if plan.skips_no_checkpoint:
+        _skip_no_checkpoint()
     node.Serving = _witnessed(directory)
     sys.argv = ["hetero-async", *verb, "--run", run_toml, *(["--exit-when-finished"] * plan.exit_when_finished)]
     try:
@@ -206,6 +212,18 @@ def _die_after_delta(directory: Path, plan: ServerPlan) -> None:
 
     if plan.die_after_delta:
         log.FileLog.append = dying  # type: ignore[method-assign]
+
+
+def _skip_no_checkpoint() -> None:
+    """A server merges on while a checkpoint is written, and skips what falls due meanwhile: not this one."""
+    consider = Checkpointer.consider
+
+    async def patient(self: Checkpointer, state: State) -> None:
+        while self.is_busy and state.version > self._version:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        await consider(self, state)
+
+    Checkpointer.consider = patient  # type: ignore[method-assign]
 
 
 class Calls:

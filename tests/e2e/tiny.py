@@ -1,7 +1,7 @@
 """A training script as a user writes one, small enough to train in seconds: the next byte of real text from the last.
 
 The harness runs `train` in processes it forks; the command line's tests run this file. `hold` is a file that, while it
-is there, stops the loop before its next batch.
+is there, stops the loop before its next batch, though not before it has taken `hold_after` steps.
 """
 
 import argparse
@@ -70,8 +70,9 @@ def seeded(model: type[nn.Module] = NextByte) -> nn.Module:
 
 
 def train(
-    *, dtype: str = "fp32", samples: int = 2000, batch: int = BATCH, step_seconds: float = 0.0, hold: str = ""
-) -> None:
+    *, dtype: str = "fp32", samples: int = 2000, batch: int = BATCH, step_seconds: float = 0.0, hold: str = "",
+    hold_after: int = 0,
+) -> None:  # fmt: skip
     model = seeded().to(DTYPES[dtype])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     session = ha.join(model, optimizer)
@@ -81,7 +82,7 @@ def train(
         loss = loss_of(model, text)
         loss.backward()
         losses.append(loss.item())
-        pause(step_seconds, hold)
+        pause(step_seconds, hold if len(losses) > hold_after else "")
         optimizer.step()
     leave_results(losses=losses, device_dtype=str(next(model.parameters()).dtype))
 

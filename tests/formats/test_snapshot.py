@@ -109,9 +109,18 @@ def test_another_format_version_is_named() -> None:
     ids=["contiguous", "transposed", "strided", "scalar", "empty"],
 )
 def test_arrays_come_back_whatever_their_layout(array: numpy.ndarray) -> None:
-    found = safetensors.numpy.load(encode_arrays({"a": array}))["a"]
+    found = safetensors.numpy.load(b"".join(encode_arrays({"a": array})))["a"]
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
     numpy.testing.assert_array_equal(found, array)
+
+
+def test_the_file_is_what_safetensors_would_make_of_it() -> None:
+    arrays = {
+        "b": numpy.arange(3, dtype=numpy.uint8),
+        "a": numpy.ones((2, 2), dtype=numpy.float32),
+        "momentum": numpy.array([0.9]),
+    }
+    assert b"".join(encode_arrays(arrays)) == safetensors.numpy.save(arrays)
 
 
 @given(st.lists(st.binary(max_size=20), max_size=5))

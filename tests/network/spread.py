@@ -73,4 +73,6 @@ def life_inside(namespace: str, connection_seconds: float, life: Callable[..., N
 
 def _impatient(settings: wire.Settings, seconds: float) -> wire.Settings:
     milliseconds = int(1000 * seconds)
-    return replace(settings, heartbeat_every=milliseconds // 4, heartbeat_timeout=milliseconds)
+    return replace(
+        settings, heartbeat_every=settings.heartbeat_every and milliseconds // 4, heartbeat_timeout=milliseconds
+    )

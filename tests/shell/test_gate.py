@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 import zmq
-from shell.place import BEAT, Place, framed, heartbeat, insist, moment, reach, run, serving
+from shell.place import BEAT, CHUNK, Place, framed, heartbeat, insist, moment, reach, run, serving
 
 from hetero_async.core.messages import Refused
 from hetero_async.core.records import Left
@@ -15,6 +15,9 @@ from hetero_async.quarantine import STRIKES_MAX
 from hetero_async.shell.keys import load_secret
 from hetero_async.shell.quota import BURST_SECONDS
 from hetero_async.shell.wire import CONTROL, unpack
+
+# And a sender's queue of one message.
+MORE_CHUNKS_THAN_TCP_HOLDS = 300
 
 
 def test_an_unknown_key_is_refused_told_of_once_and_gets_in_when_admitted_later(place: Place) -> None:
@@ -62,9 +65,12 @@ def test_a_client_that_pins_another_server_key_gets_nothing(place: Place) -> Non
     run(main)
 
 
-def plain_dealer(context: "zmq.Context[zmq.Socket[bytes]]", place: Place, name: str = "", lane: str = "") -> Any:
+def plain_dealer(
+    context: "zmq.Context[zmq.Socket[bytes]]", place: Place, name: str = "", lane: str = "", sender_queue: int = 1000
+) -> Any:
     """A client of somebody else's making; with a name it has that worker's keys."""
     raw = context.socket(zmq.DEALER)
+    raw.setsockopt(zmq.SNDHWM, sender_queue)
     raw.setsockopt(zmq.LINGER, 0)
     if name:
         raw.setsockopt(zmq.CURVE_SERVERKEY, place.public("server"))
@@ -212,3 +218,28 @@ def test_a_member_that_says_much_and_leaves_while_the_loop_is_busy_does_not_end_
                 assert heard == CONTROL.in_flight, "what is too much at once is dropped, and the rest is kept"
 
     run(main)
+
+
+def test_what_a_busy_loop_has_not_read_stays_with_its_sender_and_a_sender_that_leaves_meanwhile_ends_nothing(
+    place: Place,
+) -> None:
+    """Of chunks that nobody asked for: libzmq's thread goes on receiving while the loop does something else."""
+    chunk = [framed(CHUNK), bytes(CHUNK_BYTES)]
+
+    async def main() -> None:
+        with zmq.Context() as context:
+            async with place.server() as server, place.worker("a-0", silence_seconds=30) as worker:
+                with closing(plain_dealer(context, place, "a-1", place.bulk, sender_queue=1)) as liar:
+                    liar.setsockopt(zmq.SNDTIMEO, 1000)
+                    liar.send_multipart(chunk)
+                    while server.traffic.get(place.public("a-1")) is None:
+                        await moment()
+                    sent = 0
+                    with suppress(zmq.Again):  # the loop stands still: no await in here
+                        while sent < MORE_CHUNKS_THAN_TCP_HOLDS:
+                            liar.send_multipart(chunk)
+                            sent += 1
+                    assert sent < MORE_CHUNKS_THAN_TCP_HOLDS
+                await reach(worker, server)
+
+    run(main, 60)

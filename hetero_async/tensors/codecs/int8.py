@@ -2,9 +2,11 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import BLOCK, as_bytes, block_count, dequantized, quantized
+from hetero_async.tensors.codecs.codec import BLOCK, block_count, dequantized, quantized
 
 LEVELS = 127
+# Elements coded at a time: few enough to need little memory, enough to keep an accelerator busy.
+PIECE = 16_384 * BLOCK
 
 
 class Int8:
@@ -14,8 +16,15 @@ class Int8:
         return 4 * block_count(numel) + numel
 
     def encode(self, flat: torch.Tensor) -> torch.Tensor:
-        scales, numbers = quantized(flat, LEVELS)
-        return torch.cat([as_bytes(scales), as_bytes(numbers.to(torch.int8))[: flat.numel()]])
+        numel = flat.numel()
+        raw = torch.empty(self.raw_bytes(numel), dtype=torch.uint8, device=flat.device)
+        split = 4 * block_count(numel)
+        for start in range(0, numel, PIECE):  # the fp32 in between are as large as the vector, and there are several
+            stop = min(start + PIECE, numel)
+            scales, numbers = quantized(flat[start:stop], LEVELS)
+            raw[:split].view(torch.float32)[start // BLOCK :][: scales.numel()] = scales
+            raw[split + start : split + stop].view(torch.int8).copy_(numbers.view(-1)[: stop - start])
+        return raw
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
         split = 4 * block_count(numel)
