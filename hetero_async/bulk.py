@@ -208,10 +208,8 @@ class Bulk:
         else:
             try:
                 await self._provided(incoming, payload)
-            finally:
-                self.decided(
-                    incoming.peer.worker
-                )  # now, or the same would be pulled beside it as often as it is offered
+            finally:  # not before, or the same would be pulled beside it as often as it is offered
+                self.decided(incoming.peer.worker)
 
     async def _decide_on(self, incoming: Incoming, push: Push, payload: bytes, facts: Facts) -> None:
         received = Received(
