@@ -257,10 +257,16 @@ class SimulatedDisk(Disk):
             self._directories[path.stat().st_ino] = Directory([self._names(path)])
 
     def flip_bit(self, path: Path, before: int = 0) -> None:
-        """A bit of the file, or of its first `before` bytes, is another one from now on."""
-        damaged = bytearray(path.read_bytes())
-        damaged[self._random.randrange(before or len(damaged))] ^= 1 << self._random.randrange(8)
-        path.write_bytes(damaged)
+        """A bit of the file, or of its first `before` bytes, is another one from now on, and after a power cut too."""
+        content = path.read_bytes()
+        at, bit = self._random.randrange(before or len(content)), 1 << self._random.randrange(8)
+        path.write_bytes(_flipped(content, at, bit))
+        if (stored := self._files.get(path.stat().st_ino)) is not None:
+            stored.durable = _flipped(stored.durable, at, bit)
+
+
+def _flipped(content: bytes, at: int, bit: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :] if at < len(content) else content
 
 
 def _content(descriptor: int) -> bytes:

@@ -109,6 +109,7 @@ def test_37_a_flipped_bit_in_the_log_is_named_and_no_server_goes_on(tmp_path: Pa
             halts.append(refusal(damaged))
             assert halts[-1].startswith(f"{segment.name}: offset 0: ")
         world.disk.flip_bit(segment, headers[durable_lsn][0])
+        world.disk.cut_power()  # it is the medium that is damaged, which no power cut mends
         await start_and_halt(world)
 
     world = run(make_plan(), tmp_path, script)
