@@ -73,6 +73,8 @@ BULK = Settings(
 # A stranger can hold one frame's memory until he is thrown out; libzmq's default is 30 s.
 HANDSHAKE_MS = 5_000
 BACKLOG = 128
+# Of TCP's own, unanswered, until a silent connection is given up.
+PROBES = 3
 
 
 RETRY_MS_MIN = 200
@@ -129,6 +131,7 @@ def dial(context: Context, settings: Settings, address: str, *, server_key: byte
 
 
 def _configured(raw: "zmq.Socket[bytes]", settings: Settings, address: str) -> "zmq.Socket[bytes]":
+    probe_every_seconds = max(1, settings.heartbeat_timeout // 1000 // (1 + PROBES))  # libzmq cannot connect with 0
     options = {
         zmq.MAXMSGSIZE: FRAME_BYTES_MAX + CURVE_OVERHEAD_BYTES,
         zmq.SNDHWM: settings.queue,
@@ -139,9 +142,9 @@ def _configured(raw: "zmq.Socket[bytes]", settings: Settings, address: str) -> "
         zmq.HEARTBEAT_TTL: settings.heartbeat_timeout,
         zmq.TCP_MAXRT: settings.heartbeat_timeout,
         zmq.TCP_KEEPALIVE: 1,
-        zmq.TCP_KEEPALIVE_IDLE: settings.heartbeat_timeout // 4000,
-        zmq.TCP_KEEPALIVE_INTVL: settings.heartbeat_timeout // 4000,
-        zmq.TCP_KEEPALIVE_CNT: 3,
+        zmq.TCP_KEEPALIVE_IDLE: probe_every_seconds,
+        zmq.TCP_KEEPALIVE_INTVL: probe_every_seconds,
+        zmq.TCP_KEEPALIVE_CNT: PROBES,
         zmq.LINGER: settings.linger,
         zmq.IPV6: int("[" in address),
     }
