@@ -182,9 +182,8 @@ class Server:
         if not is_known or not hello.life or presence.life != hello.life:
             incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
             self._record(Joined(worker=worker, key=event.key, site=event.site, incarnation=incarnation, kept=kept))
-        presence.life = hello.life
+        presence.life, presence.steps_per_second = hello.life, 0.0
         presence.device, presence.dtype, presence.doing = hello.device, hello.dtype, "joined"
-        presence.steps_per_second = 0.0
         self._send(
             worker,
             Welcome(

@@ -21,9 +21,9 @@ CALLS_WITH_LOG = {"write", "fdatasync", "fsync", "fallocate", "truncate", "renam
 # A death right after any other call is the death before the next one.
 MAKES_DURABLE = {"fdatasync", "rename", "unlink", "rmtree"}
 SHORT: dict[str, Any] = {"samples": 96, "seconds_per_round": 0.06, "steps_per_round": 4}
-# The same 12 batches. Rounds have two steps, and a merge has one round of each of the two workers at most, so there are
-# three merges at least; with a checkpoint for each, the first one is dropped for the third (an rmtree).
-THREE_MERGES: dict[str, Any] = {"samples": 96, "merge": "all", "steps_per_round": 2}
+# Six batches of one worker in rounds of two steps, each of them a merge; with a checkpoint for each, the first one is
+# dropped for the third (an rmtree).
+THREE_MERGES: dict[str, Any] = {"workers": 1, "samples": 48, "merge": "all", "steps_per_round": 2}
 # Small enough that a run of a hundred records fills several.
 SMALL_SEGMENT_BYTES = 8 * 1024
 STEP_SECONDS = 0.004

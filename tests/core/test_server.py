@@ -31,6 +31,10 @@ from hetero_async.core.state import State
 
 SETTINGS = RunSettings(run="r", samples=64, steps_per_round=8, lease_ttl_seconds=5.0)
 HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32")
+PUSH = Push(
+    incarnation=1, seq=1, anchor=0, anchor_term=1, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=0,
+    payload_hash=b"h",
+)  # fmt: skip
 
 
 class Bench:
@@ -182,18 +186,7 @@ def test_nobody_can_report_the_samples_that_another_has_leased() -> None:
 def test_a_delta_said_again_is_acknowledged_again_and_logged_once() -> None:
     bench = Bench(merge="per-push").begin("a", "b")
     bench.lease("a", 8)
-    push = Push(
-        incarnation=1,
-        seq=1,
-        anchor=0,
-        anchor_term=1,
-        steps=1,
-        ranges=((0, 4),),
-        codec="int8",
-        payload_bytes=0,
-        payload_hash=b"h",
-    )
-    acks = [told_to("a", Ack, bench.say("a", push)) for _ in range(3)]
+    acks = [told_to("a", Ack, bench.say("a", PUSH)) for _ in range(3)]
     assert acks[0] == acks[1] == acks[2] != []
     assert len(bench.records(Delta)) == len(bench.records(Stepped)) == 1
 
@@ -201,17 +194,7 @@ def test_a_delta_said_again_is_acknowledged_again_and_logged_once() -> None:
 def test_what_was_never_pulled_is_never_admitted() -> None:
     bench = Bench(merge="per-push").begin("a", "b")
     bench.lease("a", 8)
-    push = Push(
-        incarnation=1,
-        seq=1,
-        anchor=0,
-        anchor_term=1,
-        steps=1,
-        ranges=((0, 4),),
-        codec="int8",
-        payload_bytes=9,
-        payload_hash=b"h",
-    )
+    push = replace(PUSH, payload_bytes=9)
     with pytest.raises(AssertionError, match="pulled"):
         bench.say("a", push)
 
@@ -283,17 +266,7 @@ def test_a_silent_worker_leaves_and_its_ranges_return() -> None:
         bench.beat("b")
     assert bench.records(Left) == [Left(worker="a", reason="not heard for 5 s")]
     assert bench.server.state.ledger.free == ((0, 64),)
-    late = Push(
-        incarnation=1,
-        seq=1,
-        anchor=0,
-        anchor_term=1,
-        steps=1,
-        ranges=((0, 8),),
-        codec="int8",
-        payload_bytes=0,
-        payload_hash=b"h",
-    )
+    late = replace(PUSH, ranges=((0, 8),))
     assert not told_to("a", Ack, bench.say("a", late))
     beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
     assert told_to("a", Rejoin, bench.say("a", beat))
@@ -320,17 +293,7 @@ def test_another_key_of_a_worker_is_another_life_so_that_each_delta_has_one_key(
     bench = Bench().begin("a")
     bench.say("a", replace(HELLO, life=b"process"))
     bench.lease("a", 8)
-    push = Push(
-        incarnation=2,
-        seq=1,
-        anchor=0,
-        anchor_term=1,
-        steps=1,
-        ranges=((0, 8),),
-        codec="int8",
-        payload_bytes=0,
-        payload_hash=b"h",
-    )
+    push = replace(PUSH, incarnation=2, ranges=((0, 8),))
     beat = Heartbeat(incarnation=2, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
     assert told_to("a", Rejoin, bench.say("a", beat, key="renewed"))
     assert not told_to("a", Ack, bench.say("a", push, key="renewed"))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from core.worker_bench import HELLO, WELCOME, Bench, ask, offered, only
 
 from hetero_async.core.messages import (
     PUBLISH,
@@ -21,7 +22,6 @@ from hetero_async.core.messages import (
     Provide,
     PublishReady,
     Push,
-    Redirect,
     Refused,
     Rejoin,
     Wait,
@@ -29,49 +29,9 @@ from hetero_async.core.messages import (
     Welcome,
 )
 from hetero_async.core.ranges import Ranges
-from hetero_async.core.worker import LOST, OFFER_AGAIN_MS, TURN_EVERY_MS, Worker
-from hetero_async.core.worker_events import Anchor, Cut, Dropped, Fetched, Heard, Owed, Tick, Vitals
+from hetero_async.core.worker import OFFER_AGAIN_MS
+from hetero_async.core.worker_events import Dropped, Fetched, Heard
 from hetero_async.core.worker_events import Reconnected as Reconnects
-
-HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
-WELCOME = Welcome(
-    incarnation=1, last_seq=0, granted=(), publish=0, common=0, seed=7, codec="int8", stretch=4, life=b"first"
-)  # fmt: skip
-
-
-class Bench:
-    def __init__(self, *, joined: bool = True) -> None:
-        self.worker = Worker(HELLO)
-        self.now_ms = 1000
-        if joined:
-            self.hear(WELCOME)
-
-    def hear(self, message: Message, term: int = 0) -> Owed:
-        self.worker.step(Heard(now_ms=self.now_ms, message=message, term=term))
-        return self.worker.ready()
-
-    def cut(self, *consumed: tuple[int, int], anchor: int = 0) -> Owed:
-        self.worker.step(
-            Cut(
-                now_ms=self.now_ms, anchor=Anchor(anchor, self.worker.term), steps=4, ranges=consumed, codec="int8",
-                payload_bytes=9,
-                payload_hash=b"%d" % consumed[0][0],
-            )
-        )  # fmt: skip
-        return self.worker.ready()
-
-    def wait(self, milliseconds: int, **vitals: object) -> Owed:
-        self.now_ms += milliseconds
-        self.worker.step(Tick(now_ms=self.now_ms, vitals=Vitals(**vitals)))  # type: ignore[arg-type]
-        return self.worker.ready()
-
-
-def offered(owed: Owed) -> list[int]:
-    return [message.seq for message in owed.bulk if isinstance(message, Push)]
-
-
-def only(owed: Owed, kind: type) -> list[Message]:
-    return [message for message in owed.control if isinstance(message, kind)]
 
 
 def test_a_delta_is_saved_and_then_offered() -> None:
@@ -211,51 +171,6 @@ def test_what_is_fetched_next(
     assert bench.worker.wanted == wanted
 
 
-@pytest.mark.parametrize(
-    ("fetched_from", "common", "wanted"),
-    [
-        (1, 4, None),  # the new server goes on from there or from later
-        (1, 2, (SNAPSHOT, 5)),  # its third publish is another one
-        (2, 5, None),
-    ],
-)
-def test_what_another_server_has_published_is_kept_where_it_is_the_runs(
-    fetched_from: int, common: int, wanted: tuple[str, int] | None
-) -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=1)
-    bench.worker.step(Fetched(number=3, term=1, merged_seq=0))
-    bench.hear(Beat(version=9, publish=9, oldest=1, trained=0, positions=9), term=2)
-    (hello,) = only(bench.wait(1), Hello)
-    assert isinstance(hello, Hello)
-    assert hello.shadow_term == 1
-    bench.hear(replace(WELCOME, incarnation=2, publish=5, common=common), term=2)
-    if fetched_from == 2:
-        bench.worker.step(Fetched(number=5, term=2, merged_seq=0))
-    assert bench.worker.wanted == (wanted if wanted or fetched_from == 2 else (PUBLISH, 4))
-    assert (bench.cut((0, 8), anchor=3).saves[0].anchor, bench.worker.shadow_term) == (3, fetched_from)
-
-
-def test_what_arrives_late_from_a_server_before_is_not_relied_on() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=1)
-    bench.hear(replace(WELCOME, incarnation=2, publish=1, common=1), term=2)
-    bench.worker.step(Fetched(number=1, term=1, merged_seq=0))
-    assert bench.worker.wanted == (SNAPSHOT, 1)
-
-
-def test_a_delta_that_was_lost_with_its_server_is_waited_for_no_longer() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=1)
-    for start in (0, 8, 16):
-        bench.cut((start, start + 8))
-    for seq in (1, 2):
-        bench.hear(Ack(seq=seq, lsn=9 + seq), term=1)
-    welcome = replace(WELCOME, incarnation=2, last_seq=1)
-    assert bench.hear(welcome, term=2).drops == [Dropped(2, LOST)]
-    assert bench.worker.unmerged == [1, 3]
-
-
 def test_nothing_is_fetched_before_the_worker_has_joined() -> None:
     assert Bench(joined=False).worker.wanted is None
 
@@ -281,12 +196,6 @@ def test_more_is_asked_for_with_all_that_is_held_named() -> None:
     assert isinstance(request, LeaseRequest)
     assert (request.held, request.samples, request.batch, request.dataset_samples) == (((0, 12),), 16, 4, 64)
     assert not only(bench.wait(100, wanted_samples=16), LeaseRequest), "not so often"
-
-
-def ask(bench: Bench) -> int:
-    (request,) = only(bench.wait(500, wanted_samples=16), LeaseRequest)
-    assert isinstance(request, LeaseRequest)
-    return request.number
 
 
 def grants(bench: Bench, number: int) -> list[Ranges]:
@@ -352,14 +261,6 @@ def test_an_answer_to_another_life_is_not_taken() -> None:
     assert grants(bench, older) == [], "it was asked before the server said what is still held"
 
 
-def test_a_new_servers_answer_to_the_life_under_the_old_one_is_not_taken() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=1)
-    lease = Lease(number=ask(bench), ranges=((0, 4),), samples=64)
-    assert bench.hear(lease, term=2).granted == [], "it is not in the claims of the Hello that comes next"
-    assert only(bench.wait(0), Hello)
-
-
 def test_hellos_and_heartbeats_are_said_again_until_the_world_changes() -> None:
     bench = Bench(joined=False)
     assert [len(only(bench.wait(500), Hello)) for _ in range(4)] == [1, 0, 1, 0]
@@ -375,47 +276,6 @@ def test_a_refusal_that_overtakes_our_own_welcome_is_not_heeded() -> None:
     bench.hear(replace(WELCOME, incarnation=2))
     bench.hear(Refused(reason="another process has joined", incarnation=2))
     assert bench.worker.refusal == "another process has joined"
-
-
-def test_nothing_of_a_lower_term_is_heeded_and_a_higher_one_is_joined_anew() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=1)
-    bench.cut((0, 4))
-    owed = bench.hear(Beat(version=0, publish=0, oldest=0, trained=0, positions=8), term=2)
-    assert not bench.worker.joined
-    assert only(bench.wait(0), Hello)
-    assert bench.hear(Ack(seq=1, lsn=5), term=1).drops == owed.drops == []
-    owed = bench.hear(replace(WELCOME, incarnation=2), term=2)
-    assert [push.incarnation for push in bench.wait(0).bulk if isinstance(push, Push)] == [2]
-
-
-def test_a_redirect_is_followed_unless_it_comes_from_the_past() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=2)
-    assert bench.hear(Redirect(server="a", term=1)).turn is None
-    assert bench.hear(Redirect(server="b", term=2)).turn == "b"
-
-
-def test_a_server_that_may_have_been_deposed_sends_it_to_any_other_and_not_faster_than_one_is_found() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=1)
-    away = Redirect(server="", term=1)
-    assert bench.hear(away, term=1).turn == ""
-    assert bench.hear(away, term=1).turn is None
-    assert bench.wait(TURN_EVERY_MS) and bench.hear(away, term=1).turn == ""
-
-
-def test_a_deposed_server_that_goes_on_answering_is_not_heeded_and_left_for_another() -> None:
-    bench = Bench(joined=False)
-    bench.hear(WELCOME, term=2)
-    bench.cut((0, 4))
-    beat = Beat(version=9, publish=9, oldest=0, trained=0, positions=8)
-    owed = bench.hear(beat, term=1)
-    assert owed.turn == "" and bench.worker.joined
-    assert bench.worker.known_publish == 0
-    assert bench.hear(Redirect(server="", term=1), term=1).turn is None, "the way is still being changed"
-    bench.wait(TURN_EVERY_MS)
-    assert bench.hear(Ack(seq=1, lsn=5), term=1) == Owed(turn="")
 
 
 def test_before_the_run_begins_it_provides_or_waits_and_after_a_refusal_it_says_nothing() -> None:

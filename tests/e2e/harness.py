@@ -4,6 +4,7 @@ Importing torch takes seconds, so one process imports everything once, and each 
 from that. Every wait has a deadline, and tells on failure what everybody had said by then.
 """
 
+import functools
 import itertools
 import json
 import multiprocessing
@@ -11,9 +12,11 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -42,12 +45,24 @@ SAID_LINES_MAX = 25
 # More threads than one would not survive a fork, and two cores have no use for them.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["e2e.lives", "e2e.tiny", "torch._dynamo"])  # the latter comes with the first optimizer
+PRELOADED = ["e2e.lives", "e2e.tiny", "trio.testing", "torch._dynamo"]  # the last comes with the first optimizer
 # A Process of this context can be looked at by one thread at a time.
 FORKS_LOCK = threading.Lock()
 
 # Outside the range from which the kernel gives ports to outgoing connections: a killed server finds its own again.
 PORTS = itertools.cycle(random.Random(os.getpid()).sample(range(20_000, 32_000), 12_000))
+
+
+@functools.cache
+def start_fork_server() -> None:
+    """Where Python would do it by itself, it would not find our modules: it gives that process no path to them."""
+    FORKS.set_forkserver_preload(PRELOADED)
+    usual = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    forkserver.ensure_running()
+    del os.environ["PYTHONPATH"]
+    if usual is not None:
+        os.environ["PYTHONPATH"] = usual
 
 
 def free_port() -> int:
@@ -71,6 +86,7 @@ class Life:
     def __init__(self, name: str, output: Path, target: Callable[..., None], *arguments: object) -> None:
         self.name = name
         self.output = output
+        start_fork_server()
         self._process = FORKS.Process(target=target, args=arguments, name=name, daemon=True)
         with FORKS_LOCK:
             self._process.start()

@@ -29,8 +29,8 @@ FORGETFUL = (
     ("xfs", Mutant(
         "a checkpoint's files are renamed before they are synced",
         "shell/disk.py",
-        "        write_all(disk, descriptor, [content], 0)\n        disk.fsync(descriptor)\n",
-        "        write_all(disk, descriptor, [content], 0)\n",
+        "        write_all(disk, descriptor, content, 0)\n        disk.fsync(descriptor)\n",
+        "        write_all(disk, descriptor, content, 0)\n",
     )),
     ("ext4", Mutant(
         "no fsync of the directory after a rename in the outbox",

@@ -250,6 +250,8 @@ def plant(mutant: Mutant, directory: Path) -> None:
 def seeds_until_caught(mutant: Mutant, directory: Path, most: int) -> tuple[int, str]:
     """Run worlds 0, 1, … with the mutant's code until one fails: how many it took, and what broke ("" for nothing)."""
     plant(mutant, directory)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "hetero_async"]:
+        del sys.modules[name]
     sys.path.insert(0, str(directory))
     from hetero_async.sim import runner
 

@@ -1,13 +1,13 @@
 """A simulation that finds nothing may be looking at nothing: each of these known faults in the code must be found.
 
-Each mutant runs in a process of its own that has never seen the real package, worlds 0, 1, … until one of them fails.
+Each mutant runs in a process of its own that lets the real package go, worlds 0, 1, … until one of them fails.
 """
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from e2e.harness import FORKS, start_fork_server
 from sim.mutants import MUTANTS, Mutant, seeds_until_caught
 
 # So many worlds may a mutant survive at most.
@@ -18,9 +18,8 @@ AT_ONCE = 2
 @pytest.fixture(scope="module")
 def caught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """By mutant: worlds it took, and what broke."""
-    fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["torch", "trio", "trio.testing", "zmq", "msgpack", "pydantic", "safetensors.torch"])
-    with ProcessPoolExecutor(AT_ONCE, mp_context=fork, max_tasks_per_child=1) as pool:
+    start_fork_server()
+    with ProcessPoolExecutor(AT_ONCE, mp_context=FORKS, max_tasks_per_child=1) as pool:
         running = {
             mutant.name: pool.submit(seeds_until_caught, mutant, tmp_path_factory.mktemp("mutant"), SEEDS_MAX)
             for mutant in MUTANTS
