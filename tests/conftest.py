@@ -1,8 +1,22 @@
-"""How much random testing: every test run tries some cases, `make soak` tries many more."""
+"""How much random testing: every test run tries some cases, `make soak` tries many more. And what is tested first."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+# Begun last, each of these would be what all else waits for.
+LONGEST = (
+    "sim/test_worlds.py", "sim/test_bites.py", "network/test_takeover.py", "hostile/test_memory.py",
+    "e2e/test_two_commands.py", "chaos/test_sweep.py", "e2e/test_slow_link.py", "e2e/test_cli.py",
+)  # fmt: skip
 
 # No deadlines: a busy machine is not a fault. The blob is what repeats a failing case.
 settings.register_profile("everyday", deadline=None, print_blob=True)
 settings.register_profile("soak", settings.get_profile("everyday"), max_examples=5000)
 settings.load_profile("everyday")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
