@@ -14,6 +14,8 @@ from hetero_async.sim.runner import Tally, run_many, run_seed
 WORLDS = 300
 PROCESSES = 2
 CANARIES = (3, 11)
+# Worlds beyond those that broke a promise once.
+BROKEN_ONCE = (950, 1025, 1559156225)
 
 
 @pytest.mark.timeout(900)
@@ -28,6 +30,11 @@ def test_hundreds_of_random_worlds_keep_every_promise() -> None:
     assert tally.acknowledged > 20 * WORLDS
     assert heard == sorted(heard)
     assert heard[-1] == WORLDS
+
+
+@pytest.mark.parametrize("seed", BROKEN_ONCE)
+def test_a_world_that_broke_a_promise_once_keeps_it(seed: int) -> None:
+    assert run_seed(seed).violation is None
 
 
 def fingerprint_elsewhere(seed: int, hash_seed: str) -> str:
