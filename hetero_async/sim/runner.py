@@ -98,7 +98,11 @@ def run_seed(
         plan = plan.only(faults)
     memory = MEMORY if os.access(MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="hetero-async-", dir=memory) as scratch:
-        return simulate(plan, Path(scratch) / "world", Regression(plan.dataset_samples, seed), echo)
+        try:
+            return simulate(plan, Path(scratch) / "world", Regression(plan.dataset_samples, seed), echo)
+        except Exception as error:
+            error.add_note(f"the simulator itself broke; see it again with: hetero-async sim --seed {seed}")
+            raise
 
 
 def run_many(seeds: Iterable[int], processes: int, seconds: float, told: Callable[[Tally], None]) -> Tally:

@@ -245,7 +245,8 @@ class World:
         self.network.mend_all()
         if away := self.plan.stays_away:
             self.held[away] = float("inf")
-            self.processes[away].kill()
+            if away in self.processes:  # it may not have joined yet
+                self.processes[away].kill()
 
     def _join_sites(self) -> None:
         """Every link as it is when nothing ails it."""
