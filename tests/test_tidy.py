@@ -221,9 +221,11 @@ def test_only_supervisors_catch_whatever_comes(path: Path) -> None:
 
 
 def caught_names(path: Path) -> Iterator[tuple[int, str]]:
-    """What is caught by `except`, or swallowed by `contextlib.suppress`; '' is a bare except."""
+    """What is caught by `except` and not raised on, or swallowed by `contextlib.suppress`; '' is a bare except."""
     for node in nodes(path, ast.ExceptHandler, ast.Call):
         if isinstance(node, ast.ExceptHandler):
+            if isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None:
+                continue
             kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             yield from ((node.lineno, ast.unparse(kind) if kind else "") for kind in kinds)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
