@@ -56,6 +56,8 @@ ALL_FAULTS = FAULTS | CLUSTER_FAULTS
 NOT_IN_CLUSTERS = frozenset({"damage log", "damage checkpoint"})
 ONCE = frozenset({"damage checkpoint", "damage log"})
 CHAOS_SECONDS = 14.0
+WORKERS_MAX = 12
+CROWDED = 0.04  # share of the worlds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,8 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
     """`only`: nothing but faults of these kinds."""
     random = Random(f"plan {seed}")
     sites = [f"site{number}" for number in range(random.randint(1, 3))]
-    workers = tuple(_worker(random, number, sites) for number in range(random.randint(2, 7)))
+    workers = [_worker(random, number, sites) for number in range(random.randint(2, 7))]
+    workers += _crowd(Random(f"crowd {seed}"), len(workers), sites)
     cluster = _cluster(Random(f"cluster {seed}"), only)
     # A swarm of few kinds digs deeper than a mix of all.
     kinds = list(only) or random.sample(list(FAULTS), random.randint(2, 8))
@@ -133,7 +136,7 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
     return Plan(
         seed=seed,
         settings=_settings(random, seed),
-        workers=workers,
+        workers=tuple(workers),
         links={site: _link(random) for site in sites},
         faults=tuple(_once_each(faults)),
         healed_at=max(fault.at + fault.seconds for fault in faults) + 1,
@@ -197,6 +200,12 @@ def _worker(random: Random, number: int, sites: list[str]) -> WorkerPlan:
     )
 
 
+def _crowd(random: Random, others: int, sites: list[str]) -> list[WorkerPlan]:
+    """In few worlds so many more that there are 8 to 12, since such a world takes as long as several."""
+    wanted = random.randint(8, WORKERS_MAX) if random.random() < CROWDED else 0
+    return [_worker(random, number, sites) for number in range(others, wanted)]
+
+
 def _link(random: Random) -> Condition:
     return Condition(
         delay=random.choice([0.001, 0.02, 0.15, 0.3]),
@@ -215,7 +224,7 @@ def _backbone(random: Random) -> Condition:
 
 
 def _fault(
-    random: Random, kinds: list[str], workers: tuple[WorkerPlan, ...], sites: list[str], standbys: tuple[str, ...]
+    random: Random, kinds: list[str], workers: Sequence[WorkerPlan], sites: list[str], standbys: tuple[str, ...]
 ) -> Fault:
     kind = random.choices(kinds, [ALL_FAULTS[kind][0] for kind in kinds])[0]
     _, shortest, longest = ALL_FAULTS[kind]

@@ -12,7 +12,7 @@ from sim.mutants import MUTANTS, Mutant, seeds_until_caught
 
 # So many worlds may a mutant survive at most.
 SEEDS_MAX = 25
-AT_ONCE = 2
+AT_ONCE = 1
 
 
 @pytest.fixture(scope="module")
