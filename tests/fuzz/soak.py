@@ -1,16 +1,18 @@
 """Coverage-guided fuzzing of every decoder, each for so many minutes: `make soak` runs it, or
 
-    python tests/fuzz/soak.py --minutes 10 [--only header ...]
+    python tests/fuzz/soak.py --minutes 10 [--at-once 2] [--only header ...]
 
 Each decoder runs in a process of its own. An input that breaks one is kept in `found/NAME/`, where test_decoders.py
 tries it for ever after. The exit code is that of the worst.
 """
 
 import argparse
+import itertools
+import os
 import re
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -40,26 +42,23 @@ def fuzz(name: str, seconds: int, seeds: Path) -> int:
     return 0
 
 
-def supervise(names: list[str], minutes: float) -> int:
-    worst = 0
-    for name in names:
-        began = time.monotonic()
-        command = [sys.executable, __file__, "--minutes", str(minutes), "--alone", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        told = dict(re.findall(r"stat::(\w+):\s+(\d+)", done.stderr))
-        rate = int(told.get("number_of_executed_units", 0)) / max(1.0, time.monotonic() - began)
-        verdict = "nothing found" if done.returncode == 0 else f"FOUND something (exit code {done.returncode})"
-        memory = told.get("peak_rss_mb", "?")
-        print(f"{name:<20} {rate:8.0f} inputs/s, {memory} MB at most: {verdict}", flush=True)
-        if done.returncode:
-            print("\n".join(done.stderr.splitlines()[-30:]))
-        worst = max(worst, abs(done.returncode))
-    return worst
+def supervise(name: str, minutes: float) -> int:
+    """Fuzz one decoder in a process of its own, and say what came of it. Returns that process's exit code."""
+    command = [sys.executable, __file__, "--minutes", str(minutes), "--alone", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = dict(re.findall(r"stat::(\w+):\s+(\d+)", done.stderr))
+    inputs, memory = int(told.get("number_of_executed_units", 0)), told.get("peak_rss_mb", "?")
+    verdict = "nothing found" if done.returncode == 0 else f"FOUND something (exit code {done.returncode})"
+    print(f"{name:<20} {inputs:12,} inputs, {memory} MB at most: {verdict}", flush=True)
+    if done.returncode:
+        print("\n".join(done.stderr.splitlines()[-30:]))
+    return abs(done.returncode)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="for each decoder")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="so many decoders")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--alone", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -71,7 +70,8 @@ def main() -> int:
     sys.path.insert(0, str(HERE.parent))
     from fuzz.decoders import DECODERS
 
-    return supervise(options.only or list(DECODERS), options.minutes)
+    with ThreadPoolExecutor(options.at_once) as pool:
+        return max(pool.map(supervise, options.only or DECODERS, itertools.repeat(options.minutes)))
 
 
 if __name__ == "__main__":
