@@ -23,15 +23,17 @@ from hetero_async.standby import Diverged, StandingBy
 
 
 async def begin_serving(parts: Parts) -> Serving:
-    """Recover, and make sure that nobody else reigns. Raises Deposed, ConfigError, LogCorrupt."""
+    """Recover, and make sure that nobody reigns or has more of this reign. Raises Deposed, ConfigError, LogCorrupt."""
     model = parts.make_model()
     state = recover(parts.log, parts.store, model, parts.observer)
     parts.check(state)
+    positions = await parts.ask(0)
+    _refuse_if_behind(parts.name, state, positions)  # before anything is written where they have something else
     reign = None
     if parts.witness is not None:
         reign = await begin(parts.witness, parts.name, state, parts.lease_seconds, parts.observer)
     else:
-        _refuse_if_deposed(parts.name, state, await parts.ask(0))
+        _refuse_if_deposed(parts.name, state, positions)
     return _serving(parts, state, model, reign)
 
 
@@ -41,6 +43,17 @@ def _refuse_if_deposed(name: str, state: State, positions: Mapping[str, Position
             raise Deposed(
                 f"{other} follows or serves in term {position.term}, and this log ends in term {state.term}: "
                 f"start this one as a standby (hetero-async standby --name {name})"
+            )
+
+
+def _refuse_if_behind(name: str, state: State, positions: Mapping[str, Position | None]) -> None:
+    """A standby gets only what is durable here: where it has more of this reign, a disk has lost it."""
+    for other, position in positions.items():
+        if position is not None and position.last_term == state.term and position.lsn > state.lsn:
+            raise Deposed(
+                f"{other} has record {position.lsn} of this term and this log ends with record {state.lsn}: what was "
+                f"durable here is lost; promote {other} and start this one as a standby "
+                f"(hetero-async standby --name {name})"
             )
 
 

@@ -17,6 +17,7 @@ from hetero_async.checkpoints import Checkpointer
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
 from hetero_async.core.messages import (
     Fence,
+    Follow,
     Hello,
     Nack,
     Push,
@@ -246,9 +247,16 @@ class Serving:
         else:
             await self._pass_on(self._heard(incoming))
 
+    def _is_chained(self, follow: Follow) -> bool:
+        """Whether its log is ours as far as it goes, where ours still reaches back so far."""
+        read = self.log.read(follow.lsn, 0) if follow.lsn else None
+        return read is None or read[0] == follow.chain
+
     async def _hear_standby(self, incoming: Incoming) -> None:
         standby, message = incoming.peer.worker, incoming.message
-        await self._pass_on(Followed(now_ms=_now_ms(), standby=standby, message=message))
+        is_chained = not isinstance(message, Follow) or await self.blocking(self._is_chained, message)
+        followed = Followed(now_ms=_now_ms(), standby=standby, message=message, is_chained=is_chained)
+        await self._pass_on(followed)
         self._peers[standby] = incoming.peer
         if not isinstance(message, Fence):
             return

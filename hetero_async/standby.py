@@ -5,6 +5,7 @@ come in their order; the lanes, the peers who ask, the witness and the checkpoin
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -88,9 +89,9 @@ class StandingBy:
                 self._hand_out,
                 self._keep_time,
                 self._checkpointer.run,
-                self.takeover.watch,
             ):
                 nursery.start_soon(task)
+            nursery.start_soon(self.takeover.watch, self._parts.ask)
             await self.takeover.begun.wait()
             async with self._storing:  # what is being written down belongs to what we take over
                 nursery.cancel_scope.cancel()
@@ -109,6 +110,8 @@ class StandingBy:
             if owed.promise:
                 await self._blocking(self._promises.save, owed.promise)
             for message in owed.messages:
+                if isinstance(message, Follow):
+                    message = replace(message, chain=self._log.chain)
                 await self._dialling.control.send(self._dialling.server.key, message)
             if owed.turn is not None:
                 self._dialling.turn(owed.turn)

@@ -37,20 +37,20 @@ class Takeover:
 
     # --- by itself ---
 
-    async def watch(self) -> None:
+    async def watch(self, ask: Ask) -> None:
         """Look several times in a lease whether the server's place is vacant and ours to take."""
         told = ""
         while self._witness is not None:
             await trio.sleep(self._lease_ms / 1000 / LOOKS_PER_LEASE)
             try:
-                why = await self._claim_vacancy(self._witness)
+                why = await self._claim_vacancy(self._witness, ask)
             except WitnessAway as error:
                 why = str(error)
             if why and why != told:
                 self._observer.event("not taking over", reason=why)
             told = why
 
-    async def _claim_vacancy(self, witness: Witness) -> str:
+    async def _claim_vacancy(self, witness: Witness, ask: Ask) -> str:
         """Take over if it is vacant. Says why not, where that is worth telling."""
         machine = self._machine
         if machine.hears_server(_now_ms(), self._lease_ms) and not machine.is_taking_over:
@@ -61,11 +61,19 @@ class Takeover:
             machine.is_taking_over = False
             is_theirs = sighting.reign is None or sighting.holder
             return "" if is_theirs else "the witness does not know that this standby has all that was acknowledged"
+        if claimed == sighting.reign and (ahead := self._who_is_ahead(await ask(0))):
+            machine.is_taking_over = False
+            return f"{ahead} has more of this reign than this disk has kept"
         # From here on nothing is confirmed to the old server, whatever becomes of the claim.
         machine.is_taking_over = True
         if await witness.claim(sighting.reign, claimed):
             self._begin(claimed)
         return ""
+
+    def _who_is_ahead(self, positions: Mapping[str, Position | None]) -> str:
+        ours = (self._machine.last_term, self._machine.lsn)
+        known = ((name, position) for name, position in positions.items() if position is not None)
+        return next((name for name, position in known if (position.last_term, position.lsn) > ours), "")
 
     def _begin(self, reign: Reign) -> None:
         self._observer.event("takes over", term=reign.term, lsn=self._machine.lsn)

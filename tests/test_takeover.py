@@ -1,6 +1,7 @@
 """How a standby becomes the server: what it asks, what it refuses to do, and in which order it does the rest."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 import trio
@@ -195,11 +196,14 @@ def test_a_server_that_holds_the_lease_keeps_its_place_even_from_the_operator() 
 # --- by itself ---
 
 
-def watched(scene: Scene, seconds: float) -> None:
+def watched(scene: Scene, seconds: float, others: Answers = MappingProxyType({})) -> None:
+    async def ask(term: int) -> dict[str, Position | None]:
+        return dict(others)
+
     async def main() -> None:
         with trio.move_on_after(seconds):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(scene.takeover.watch)
+                nursery.start_soon(scene.takeover.watch, ask)
                 await scene.takeover.begun.wait()
                 nursery.cancel_scope.cancel()
 
@@ -231,6 +235,27 @@ def test_it_takes_no_place_that_is_not_vacant_or_not_for_it_and_says_once_why(wi
     watched(scene, 10)
     assert not scene.has_begun and not scene.machine.is_taking_over
     assert witness.told == ([("not taking over", {"reason": why})] if why else [])
+
+
+@pytest.mark.parametrize(
+    ("others", "begins"),
+    [
+        ({}, True),
+        ({"a": None, "c": at(LSN)}, True),
+        ({"c": at(LSN + 1, last_term=TERM - 1)}, True),
+        ({"a": None, "c": at(LSN + 1)}, False),
+        ({"c": at(LSN - 1, last_term=TERM + 1)}, False),
+    ],
+)
+def test_it_goes_on_with_its_own_reign_unless_another_has_more_of_it(others: Answers, begins: bool) -> None:
+    witness = Ledger(Reign(term=TERM, server="b"))
+    scene = Scene(witness)
+    watched(scene, 10, others)
+    assert scene.has_begun == begins
+    told = [("takes over", {"term": TERM, "lsn": LSN})]
+    refused = [("not taking over", {"reason": "c has more of this reign than this disk has kept"})]
+    assert witness.told == (told if begins else refused)
+    assert scene.machine.is_taking_over == begins
 
 
 def test_it_looks_again_when_the_witness_is_back() -> None:

@@ -46,6 +46,7 @@ class Followed:
     now_ms: int
     standby: str
     message: Message
+    is_chained: bool = True  # a Follow whose log ends in a record that ours has: as ours has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

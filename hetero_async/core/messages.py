@@ -228,7 +228,8 @@ class SettingsReport:
 class Follow:
     """Ask for the records after `lsn`, the asker's last one. Answered by Following or Cut.
 
-    `terms`, each of which a takeover began, with the record that it `began` with, are those of the asker's log.
+    `terms`, each of which a takeover began, with the record that it `began` with, are those of the asker's log, and
+    `chain` is what its records up to `lsn` are chained to.
     """
 
     run: str
@@ -236,6 +237,7 @@ class Follow:
     lsn: int
     terms: tuple[int, ...]
     began: tuple[int, ...]
+    chain: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,10 @@ from hetero_async.core.state import State
 
 # A server that is to hand over gives its successor so long to fetch the last records.
 HANDOVER_MS = 10_000
+TWO_HISTORIES = (
+    "record {lsn} of this log is another one in {server}'s, of the same term: one of the two disks has lost records. "
+    "Neither is changed; keep a copy of both, and let the one that you trust more serve"
+)
 
 
 class Succession:
@@ -54,7 +58,7 @@ class Succession:
         standby, term = event.standby, self._state.term
         match event.message:
             case Follow() as follow:
-                self._follow(standby, follow)
+                self._follow(standby, follow, event.is_chained)
             case Confirm() as confirm if confirm.term == term and confirm.lsn <= self._state.lsn:
                 self._replication.confirm(standby, confirm.lsn, self._state.lsn, event.now_ms)
                 self._tell_following(standby)
@@ -66,7 +70,8 @@ class Succession:
             case Redirect(server=server, term=higher) if higher > term:
                 self.deposed = f"{server} has taken over, in term {higher}"
 
-    def _follow(self, standby: str, follow: Follow) -> None:
+    def _follow(self, standby: str, follow: Follow, is_chained: bool) -> None:
+        """One that has more of this very reign, or has something else, shows that a disk has lost what it had."""
         promotions = list(zip(follow.terms, follow.began, strict=False))
         common, last_term = self._state.common_lsn(promotions), max(follow.terms, default=0)
         if follow.run != self._run:
@@ -74,6 +79,13 @@ class Succession:
             self._post.send(standby, Refused(reason=reason))
         elif last_term > self._state.term:
             self.deposed = f"{standby} has records of term {last_term}, and this is term {self._state.term}"
+        elif promotions == self._state.promotions and follow.lsn > common:
+            self.deposed = (
+                f"{standby} has record {follow.lsn} of this term and this log ends with record {common}: "
+                f"what was durable here is lost, and {standby} has it"
+            )
+        elif follow.lsn <= common and not is_chained:
+            self._post.send(standby, Refused(reason=TWO_HISTORIES.format(lsn=follow.lsn, server=self.name)))
         elif follow.lsn > common:
             self._post.send(standby, Cut(lsn=common))
         else:

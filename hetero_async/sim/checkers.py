@@ -208,6 +208,10 @@ class Judge:
         if not state.ledger.is_exact():
             self.violated("2", f"after record {state.lsn}: leased, free and trained positions do not add up")
 
+    def disk_lost(self, node: str) -> None:
+        """A disk has lost what was durable on it: it may come back with less."""
+        self._reached.pop(node, None)
+
     def recovered(self, node: str, state: State, model_hash: bytes) -> None:
         """A node has come back. Records that nobody saw applied may come back with it; those that it applied must."""
         if not self.story.has(state.lsn, state.term):

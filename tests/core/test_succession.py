@@ -46,13 +46,31 @@ def follow(lsn: int, *promotions: tuple[int, int], run: str = "demo") -> Follow:
         (follow(15, (2, 6), (3, 12)), Cut(lsn=10)),
         (follow(15, (2, 4)), Cut(lsn=3)),
         (follow(20, *PROMOTIONS), Following(lsn=LSN, partner="")),
-        (follow(21, *PROMOTIONS), Cut(lsn=LSN)),
+        (follow(21, *PROMOTIONS[:1]), Cut(lsn=10)),
     ],
 )
 def test_who_follows_is_told_where_its_log_leaves_the_run_s(asked: Follow, answer: Message) -> None:
     server = Server()
     assert server.hear(asked) == [answer]
     assert not server.succession.is_under_way
+
+
+@pytest.mark.parametrize("lsn", [5, LSN])
+def test_who_has_another_record_in_the_same_place_is_refused_and_told_why(lsn: int) -> None:
+    server = Server()
+    asked = follow(lsn, *(began for began in PROMOTIONS if began[1] <= lsn))
+    server.succession.step(Followed(now_ms=0, standby="b", message=asked, is_chained=False))
+    (outgoing,) = server.post.take(0)
+    assert isinstance(outgoing.message, Refused)
+    assert f"record {lsn} of this log is another one in a's, of the same term" in outgoing.message.reason
+    assert not server.succession.is_under_way
+
+
+def test_where_the_histories_part_what_is_behind_is_cut_and_not_asked_about() -> None:
+    server = Server()
+    asked = Followed(now_ms=0, standby="b", message=follow(15, (2, 6)), is_chained=False)
+    server.succession.step(asked)
+    assert [outgoing.message for outgoing in server.post.take(0)] == [Cut(lsn=10)]
 
 
 def test_another_run_s_standby_is_refused_for_good() -> None:
@@ -64,6 +82,11 @@ def test_another_run_s_standby_is_refused_for_good() -> None:
     ("message", "reason"),
     [
         (follow(21, *PROMOTIONS, (5, 21)), "b has records of term 5, and this is term 4"),
+        (
+            follow(21, *PROMOTIONS),
+            "b has record 21 of this term and this log ends with record 20: "
+            "what was durable here is lost, and b has it",
+        ),
         (Redirect(server="c", term=5), "c has taken over, in term 5"),
     ],
 )

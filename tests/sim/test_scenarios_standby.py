@@ -21,10 +21,12 @@ from sim.cluster import (
     take_over,
     trained,
 )
+from sim.logs import flip, record_headers, segments
 from sim.scenario import Said, ScriptedWorld, make_plan, run
 
 from hetero_async.core.records import Promoted
 from hetero_async.core.replication import Durability
+from hetero_async.formats.segment import RECORD_HEADER_BYTES
 from hetero_async.sim.plan import SERVER, WITNESS
 
 
@@ -53,6 +55,34 @@ def test_06_a_server_that_was_frozen_while_another_took_over_says_no_word_and_st
     assert {said.term for said in acks(world, "b")} == {2}
     assert reigns(world) == [(2, "b")]
     assert is_whole(world, world.acks)
+
+
+@either_way
+@pytest.mark.parametrize("how", ["its last record is damaged", "it is an older copy"])
+def test_36_38_what_a_server_s_disk_has_lost_its_standby_has(tmp_path: Path, rules: Durability, how: str) -> None:
+    """Its own log cannot tell that something is missing at its end, for what it lost looks as if it was never there."""
+
+    async def script(world: ScriptedWorld) -> None:
+        await trained(world)
+        (segment,) = segments(world.log)
+        older = segment.read_bytes()
+        await trained(world)
+        world.kill(SERVER)
+        if how == "it is an older copy":
+            segment.write_bytes(older)
+        else:
+            offset, _ = record_headers(segment)[-1]
+            flip(segment, offset + RECORD_HEADER_BYTES)
+        world.judge.disk_lost(SERVER)
+        world.release(SERVER)
+        await world.until(lambda: not world.serves[SERVER], "it does not serve from what it has left")
+        await take_over(world)
+        await trained(world)
+
+    world = run(make_plan(samples=300, standbys=("b",), rules=rules), tmp_path, script)
+    assert reigns(world) == [(2, "b")]
+    assert is_whole(world, world.acks)
+    assert not world.judge.forgiven
 
 
 @pytest.mark.parametrize("rules", [WITNESSED, BY_HAND, LOCAL], ids=["witness", "operator", "local"])
