@@ -55,7 +55,8 @@ ALL_FAULTS = FAULTS | CLUSTER_FAULTS
 # With other nodes about, one that must halt need not end the run; what comes of it then is a scenario's subject.
 NOT_IN_CLUSTERS = frozenset({"damage log", "damage checkpoint"})
 ONCE = frozenset({"damage checkpoint", "damage log"})
-CHAOS_SECONDS = 14.0
+FIRST_SECONDS, CHAOS_SECONDS = 0.5, 14.0
+PRESSED = 0.75  # share of the worlds whose faults all strike while there is something to train
 WORKERS_MAX = 12
 CROWDED = 0.04  # share of the worlds
 
@@ -133,9 +134,12 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
         (_fault(random, kinds, workers, sites, cluster) for _ in range(random.randint(3, 14))),
         key=lambda fault: fault.at,
     )
+    settings = _settings(random, seed)
+    if Random(f"press {seed}").random() < PRESSED:
+        faults = _pressed(faults, settings.samples, workers)
     return Plan(
         seed=seed,
-        settings=_settings(random, seed),
+        settings=settings,
         workers=tuple(workers),
         links={site: _link(random) for site in sites},
         faults=tuple(_once_each(faults)),
@@ -200,6 +204,13 @@ def _worker(random: Random, number: int, sites: list[str]) -> WorkerPlan:
     )
 
 
+def _pressed(faults: Sequence[Fault], samples: int, workers: Sequence[WorkerPlan]) -> list[Fault]:
+    """Moved forward, so that they strike before all is trained: in no world does training take less than this."""
+    seconds = samples / sum(worker.batch / worker.step_seconds for worker in workers)
+    share = min(1.0, seconds / CHAOS_SECONDS)
+    return [replace(fault, at=round(max(FIRST_SECONDS, share * fault.at), 3)) for fault in faults]
+
+
 def _crowd(random: Random, others: int, sites: list[str]) -> list[WorkerPlan]:
     """In few worlds so many more that there are 8 to 12, since such a world takes as long as several."""
     wanted = random.randint(8, WORKERS_MAX) if random.random() < CROWDED else 0
@@ -238,7 +249,7 @@ def _fault(
         )
     is_of_site = "link" in kind or "way" in kind or "site" in kind or kind.endswith(("messages", "connections"))
     return Fault(
-        at=round(random.uniform(0.5, CHAOS_SECONDS), 3),
+        at=round(random.uniform(FIRST_SECONDS, CHAOS_SECONDS), 3),
         kind=kind,
         target=random.choice(sites) if is_of_site else random.choice(workers).name,
         seconds=round(random.uniform(shortest, longest), 3),
