@@ -134,8 +134,8 @@ def audit_directory(log: Path) -> Audit:
 
 def replay_without(log: Path, names: Sequence[str], out: Path | None, progress: Callable[[int], None]) -> Rebuilt:
     """The run's parameters without those named, written to `out` as safetensors. Raises UserError, LogCorrupt."""
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no directory {out.parent}; make it first")
+    if out is not None:
+        _check_place(out)
     checkpoint, entries = oldest_start(log)
     state = start_of(checkpoint)
     for entry in entries:
@@ -168,7 +168,8 @@ def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
 
 
 def export(config: RunConfig, out: Path) -> State:
-    """Write the newest parameters on this host as safetensors. Server and standbys may be running."""
+    """Write the newest parameters on this host as safetensors. Server and standbys may be running. Raises UserError."""
+    _check_place(out)
     node = _furthest_here(config)
     checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
     entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
@@ -178,6 +179,14 @@ def export(config: RunConfig, out: Path) -> State:
         raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
     model.export(out)
     return state
+
+
+def _check_place(out: Path) -> None:
+    """Before a log is replayed for minutes. Raises UserError for a file that cannot be made there."""
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no directory {out.parent}; make it first")
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name the file to write")
 
 
 def _furthest_here(config: RunConfig) -> Node:

@@ -4,6 +4,7 @@ Fulfils ports.Model. All vectors are flat fp32 on the CPU, in the schema's order
 them, and only by records, so the same log gives the same bits. A merge is one pass over blocks that fit in a cache.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Settings, Stepped
-from hetero_async.errors import LogCorrupt, PeerError
+from hetero_async.errors import LogCorrupt, PeerError, UserError
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
 from hetero_async.tensors.codecs import BLOCK, CODECS, decode_payload, encode_payload, open_payload
@@ -272,12 +273,17 @@ class ServerModel:
         return tensors
 
     def export(self, path: Path) -> None:
-        """Write `state_dict` as safetensors; the file appears whole or not at all."""
+        """Write `state_dict` as safetensors; the file appears whole or not at all. Raises UserError."""
         unfinished = path.with_name(f"{path.name}.new")
-        safetensors.torch.save_file(self.state_dict(), unfinished)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        try:
+            safetensors.torch.save_file(self.state_dict(), unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):  # there may be none
+                unfinished.unlink()
+            raise UserError(f"{path}: cannot be written: {error}") from None
 
 
 def _blocks(numel: int) -> Iterator[tuple[int, int]]:

@@ -146,6 +146,22 @@ def test_an_error_is_one_line_and_an_exit_code(tmp_path: Path, words: str, expec
     assert (said.exit_code, said.errors) == (2, expected)
 
 
+@pytest.mark.parametrize("words", ["export {out} --run run/run.toml", "replay run/log --out {out}"])
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("absent/out.safetensors", "error: absent/out.safetensors: there is no directory absent; make it first"),
+        ("run", "error: run is a directory; name the file to write"),
+    ],
+)
+def test_a_model_that_cannot_be_written_there_is_an_error_before_any_log_is_read(
+    tmp_path: Path, words: str, out: str, expected: str
+) -> None:
+    Run(tmp_path / "run")  # its log holds nothing yet, which would be the next error
+    said = forked(tmp_path, *words.format(out=out).split())
+    assert (said.exit_code, said.errors) == (2, expected)
+
+
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
     said = forked(tmp_path, "--debug", "serve", "--run", "absent.toml")
     assert said.exit_code == 2

@@ -11,6 +11,7 @@ from e2e.tiny import NextByte, loss_on_all, seeded
 from safetensors.torch import load_file
 
 from hetero_async import looking
+from hetero_async.errors import UserError
 from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict
 
@@ -59,6 +60,10 @@ def test_the_exported_model_is_the_replayed_one_under_the_models_own_names(tmp_p
         state_dict, expected = exported(run, NextByte()).state_dict(), replayed(run)
         assert state_dict.keys() == expected.keys() == NextByte().state_dict().keys()
         assert all(torch.equal(state_dict[name], expected[name]) for name in expected)
+        in_the_way = tmp_path / "again.safetensors.new"
+        in_the_way.mkdir()
+        with pytest.raises(UserError, match=r"again\.safetensors: cannot be written: .*[Dd]irectory"):
+            looking.export(run.config, tmp_path / "again.safetensors")
 
 
 def test_tied_frozen_scalar_and_empty_parameters_and_groups_of_them(tmp_path: Path) -> None:
