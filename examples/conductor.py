@@ -103,7 +103,15 @@ class Conductor:
 
     def kill(self, *names: str) -> None:
         """SIGKILL the process group of the first of these, in which the others are: all at once, gone on return."""
-        os.killpg(self.processes[names[0]].pid, signal.SIGKILL)
+        self.strike(names[0])
+        self.await_end(*names)
+
+    def strike(self, name: str) -> None:
+        """SIGKILL its process group, and do not wait."""
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+
+    def await_end(self, *names: str) -> None:
+        """Of those that were struck."""
         for name in names:
             self.processes.pop(name).wait()
 

@@ -83,8 +83,16 @@ class LocalCluster:
 
     def kill(self, *members: int) -> None:
         """SIGKILL, all at once; gone on return."""
+        self.strike(*members)
+        self.await_end(*members)
+
+    def strike(self, *members: int) -> None:
+        """SIGKILL, and do not wait."""
         for member in members:
             self._processes[member].kill()
+
+    def await_end(self, *members: int) -> None:
+        """Of those that were struck."""
         for member in members:
             self._processes.pop(member).wait()
 

@@ -79,9 +79,12 @@ class SiteLoss(Conductor):
         return LOST_SITE in self.processes and self.have_ended(*SITES) and self._are_level()
 
     def _lose_site(self) -> None:
+        """Nobody of the site is waited for before all have been struck."""
         self.story.killed(f"all of {LOST_SITE}")
-        self.kill(SERVER, LOST_SITE)
-        self._cluster.kill(LOST_MEMBER)
+        self.strike(SERVER)
+        self._cluster.strike(LOST_MEMBER)
+        self.await_end(SERVER, LOST_SITE)
+        self._cluster.await_end(LOST_MEMBER)
 
     def _bring_back_site(self) -> None:
         """What was not confirmed is counted before the old server cuts it off."""
