@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ class Story:
     losses: list[tuple[float, float]] = field(default_factory=list)
     kills: list[tuple[float, str]] = field(default_factory=list)
     newest: dict[str, Any] = field(default_factory=dict)
+    # What each life of the server has counted, which begins at nothing; the last one's is the present one's.
+    lives: list[Counter[str]] = field(default_factory=lambda: [Counter()])
     trained: float = 0.0  # when all was trained
 
     @property
@@ -70,9 +73,19 @@ class Story:
         if metric and (not self.losses or metric["value"] != self.losses[-1][1]):
             self.losses.append((self.seconds, metric["value"]))
         self.newest = status
+        self.lives[-1] = Counter(bytes_wire=sum(status["bytes"].values()), deltas_refused=status["deltas"]["refused"])
+
+    @property
+    def counted(self) -> Counter[str]:
+        """By all lives of the server."""
+        return sum(self.lives, Counter())
 
     def killed(self, who: str) -> None:
         self.kills.append((self.seconds, who))
+
+    def begin_life(self) -> None:
+        """The server that is seen from now on counts from nothing again."""
+        self.lives.append(Counter())
 
 
 class Conductor:

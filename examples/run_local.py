@@ -32,15 +32,6 @@ SERVER_AWAY_SECONDS = 3.0
 class TwoKills(Conductor):
     """Kills one worker and the server on the way; over when all processes have ended by themselves."""
 
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(config)
-        self._bytes_of_earlier_servers = 0
-
-    @property
-    def bytes_wire(self) -> int:
-        now: dict[str, int] = self.story.newest.get("bytes", {})
-        return self._bytes_of_earlier_servers + sum(now.values())
-
     def start_server(self) -> None:
         self.start("server", "serve", "--run", str(self.config.path), "--exit-when-finished")
 
@@ -52,9 +43,8 @@ class TwoKills(Conductor):
             self.story.killed(f"worker {VICTIM}")
         elif len(self.story.kills) == 1 and self.story.progress >= KILL_SERVER_AT:
             self.kill("server")
-            self._bytes_of_earlier_servers = self.bytes_wire
-            self.story.newest = {**self.story.newest, "bytes": {}}
             self.story.killed("server")
+            self.story.begin_life()
             await trio.sleep(SERVER_AWAY_SECONDS)
             self.start_server()
         return False
@@ -80,11 +70,11 @@ def figures(conductor: TwoKills, verdict: Verdict, model: Path) -> dict[str, Any
         **losses(model),
         "deltas_acknowledged": verdict.acknowledged,
         "deltas_lost": len(verdict.lost),
-        "deltas_refused": story.newest["deltas"]["refused"],
+        "deltas_refused": story.counted["deltas_refused"],
         "samples_trained": verdict.samples,
         "samples_counted_twice": verdict.samples_twice,
         "verify": "ok" if verdict.is_ok else "failed",
-        "bytes_wire": conductor.bytes_wire,
+        "bytes_wire": story.counted["bytes_wire"],
         # Each step of each worker sends a gradient and gets the sum back, four bytes a parameter each way.
         "bytes_data_parallel": steps * parameters * 4 * 2,
         "seconds": round(story.seconds, 1),

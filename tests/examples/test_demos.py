@@ -1,4 +1,4 @@
-"""The demos kill a site at one stroke."""
+"""The demos count over kills, and kill a site at one stroke."""
 
 import os
 import signal
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import run_failover
+import run_local
+import trio
 from etcd_local import LocalCluster
 
 from hetero_async.complaints import SERVER
@@ -24,6 +26,33 @@ def sleepers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     return program
+
+
+def status(refused: int, bytes_up: int) -> dict[str, Any]:
+    return {
+        "metrics": {}, "trained": 7, "positions": 10,
+        "deltas": {"refused": refused}, "bytes": {"up": bytes_up, "down": 1000},
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("sleepers")
+def test_what_a_server_had_counted_before_it_was_killed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_local, "SERVER_AWAY_SECONDS", 0.0)
+    conductor = run_local.TwoKills(run_local.prepare(tmp_path / "run", 1000))
+    story = conductor.story
+    story.killed("worker")
+    conductor.start_server()
+    first = conductor.processes["server"]
+    for seen in (status(2, 10), status(3, 20)):
+        story.see(seen)
+    try:
+        assert not trio.run(conductor.act)
+        assert first.returncode == -signal.SIGKILL and conductor.processes["server"].poll() is None
+        assert story.counted == {"deltas_refused": 3, "bytes_wire": 1020}, "not heard of the new one yet"
+        story.see(status(1, 5))
+        assert story.counted == {"deltas_refused": 4, "bytes_wire": 2025}
+    finally:
+        conductor.kill("server")
 
 
 @pytest.mark.usefixtures("sleepers")
