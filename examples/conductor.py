@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from hetero_async import looking
 from hetero_async.config import RunConfig
+from hetero_async.errors import HeteroAsyncError, first_error
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.watch.status import Rate, render
 
@@ -88,6 +89,18 @@ class Story:
         self.lives.append(Counter())
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Something that a report must show; `broken` says that it does not, with the report's figures for its {keys}."""
+
+    is_kept: Callable[[dict[str, Any]], bool]
+    broken: str
+
+
+VERIFIED = Promise(lambda report: report["verify"] == "ok", "verify failed")
+ONCE = Promise(lambda report: report["samples_counted_twice"] == 0, "{samples_counted_twice} samples counted twice")
+
+
 class Conductor:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -130,7 +143,7 @@ class Conductor:
 
     async def conduct(self, screen: Live, act: Callable[[], Awaitable[bool]]) -> None:
         """Look at the run again and again, and `act` after each look, until that says that all is over."""
-        with trio.fail_after(LIMIT_SECONDS):
+        with trio.move_on_after(LIMIT_SECONDS):
             async with looking.open_status(self.config, LineObserver(NOISE)) as ask:
                 while True:
                     status = await ask()
@@ -141,13 +154,14 @@ class Conductor:
                         self.story.trained = self.story.seconds
                         return
                     await trio.sleep(LOOK_SECONDS)
+        raise HeteroAsyncError(f"this is not over after {LIMIT_SECONDS:g} s; see {self._logs}")
 
     def have_ended(self, *names: str) -> bool:
         """Ends the demo when any process failed: nothing good comes of waiting for the others then."""
         codes = {name: process.poll() for name, process in self.processes.items()}
         for name, code in codes.items():
             if code:
-                sys.exit(f"error: {name} ended with exit code {code}; see {self._log(name)}")
+                raise HeteroAsyncError(f"{name} ended with exit code {code}; see {self._log(name)}")
         return all(codes[name] == 0 for name in names)
 
     def stop(self, *names: str) -> None:
@@ -161,6 +175,18 @@ class Conductor:
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """A demo runs in here; what it dies of is told without a traceback, as a verb would."""
+    failure: HeteroAsyncError | None = None
+    try:
+        yield
+    except* HeteroAsyncError as group:
+        failure = first_error(group)
+    if failure is not None:
+        sys.exit(f"error: {failure}")
 
 
 def clear(directory: Path) -> None:
@@ -220,3 +246,14 @@ def show(rows: Sequence[tuple[str, str]], report: dict[str, Any], paths: dict[st
     for name, told in [*rows, ("took", f"{report['seconds']:.0f} s"), *results]:
         table.add_row(name, told)
     console.print(table)
+
+
+def broken(report: dict[str, Any], promises: Sequence[Promise]) -> list[str]:
+    """What a report shows to be broken."""
+    return [promise.broken.format(**report) for promise in promises if not promise.is_kept(report)]
+
+
+def end(report: dict[str, Any], promises: Sequence[Promise]) -> None:
+    """Ends the demo badly, in one line, when a promise was broken."""
+    if told := broken(report, promises):
+        sys.exit(f"error: a promise was broken: {'; '.join(told)}")

@@ -13,7 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from conductor import SITES, TRAINING, Conductor, clear, curve, free_address, losses, options, outputs, show, told_kills
+from conductor import (
+    ONCE,
+    SITES,
+    TRAINING,
+    VERIFIED,
+    Conductor,
+    Promise,
+    clear,
+    curve,
+    end,
+    errors_in_one_line,
+    free_address,
+    losses,
+    options,
+    outputs,
+    show,
+    told_kills,
+)
 from rich.console import Console
 from rich.live import Live
 from safetensors.numpy import load_file
@@ -27,6 +44,18 @@ from hetero_async.watch.verify import Verdict
 KILL_WORKER_AT, KILL_SERVER_AT = 0.3, 0.6
 VICTIM = "amsterdam-1"
 SERVER_AWAY_SECONDS = 3.0
+SAMPLES = 72_000
+# Nats a byte. So many samples bring it well below that, whoever is killed; nothing is promised of fewer.
+LOSS_MAX = 2.2
+PROMISES = (
+    Promise(lambda report: report["deltas_lost"] == 0, "{deltas_lost} acknowledged deltas were lost"),
+    ONCE,
+    VERIFIED,
+    Promise(
+        lambda report: report["loss_end"] <= LOSS_MAX or report["samples_trained"] < SAMPLES,
+        f"the validation loss is {{loss_end}} at the end, above {LOSS_MAX}",
+    ),
+)
 
 
 class TwoKills(Conductor):
@@ -99,9 +128,13 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    given = options(__doc__, directory="runs/local", samples=72_000)
+    given = options(__doc__, directory="runs/local", samples=SAMPLES)
+    with errors_in_one_line():
+        kill_two(prepare(given.directory, given.samples))
+
+
+def kill_two(config: RunConfig) -> None:
     console = Console()
-    config = prepare(given.directory, given.samples)
     console.print(f"run in {config.directory}; what each process says is in its logs/", soft_wrap=True)
     conductor = TwoKills(config)
     try:
@@ -125,6 +158,7 @@ def finish(conductor: TwoKills, console: Console) -> None:
     kills = [(seconds, f"{who} killed") for seconds, who in story.kills]
     draw_loss(curve(report, story), kills, paths["loss picture"], title="one model, three sites, two kills")
     show(rows(report), report, paths, console)
+    end(report, PROMISES)
 
 
 if __name__ == "__main__":

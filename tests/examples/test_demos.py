@@ -1,4 +1,4 @@
-"""The demos count over kills, and kill a site at one stroke."""
+"""The demos count over kills, kill a site at one stroke, and end badly when their report shows a broken promise."""
 
 import os
 import signal
@@ -11,9 +11,70 @@ import pytest
 import run_failover
 import run_local
 import trio
+from conductor import Promise, broken, end, errors_in_one_line
 from etcd_local import LocalCluster
 
 from hetero_async.complaints import SERVER
+from hetero_async.errors import LogCorrupt
+
+LOCAL = {
+    "deltas_lost": 0,
+    "samples_counted_twice": 0,
+    "verify": "ok",
+    "loss_end": 2.2,
+    "samples_trained": run_local.SAMPLES,
+}
+FAILOVER = {
+    "acknowledged_lost": 0,
+    "samples_counted_twice": 0,
+    "verify": "ok",
+    "takeover_seconds": 5.0,
+    "old_server_level": True,
+}
+
+
+@pytest.mark.parametrize(("report", "promises"), [(LOCAL, run_local.PROMISES), (FAILOVER, run_failover.PROMISES)])
+def test_a_demo_whose_promises_are_kept_ends_well(report: dict[str, Any], promises: tuple[Promise, ...]) -> None:
+    end(report, promises)
+
+
+@pytest.mark.parametrize(
+    ("promises", "report", "told"),
+    [
+        (run_local.PROMISES, LOCAL | {"deltas_lost": 3}, "3 acknowledged deltas were lost"),
+        (run_local.PROMISES, LOCAL | {"samples_counted_twice": 8}, "8 samples counted twice"),
+        (run_local.PROMISES, LOCAL | {"verify": "failed"}, "verify failed"),
+        (run_local.PROMISES, LOCAL | {"loss_end": 2.2001}, "the validation loss is 2.2001 at the end, above 2.2"),
+        (run_local.PROMISES, LOCAL | {"loss_end": float("nan")}, "the validation loss is nan at the end, above 2.2"),
+        (run_failover.PROMISES, FAILOVER | {"acknowledged_lost": 1}, "1 acknowledged deltas were lost"),
+        (run_failover.PROMISES, FAILOVER | {"samples_counted_twice": 8}, "8 samples counted twice"),
+        (run_failover.PROMISES, FAILOVER | {"verify": "failed"}, "verify failed"),
+        (run_failover.PROMISES, FAILOVER | {"takeover_seconds": 5.01}, "the takeover lasted 5.01 s, above 5"),
+        (run_failover.PROMISES, FAILOVER | {"old_server_level": False}, "the old server is not level with the new one"),
+    ],
+)
+def test_a_demo_that_broke_a_promise_names_it_and_ends_badly(
+    promises: tuple[Promise, ...], report: dict[str, Any], told: str
+) -> None:
+    assert broken(report, promises) == [told]
+    with pytest.raises(SystemExit) as ending:
+        end(report, promises)
+    assert ending.value.code == f"error: a promise was broken: {told}"
+
+
+def test_several_broken_promises_are_one_line_and_a_short_demo_promises_no_loss() -> None:
+    worst = LOCAL | {"deltas_lost": 2, "verify": "failed", "loss_end": 5.5}
+    with pytest.raises(SystemExit, match=r"2 acknowledged deltas were lost; verify failed; .* above 2\.2$"):
+        end(worst, run_local.PROMISES)
+    assert broken(LOCAL | {"loss_end": 5.5, "samples_trained": 9000}, run_local.PROMISES) == []
+
+
+def test_what_a_demo_dies_of_is_one_line_however_deep_it_happened() -> None:
+    deep = ExceptionGroup("of a nursery", [ExceptionGroup("of another", [LogCorrupt("record 7 is damaged")])])
+    for error in (deep, LogCorrupt("record 7 is damaged")):
+        with pytest.raises(SystemExit) as ending, errors_in_one_line():
+            raise error
+        assert ending.value.code == "error: record 7 is damaged"
 
 
 @pytest.fixture
