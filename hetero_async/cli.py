@@ -34,6 +34,7 @@ from hetero_async.errors import (
 from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
 from hetero_async.roster import join_line
+from hetero_async.shell.dial import until_stopped
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -176,7 +177,8 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
     rate = Rate()
     live = Live(console=console, auto_refresh=False) if watch else contextlib.nullcontext()
     with live as screen:
-        async with looking.open_status(config, LineObserver()) as ask:
+        how_long = until_stopped if watch else looking.for_one_question
+        async with looking.open_status(config, LineObserver(), how_long) as ask:
             while True:
                 answer = await ask()
                 if answer is None and not watch:

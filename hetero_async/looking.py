@@ -21,7 +21,7 @@ from hetero_async.ports import Checkpoint, Observer
 from hetero_async.replay import fold, replay, start_of
 from hetero_async.shell import refusals
 from hetero_async.shell.admin import NotServing, ask
-from hetero_async.shell.dial import DialLink, open_dial_link
+from hetero_async.shell.dial import DialLink, open_dial_link, until_stopped
 from hetero_async.shell.refusals import load_refusals
 from hetero_async.shell.segments import end_of, read_log, run_of, segment_paths
 from hetero_async.shell.store import CheckpointStore
@@ -45,15 +45,19 @@ def nodes_here(config: RunConfig) -> list[Node]:
 
 
 @contextlib.asynccontextmanager
-async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Callable[[], Awaitable[Status | None]]]:
+async def open_status(
+    config: RunConfig, observer: Observer, how_long: Callable[[], str] = until_stopped
+) -> AsyncIterator[Callable[[], Awaitable[Status | None]]]:
     """The question how the run stands; the answer is None when there is none (in time).
 
     On the server's host the operator's socket is asked, elsewhere the server, with a key that it lets in.
+    `how_long`: as in open_dial_link.
     """
     if nodes_here(config):
         yield functools.partial(_ask_here, config)
         return
-    async with open_dial_link(endpoints(config), secret_path=_key_to_ask_with(config), observer=observer) as link:
+    secret = _key_to_ask_with(config)
+    async with open_dial_link(endpoints(config), secret_path=secret, observer=observer, how_long=how_long) as link:
 
         async def ask_there() -> Status | None:
             with trio.move_on_after(STATUS_SECONDS):
@@ -63,10 +67,16 @@ async def open_status(config: RunConfig, observer: Observer) -> AsyncIterator[Ca
         yield ask_there
 
 
+def for_one_question() -> str:
+    """How long a server is tried by somebody who asks once."""
+    return f"until {STATUS_SECONDS:g} s have passed"
+
+
 def why_no_status(config: RunConfig) -> str:
     if nodes_here(config):
         return f"no server answers on {config.directory}; start it with: hetero-async serve --run {config.path}"
-    return f"no answer from {config.server.address} in {STATUS_SECONDS:g} s"
+    asked = ", ".join(endpoint.control for endpoint in endpoints(config))
+    return f"no answer from {asked} in {STATUS_SECONDS:g} s"
 
 
 async def _ask_here(config: RunConfig) -> Status | None:

@@ -30,7 +30,7 @@ from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
 from hetero_async.rounds import Rounds
-from hetero_async.shell.dial import open_dial_link
+from hetero_async.shell.dial import open_dial_link, until_stopped
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.shell.threads import in_thread
@@ -58,7 +58,8 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
 
     Returns when the parameters are in place; until then it says every few seconds what it waits for. Raises ConfigError
     when the process was not started by `hetero-async work`, RefusedError with the server's reason (another model,
-    another dataset, a newer process with the same key), SchemaError for a model that cannot be trained this way.
+    another dataset, a newer process with the same key), SchemaError for a model that cannot be trained this way,
+    UserError when no server has let it join in ten minutes. Once joined it outlasts any absence of the server.
     """
     config, worker = from_environment()
     session = Session(config, worker, model, optimizer)
@@ -80,6 +81,8 @@ class Session:
         self._follower = Follower(self._replica)
         self._token: trio.lowlevel.TrioToken | None = None
         self._training: Training | None = None
+        self._addresses = ", ".join(endpoint.control for endpoint in endpoints(config))
+        self._join_deadline = math.inf  # while it is joining; read by the background
         self._scope = trio.CancelScope()
         self._thread = threading.Thread(target=self._run, name="hetero_async", daemon=True)
         self._hook = optimizer.register_step_post_hook(self._after_step)
@@ -147,22 +150,29 @@ class Session:
 
     def start(self) -> None:
         """Start the background and wait until the run's parameters are in the model."""
+        began = told = time.monotonic()
+        self._join_deadline = began + JOIN_SECONDS
         self._thread.start()
         atexit.register(self.close)
-        address, began = self._config.server.address, time.monotonic()
-        told = began
         while not self._rounds.begin():
             now = time.monotonic()
-            left = began + JOIN_SECONDS - now
-            if left <= 0:
+            if now >= self._join_deadline:
                 self.close()
-                raise UserError(f"could not join the run at {address} in {JOIN_SECONDS:g} s; is its server running?")
+                raise UserError(
+                    f"could not join the run at {self._addresses} in {JOIN_SECONDS:g} s; is its server running?"
+                )
             if now - told >= TELL_SECONDS:
                 told = now
                 why = self._desk.waiting or "no answer yet"
-                print(f"{self.worker}: joining {address}: {why}; giving up in {left:.0f} s", file=sys.stderr)
+                print(f"{self.worker}: joining {self._addresses}: {why}. Trying {self._how_long()}", file=sys.stderr)
             self._desk.wait("joining")
+        self._join_deadline = math.inf
         self._desk.doing = "joined"
+
+    def _how_long(self) -> str:
+        """How long a server that is not reached will be tried: one that has joined has work to bring back to it."""
+        left = self._join_deadline - time.monotonic()
+        return until_stopped() if left == math.inf else f"for {max(0.0, left):.0f} s, then giving up"
 
     def _run(self) -> None:
         try:
@@ -187,7 +197,10 @@ class Session:
             life=secrets.token_bytes(8),
         )
         async with open_dial_link(
-            endpoints(config), secret_path=config.keys / f"{worker}.secret", observer=observer
+            endpoints(config),
+            secret_path=config.keys / f"{worker}.secret",
+            observer=observer,
+            how_long=self._how_long,
         ) as link:
             self._training = Training(
                 worker=worker,

@@ -6,7 +6,7 @@ key, which is pinned: whoever listens at its address with another key gets no by
 """
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,11 @@ SILENCE_SECONDS = 6.0
 FIRST_WORD_SECONDS = 2.0
 # Received, and not yet read by the loop; a reader that is slower stops the lane's socket.
 CONTROL_INBOX = 64
+
+
+def until_stopped() -> str:
+    """What a link says of itself: it never gives up. Its caller may."""
+    return "until stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +75,13 @@ class DialLink:
     """`run` must run."""
 
     def __init__(
-        self, *, servers: Sequence[Endpoint], secret_path: Path, observer: Observer, silence_seconds: float
+        self,
+        *,
+        servers: Sequence[Endpoint],
+        secret_path: Path,
+        observer: Observer,
+        silence_seconds: float,
+        how_long: Callable[[], str],
     ) -> None:
         self.control = DialLane(self, CONTROL_INBOX)
         self.bulk = DialLane(self, CREDITS)
@@ -87,6 +98,7 @@ class DialLink:
         self._observer = observer
         self._complaints = Seldom()
         self._silence_seconds = silence_seconds
+        self._how_long = how_long
         self._was_missed = False
 
     @property
@@ -213,7 +225,7 @@ class DialLink:
             address=", ".join(endpoint.control for endpoint in self._servers),
             silent_seconds=round(attempts.seconds_since_start or 0.0, 1),
             next_try_seconds=round(attempts.next_action.sleep, 1),
-            reason=f"{self._why_missed()} Trying again until stopped",
+            reason=f"{self._why_missed()} Trying again {self._how_long()}",
         )
 
     def _why_missed(self) -> str:
@@ -229,13 +241,25 @@ class DialLink:
 
 @asynccontextmanager
 async def open_dial_link(
-    servers: Sequence[Endpoint], *, secret_path: Path, observer: Observer, silence_seconds: float = SILENCE_SECONDS
+    servers: Sequence[Endpoint],
+    *,
+    secret_path: Path,
+    observer: Observer,
+    silence_seconds: float = SILENCE_SECONDS,
+    how_long: Callable[[], str] = until_stopped,
 ) -> AsyncIterator[DialLink]:
     """Dial the servers and keep at it. Raises ConfigError for an unusable key, not for absent servers.
 
-    A caller that has nothing to ask for `silence_seconds` hears nothing either, and gets a new connection.
+    A caller that has nothing to ask for `silence_seconds` hears nothing either, and gets a new connection. One that
+    closes the link when nobody answers in time says by `how_long`, for people, when that will be.
     """
-    link = DialLink(servers=servers, secret_path=secret_path, observer=observer, silence_seconds=silence_seconds)
+    link = DialLink(
+        servers=servers,
+        secret_path=secret_path,
+        observer=observer,
+        silence_seconds=silence_seconds,
+        how_long=how_long,
+    )
     async with wire.open_context() as context, trio.open_nursery() as nursery:
         nursery.start_soon(link.run, context)
         yield link

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from e2e.harness import Life, Run
-from e2e.tiny import BATCH, NextByte, Text, loss_of, seeded
+from e2e.tiny import BATCH, NextByte, Text, loss_of, seeded, train
 
 import hetero_async as ha
+from hetero_async import session
 from hetero_async.config import ENV_RUN, ENV_WORKER
 from hetero_async.errors import ConfigError
+from hetero_async.session import JOIN_SECONDS
 
 
 class Wider(NextByte):
@@ -177,13 +179,32 @@ def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_a_server_says_where_it_looks_and_for_how_long_it_will(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", workers=1, samples=160) as run:
-        worker = run.start_worker(run.names[0])
-        told = run.wait(lambda: re.search(r"server not reached .*", worker.said), "the worker complains")
-        assert f"address={run.config.server.address}" in told[0]
-        assert re.search(r"next_try_seconds=[\d.]+ reason=.* Trying again until stopped", told[0])
-        run.start_server()  # and it meant it
-        run.finish()
+    with Run(tmp_path / "run", samples=1600) as run:
+        first, second = run.names
+        address = re.escape(run.config.server.address)
+        worker, impatient = run.start_worker(first, hold=str(tmp_path / "hold")), run.start_worker(second, give_up_soon)
+        missed = (
+            rf"server not reached address={address} .*next_try_seconds=[\d.]+ reason=nobody answers .* Trying again "
+        )
+        left = run.wait(lambda: re.search(missed + r"for (\d+) s, then giving up$", worker.said, re.M), "it complains")
+        assert JOIN_SECONDS - 60 < int(left[1]) <= JOIN_SECONDS
+        assert last_line(impatient).endswith(
+            f"UserError: could not join the run at {run.config.server.address} in 4 s; is its server running?"
+        )
+        assert re.search(missed + r"for [0-4] s, then giving up$", impatient.said, re.M), impatient.said
+        assert re.search(rf"{second}: joining {address}: no answer yet. Trying for [0-4] s, then g", impatient.said)
+        (tmp_path / "hold").touch()
+        server = run.start_server()  # and the other one meant it
+        run.wait(lambda: (tmp_path / f"hold.reached-{first}").exists(), "it has joined")
+        server.kill()
+        run.wait(lambda: re.search(missed + r"until stopped$", worker.said, re.M), "it does not give up any more")
+        (tmp_path / "hold").unlink()
+        run.finish(worker, run.start_server())
+
+
+def give_up_soon() -> None:
+    session.JOIN_SECONDS, session.TELL_SECONDS = 4.0, 0.1
+    train()
 
 
 def test_a_script_that_was_not_started_as_a_worker_says_how_to(monkeypatch: pytest.MonkeyPatch) -> None:

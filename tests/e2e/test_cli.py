@@ -204,6 +204,7 @@ def test_status_on_another_host_without_a_server_says_whom_it_asked(tmp_path: Pa
         said = forked(tmp_path, "status", "--run", run.config.path)
         assert said.exit_code == 1
         assert said.errors.splitlines()[-1] == f"error: no answer from {run.config.server.address} in 5 s"
+        assert "Trying again until 5 s have passed" in said.errors and "until stopped" not in said.errors
 
 
 def test_a_damaged_log_is_a_readable_line_with_its_own_exit_code(tmp_path: Path) -> None:
