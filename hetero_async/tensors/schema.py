@@ -17,7 +17,7 @@ SCHEMA_BYTES_MAX = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One trainable tensor. Its dtype is each worker's own affair, so long as it is floating."""
+    """One trainable tensor. Its dtype is no part of this: sites may train in different ones, all floating."""
 
     name: str
     shape: tuple[int, ...]
@@ -118,5 +118,20 @@ def difference(expected: Schema, found: Schema) -> str:
         if name not in wanted:
             return f"the model differs from the run's: tensor {name} {list(shape)} is not expected"
     if expected != found:
-        return "the model differs from the run's: the order of its tensors, or which of them are tied"
+        return f"the model differs from the run's: {_other_order_or_tie(expected, found)}"
     return ""
+
+
+def _other_order_or_tie(expected: Schema, found: Schema) -> str:
+    for wanted, has in zip(expected.tensors, found.tensors, strict=True):
+        if wanted != has:
+            return f"its tensors have another order: expected {wanted.name}, found {has.name} in its place"
+    wanted_ties, ties = dict(expected.aliases), dict(found.aliases)
+    for name in [*wanted_ties, *ties]:
+        if wanted_ties.get(name) != ties.get(name):
+            ways = [
+                "absent" if first is None else f"tied to {first}" for first in (wanted_ties.get(name), ties.get(name))
+            ]
+            return f"tensor {name}: expected {ways[0]}, found {ways[1]}"
+    wanted_name, name = next((one, other) for one, other in zip(wanted_ties, ties, strict=True) if one != other)
+    return f"its tied names have another order: expected {wanted_name}, found {name} in its place"

@@ -13,9 +13,9 @@ from hetero_async.errors import PeerError, SchemaError
 from hetero_async.tensors.schema import SCHEMA_BYTES_MAX, Schema, TensorSpec, difference, schema_of
 
 
-def of(**shapes: tuple[int, ...]) -> Schema:
+def of(*aliases: tuple[str, str], **shapes: tuple[int, ...]) -> Schema:
     tensors = tuple(TensorSpec(name=name, shape=shape) for name, shape in shapes.items())
-    return Schema(tensors=tensors, aliases=())
+    return Schema(tensors=tensors, aliases=aliases)
 
 
 def test_it_holds_each_distinct_trainable_tensor_once_in_the_models_order() -> None:
@@ -81,7 +81,15 @@ def test_a_parameter_without_a_shape_yet_is_refused() -> None:
         (of(a=(2,)), of(a=(2,), b=(3,)), "tensor b [3] is not expected"),
         (of(a=(2, 3)), of(a=(3, 2)), "tensor a: expected [2, 3], found [3, 2]"),
         (of(a=(2,), b=(3,)), of(a=(9,), b=(9,)), "tensor a: expected [2], found [9]"),
-        (of(a=(2,), b=(3,)), of(b=(3,), a=(2,)), "order"),
+        (of(a=(2,), b=(3,)), of(b=(3,), a=(2,)), "another order: expected a, found b in its place"),
+        (of(("c", "a"), a=(2,), b=(2,)), of(("c", "b"), a=(2,), b=(2,)), "c: expected tied to a, found tied to b"),
+        (of(("c", "a"), a=(2,)), of(a=(2,)), "tensor c: expected tied to a, found absent"),
+        (of(a=(2,)), of(("c", "a"), a=(2,)), "tensor c: expected absent, found tied to a"),
+        (
+            of(("c", "a"), ("d", "a"), a=(2,)),
+            of(("d", "a"), ("c", "a"), a=(2,)),
+            "order: expected c, found d in its place",
+        ),
     ],
 )
 def test_a_difference_is_one_line_that_names_the_first_tensor(expected: Schema, found: Schema, words: str) -> None:
