@@ -280,7 +280,7 @@ def _sim_one(seed: int, faults: list[int] | None, as_json: bool) -> None:
     tally = runner.Tally()
     tally.add(outcome)
     if outcome.violation is not None:
-        tally.failures.append(runner.examine(outcome))
+        tally.failures.append(runner.examine(outcome, faults))
     _tell(tally, as_json)
 
 
@@ -312,7 +312,8 @@ def _tell(tally: runner.Tally, as_json: bool) -> None:
     else:
         console = Console()
         for told, failure in zip(summary["failures"], tally.failures, strict=True):
-            console.print(render_failure(told, failure.recent))
+            # A command that is broken into lines cannot be copied.
+            console.print(render_failure(told, failure.recent), soft_wrap=True)
         console.print(render_tally(summary))
     if tally.failures:
         raise HeteroAsyncError(f"{len(tally.failures)} of {tally.seeds} worlds broke a promise")

@@ -145,11 +145,14 @@ def _run_parcel(seeds: Sequence[int]) -> list[Outcome]:
     return [run_seed(seed) for seed in seeds]
 
 
-def examine(outcome: Outcome) -> Failure:
-    """What of its faults a failed run needs, and the last lines of the smallest run that still fails."""
+def examine(outcome: Outcome, struck: Sequence[int] | None = None) -> Failure:
+    """What of its faults a failed run needs, and the last lines of the smallest run that still fails.
+
+    `struck`: the run had only these of its world's faults, counted from 0.
+    """
     assert outcome.violation is not None, "only a failure can be examined"
     faults = draw(outcome.seed).faults
-    needed, smallest = _shrunk(outcome, len(faults))
+    needed, smallest = _shrunk(outcome, range(len(faults)) if struck is None else struck)
     replay = f"hetero-async sim --seed {outcome.seed}"
     if len(needed) < len(faults):
         replay += f" --faults {','.join(map(str, needed)) or 'none'}"
@@ -163,10 +166,10 @@ def examine(outcome: Outcome) -> Failure:
     )
 
 
-def _shrunk(outcome: Outcome, count: int) -> tuple[list[int], Outcome]:
+def _shrunk(outcome: Outcome, struck: Iterable[int]) -> tuple[list[int], Outcome]:
     """Leave out halves, quarters, … single faults, for as long as the same invariant breaks (Zeller's ddmin)."""
-    kept, smallest = list(range(count)), outcome
-    size, runs = max(1, count // 2), 0
+    kept, smallest = list(struck), outcome
+    size, runs = max(1, len(kept) // 2), 0
     while kept and runs < SHRINK_RUNS_MAX:
         for start in range(0, len(kept), size):
             fewer = kept[:start] + kept[start + size :]

@@ -1,7 +1,6 @@
 """Random worlds keep every promise, and a world is its seed: the same always and everywhere."""
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -69,37 +68,6 @@ def test_left_out_faults_do_not_strike() -> None:
     seed = CANARIES[1]
     assert len(draw(seed).faults) > 4
     assert sum(run_seed(seed, faults=[0, 2]).faults.values()) == 2
-
-
-def sim(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hetero_async", "sim", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_line_shows_one_world_or_counts_many() -> None:
-    one = sim("--seed", "3")
-    assert one.returncode == 0, one.stderr
-    assert "chaos        heals everything" in one.stdout
-    many = sim("--seeds", "3..5", "--json", "--processes", "1")
-    answer = json.loads(many.stdout)
-    assert (answer["seeds"], answer["failures"], answer["lost"]) == (2, [], 0)
-    assert answer["acknowledged"] > 20
-    assert answer["faults"]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ((), "say which worlds"),
-        (("--seeds", "9..3"), "--seeds 9..3: must be A..B"),
-        (("--seed", "3", "--faults", "x"), "--faults x: must be numbers"),
-        (("--seed", "3", "--faults", "999"), "and no fault 999"),
-    ],
-)
-def test_what_cannot_be_simulated_is_named(words: tuple[str, ...], said: str) -> None:
-    answer = sim(*words)
-    assert answer.returncode == 2
-    assert said in answer.stderr
 
 
 def test_a_tally_adds_up() -> None:
