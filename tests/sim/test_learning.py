@@ -1,6 +1,8 @@
 """Learning studies: a world file in, curves out; the same file gives the same curves."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,25 @@ def test_same_file_gives_the_same_curves(tmp_path: Path) -> None:
     first, second = (studied(tmp_path / name, TINY + FAULTS) for name in "ab")
     assert first == second
     assert not first["variants"]["tiny"]["seeds"]["0"]["problem"]
+
+
+def test_the_command_line_writes_the_figures_and_a_picture(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    file, out = tmp_path / "smallest.toml", tmp_path / "deep/out"
+    file.write_text((TINY + FAULTS).replace("steps = 60", "steps = 12"))
+    command = [sys.executable, "-m", "hetero_async", "sim", "--world", str(file), "--out", str(out), "--processes", "1"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert answer.returncode == 0, answer.stderr
+    figures, picture = out / "smallest.json", out / "smallest.png"
+    assert sorted(out.iterdir()) == [figures, picture]
+    (run,) = json.loads(figures.read_text())["variants"]["tiny"]["seeds"].values()
+    best, *wrote = answer.stdout.splitlines()
+    assert best.startswith(f"tiny  loss {run['final_loss']:.4f} (")
+    assert wrote == [f"wrote {figures}", f"wrote {picture}"]
+    assert "[1/1] tiny, seed 0: loss" in answer.stderr
+    pixels = pyplot.imread(picture)  # which reads all of it
+    assert min(pixels.shape[:2]) > 100
+    assert pixels.std() > 0, "something is drawn"
 
 
 def test_seeds_differ(tmp_path: Path) -> None:
