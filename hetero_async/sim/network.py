@@ -50,6 +50,7 @@ class Network:
         self.random = random
         self.listeners: dict[str, ServerEnd] = {}  # who answers at each node's address
         self.dialling: dict[bytes, DialEnd] = {}  # the newest life with each key
+        self.revoked: set[bytes] = set()  # keys that allowed.json does not list any more, as shell/gate.py treats them
         self._conditions: dict[tuple[str, str], Condition] = {}
         self._cuts: dict[tuple[str, str], bool] = {}
         self._free_at: dict[tuple[str, str, str], float] = {}  # when a lane's rate lets the next message begin
@@ -209,12 +210,14 @@ class ServerEnd:
 
     def arrive(self, connection: Connection, lane: str, letter: Letter) -> None:
         self.bytes_up += letter.size
+        if connection.key in self._network.revoked:
+            return
         self._routes[lane, connection.key] = connection
         (self.control if lane == CONTROL_LANE else self.bulk).arrive(connection.dialler.peer, letter)
 
     def _transmit(self, lane: str, key: bytes, message: Message, payload: bytes) -> bool:
         connection = self._routes.get((lane, key))
-        if connection is None:
+        if connection is None or key in self._network.revoked:
             return False
         self._sending(connection.dialler.peer, self.term, message)
         return _transmit(self._network, connection, lane, message, Letter(self.term, frames.encode(message), payload))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import trio
 from sim.puppet import open_puppet
-from sim.scenario import PUPPET, ScriptedWorld, make_plan, positions, run, trained_in
+from sim.scenario import LEASE_SECONDS, PUPPET, ScriptedWorld, make_plan, positions, run, trained_in
 
 from hetero_async.core.messages import Ack, Message, Nack, Refused, Rejoin
 from hetero_async.core.records import Delta, Left
@@ -299,3 +299,34 @@ def test_51_a_worker_whose_parameters_went_bad_does_not_keep_the_run_from_its_en
     assert not [message for _, _, message in world.said if isinstance(message, Nack)], "nothing of it was pushed"
     assert len(world.deltas("w0")) > 3
     assert world.serving.model.theta.isfinite().all()
+
+
+def test_60_a_key_that_is_revoked_while_connected_is_not_heard_from_its_next_message_on(tmp_path: Path) -> None:
+    lost: list[int] = []
+    revoked_at: list[float] = []
+
+    async def script(world: ScriptedWorld) -> None:
+        revoked = world.network.revoked
+        async with open_puppet(world) as puppet:
+            safe, payload = puppet.delta(await puppet.lease(4))
+            acknowledged = await puppet.push(safe, payload)
+            push, _ = puppet.delta(await puppet.lease(4))
+            lost.extend(positions(push.ranges))
+            revoked.add(PUPPET.encode())
+            revoked_at.append(trio.current_time())
+            await puppet.say(push)
+            # Its heartbeats go on over a connection that is as good as ever.
+            await world.until(lambda: world.records(Left, PUPPET), "it is given up")
+            await world.until(lambda: {*lost} <= {*trained_in(world.deltas("w0"))}, "w0 trains what it had leased")
+            revoked.clear()
+            assert (await puppet.join()).last_seq == 1, "what it was told is safe is known of it"
+            assert await puppet.push(replace(safe, incarnation=puppet.incarnation), payload) == acknowledged
+            assert isinstance(await puppet.push(*puppet.delta(await puppet.lease(4))), Ack)
+
+    world = run(make_plan(workers=1, samples=240, puppet=True), tmp_path, script)
+    (left, entry), *_ = world.records(Left, PUPPET)
+    assert entry.record == Left(worker=PUPPET, reason=f"not heard for {LEASE_SECONDS:g} s")
+    assert LEASE_SECONDS - 1 < left - revoked_at[0] < LEASE_SECONDS + 2
+    said = [at for at, to, _ in world.said if to == PUPPET and at > revoked_at[0]]
+    assert min(said) > left, "it is told nothing either"
+    assert [delta.seq for delta in world.deltas(PUPPET)] == [1, 3]
