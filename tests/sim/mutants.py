@@ -132,6 +132,12 @@ MUTANTS = (
         "stepped.gain * (1 + 1e-3 * __import__('random').random()), self._momentum)",
     ),
     Mutant(
+        "a clock in apply",
+        "tensors/model.py",
+        "stepped.gain, self._momentum)",
+        "stepped.gain * (1 + 1e-3 * (__import__('time').monotonic() % 1)), self._momentum)",
+    ),
+    Mutant(
         "the shadow moves without a record",
         "tensors/model.py",
         "            rule.step(",
