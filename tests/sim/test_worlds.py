@@ -16,8 +16,13 @@ WORLDS = 300
 PROCESSES = 1
 # One server alone, and one with standbys.
 CANARIES = (3, 12)
-# Worlds beyond those that broke a promise once.
-BROKEN_ONCE = (950, 1025, 1559156225)
+# Worlds beyond those that broke a promise once, and what it was. Two of the first 300 did: 170 (after a takeover a
+# worker's parameters were not the server's) and 282 (after a takeover workers never came to an end).
+BROKEN_ONCE = {
+    950: "with the first simulated standbys the run never came to its end",
+    1025: "not on record",
+    1559156225: "bits that rot in the simulator were whole after a power cut: a server went on from a damaged log",
+}
 
 
 @pytest.mark.timeout(900)
@@ -36,7 +41,7 @@ def test_hundreds_of_random_worlds_keep_every_promise() -> None:
 
 @pytest.mark.parametrize("seed", BROKEN_ONCE)
 def test_a_world_that_broke_a_promise_once_keeps_it(seed: int) -> None:
-    assert run_seed(seed).violation is None
+    assert run_seed(seed).violation is None, BROKEN_ONCE[seed]
 
 
 @functools.cache
