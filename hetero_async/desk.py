@@ -17,7 +17,9 @@ from hetero_async.errors import HeteroAsyncError
 
 # How often a waiting loop looks whether the background has died.
 LOOK_SECONDS = 0.5
-# Leases are asked for ahead: this many rounds' samples should lie ready.
+# Leases are asked for ahead. So many rounds' samples should lie ready beside those that the next round may be stretched
+# to: what is left of the present one, and one more while a request is on its way. A server that falls silent then never
+# makes the loop wait for samples before it has to wait for the answer to its delta.
 ROUNDS_AHEAD = 2
 # Weight of the newest step in the running mean of step times: about the last 20 steps count.
 RATE_WEIGHT = 0.1
@@ -167,8 +169,9 @@ class Desk:
 
     def vitals(self, bytes_up: int, bytes_down: int) -> Vitals:
         with self._lock:
-            ahead = ROUNDS_AHEAD * self.steps_per_round * self.batch
-            held = ranges.size(self._leases)
+            round_samples = self.steps_per_round * self.batch
+            ahead = (ROUNDS_AHEAD + self.stretch) * round_samples
+            left = ranges.size(self._leases)
             return Vitals(
                 doing=self.doing,
                 steps=self.steps,
@@ -176,7 +179,7 @@ class Desk:
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
                 held=ranges.union(self._leases, self._drawn()),
-                wanted_samples=max(0, ahead - held) if held < ahead // 2 or held < self.batch else 0,
+                wanted_samples=ahead + round_samples - left if left < ahead else 0,
                 batch=max(1, self.batch),
                 dataset_samples=self.dataset_samples,
             )

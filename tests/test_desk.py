@@ -198,11 +198,15 @@ def test_what_was_lost_in_a_new_join_and_comes_back_is_not_drawn_twice() -> None
     assert desk.draw(4) == []
 
 
-def test_leases_are_asked_for_before_the_last_is_drawn() -> None:
-    desk = opened(steps=2, granted=12)
-    assert desk.vitals(0, 0).wanted_samples == 0, "two rounds of two batches are 16; 12 are more than half"
-    step(desk, 2)
-    assert desk.vitals(0, 0).wanted_samples == 12
+def test_leases_last_until_a_round_is_stretched_out_though_the_server_falls_silent() -> None:
+    desk = opened(steps=2, granted=48)
+    assert desk.vitals(0, 0).wanted_samples == 0, "six rounds of two batches"
+    step(desk)
+    assert desk.vitals(0, 0).wanted_samples == 12, "what was drawn, and another round"
+    step(desk)
+    desk.cut("delta")
+    step(desk, 8)
+    assert desk.is_stretched_out() and desk.draw(4), "it waits for the answer, and not for samples"
 
 
 def test_speed_is_measured_between_steps_and_a_wait_is_not_a_slow_step() -> None:

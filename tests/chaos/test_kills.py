@@ -14,6 +14,9 @@ from e2e.harness import Life, Run
 from e2e.lives import WITHHOLD, worker_life
 
 from hetero_async.core.records import Joined, Left
+from hetero_async.core.server import STRETCH
+
+STEPS_PER_ROUND = 8
 
 
 def test_a_worker_killed_in_the_middle_of_a_step_comes_back(tmp_path: Path) -> None:
@@ -139,6 +142,30 @@ def test_a_server_stopped_for_longer_than_a_lease_loses_nobody_for_good(tmp_path
         run.wait(lambda: all(run.unanswered(worker) for worker in run.names), "both have a delta to deliver")
         server.signal(signal.SIGCONT)
         assert run.finish().samples == 1600
+
+
+def test_a_worker_trains_on_while_the_server_is_frozen_until_its_round_is_four_times_as_long(tmp_path: Path) -> None:
+    rounds = {"merge": "per-push", "steps_per_round": STEPS_PER_ROUND}
+    with Run(tmp_path / "run", workers=1, **rounds) as run:
+        [worker] = run.names
+        server = run.start_server()
+        run.start_worker(worker, step_seconds=0.005)
+        run.wait(run.deltas, "the run has begun")
+        server.signal(signal.SIGSTOP)
+        before = len(run.heartbeats(worker))
+
+        def stays_at() -> int:
+            last, *others = reversed(run.heartbeats(worker)[before:] or [(0, "")])
+            return last[0] if last[1] == "waiting for the server" and last in others else 0
+
+        steps = run.wait(stays_at, "it has done all that it may, and says what it waits for")
+        [unanswered] = run.unanswered(worker)
+        server.signal(signal.SIGCONT)
+        assert run.finish().samples == 1600
+        seq = int(unanswered.split(".")[0])
+        steps_of = {delta.seq: delta.steps for delta in run.deltas()}
+        assert steps == sum(steps_of[number] for number in range(1, seq + 1)) + STRETCH * STEPS_PER_ROUND
+        assert steps_of[seq + 1] > STRETCH * STEPS_PER_ROUND, "one round, though four times as long"
 
 
 def test_of_two_processes_with_one_key_the_older_stops_and_says_why(tmp_path: Path) -> None:

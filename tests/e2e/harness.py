@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import trio
 from e2e import tiny
-from e2e.lives import PROMISED, WITNESS, ServerPlan, node_life, together_life, worker_life
+from e2e.lives import HEARTBEATS, PROMISED, WITNESS, ServerPlan, node_life, together_life, worker_life
 
 from hetero_async import assembly, looking
 from hetero_async.config import RunConfig
@@ -248,6 +248,12 @@ class Run:
         """The seqs that the worker noted."""
         notes = self.config.worker_directory(worker) / "acknowledged.jsonl"
         return [json.loads(line)["seq"] for line in notes.read_text().splitlines()] if notes.exists() else []
+
+    def heartbeats(self, worker: str) -> list[tuple[int, str]]:
+        """Its steps and what it does, as it said from time to time, whether anybody heard it or not."""
+        notes = self.config.worker_directory(worker) / HEARTBEATS
+        said = (line.split(" ", 1) for line in notes.read_text().splitlines()) if notes.exists() else iter(())
+        return [(int(steps), doing) for steps, doing in said]
 
     # --- the end ---
 

@@ -29,13 +29,15 @@ from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.core import standby as core_standby
 from hetero_async.core import worker as core_worker
 from hetero_async.core.events import Ready
-from hetero_async.core.messages import Ack
+from hetero_async.core.messages import Ack, Heartbeat
 from hetero_async.core.records import Delta, Entry
 from hetero_async.core.state import State
+from hetero_async.core.worker_events import Vitals
 from hetero_async.serve import Serving
 from hetero_async.shell import disk, log, store, wire
 
 WITNESS, PROMISED, CALLS, WITHHOLD = "witness", "promised", "disk-calls.json", "withhold-acks"
+HEARTBEATS = "heartbeats"
 DISK_CALLS = ("write", "fdatasync", "fsync", "fallocate", "truncate", "rename", "unlink")
 TAKES_SPACE = {"write", "fallocate"}
 
@@ -95,8 +97,20 @@ def worker_life(
     directory = RunConfig.load(Path(run_toml)).worker_directory(worker)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "pid").write_text(str(os.getpid()))
+    _note_heartbeats(directory)
     _begin_together(directory, awaited)
     script(**options)
+
+
+def _note_heartbeats(directory: Path) -> None:
+    """What it says, whether anybody hears it or not."""
+    heartbeat = core_worker.Worker._heartbeat
+
+    def noted(self: core_worker.Worker, vitals: Vitals) -> Heartbeat:
+        _note(directory / HEARTBEATS, f"{vitals.steps} {vitals.doing}")
+        return heartbeat(self, vitals)
+
+    core_worker.Worker._heartbeat = noted  # type: ignore[method-assign]
 
 
 def _begin_together(directory: Path, awaited: Sequence[str]) -> None:

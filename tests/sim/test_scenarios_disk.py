@@ -24,7 +24,7 @@ def test_33_a_server_that_loses_its_power_at_every_disk_call_keeps_all_it_acknow
     async def script(world: ScriptedWorld) -> None:
         deaths.extend(await die_at_every_call(world, cut_power=True))
 
-    world = run(make_plan(samples=500, checkpoint_every=1, segment_bytes=4096), tmp_path, script)
+    world = run(make_plan(samples=600, checkpoint_every=1, segment_bytes=4096), tmp_path, script)
     assert len(deaths) >= 30
     assert all(lsn >= settled for lsn, settled, _ in world.noted.recoveries[SERVER])
     assert ("fsync", "log", 6) in deaths, "many an append has been interrupted between write and fdatasync"

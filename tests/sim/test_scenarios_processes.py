@@ -128,7 +128,7 @@ def test_04_a_server_killed_at_every_disk_call_comes_back_with_all_it_acknowledg
     async def script(world: ScriptedWorld) -> None:
         deaths.extend(await die_at_every_call(world, cut_power=False))
 
-    world = run(make_plan(samples=500, checkpoint_every=1, segment_bytes=4096), tmp_path, script)
+    world = run(make_plan(samples=600, checkpoint_every=1, segment_bytes=4096), tmp_path, script)
     assert len(deaths) >= 30
     assert {name for name, _, _ in deaths} == DISK_CALLS
     assert all(lsn >= applied for lsn, applied, _ in world.noted.recoveries[SERVER])
