@@ -15,6 +15,8 @@ import pytest
 from e2e.harness import Run
 from e2e.lives import CALLS, Fault
 
+from hetero_async.core.records import Delta
+
 AT_ONCE = 4
 # What a server does to its disk while it keeps its log; if it does not, it deletes segments as well.
 CALLS_WITH_LOG = {"write", "fdatasync", "fsync", "fallocate", "truncate", "rename", "rmtree"}
@@ -103,3 +105,21 @@ def test_a_failing_fdatasync_ends_the_server_at_once_and_a_restart_is_fine(tmp_p
         assert "the disk failed: " in server.said.splitlines()[-1]
         assert "stopping at once, restart when it is repaired" in server.said.splitlines()[-1]
         run.finish(run.start_server(), workers)
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_keeps_no_acknowledgement_waiting(tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    with short_run(tmp_path / "run", keep_log=True, training={"merge": "per-push", "steps_per_round": 2}) as run:
+        hold.touch()
+        server = run.start_server(hold_checkpoints=str(hold), exit_when_finished=False)
+        for worker in run.start_workers(step_seconds=STEP_SECONDS):
+            assert worker.ending() == 0, run.story()
+        assert "checkpoint lsn=" not in server.said, "all is trained, and not one is written"
+        taken_at = int(hold.with_suffix(".reached").read_text())
+        later = [entry.record for entry in run.entries() if entry.lsn > taken_at and isinstance(entry.record, Delta)]
+        assert len(later) > 10
+        assert all(delta.seq in run.acknowledged(delta.worker) for delta in later)
+        hold.unlink()
+        run.wait(lambda: f"checkpoint lsn={taken_at}" in server.said, "the checkpoint is written")
+        server.signal(signal.SIGTERM)
+        run.finish()

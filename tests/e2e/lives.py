@@ -59,6 +59,7 @@ class ServerPlan:
     take_along: str = ""  # and this worker with it
     segment_bytes: int = 1 << 20
     skips_no_checkpoint: bool = False  # one that is due waits for the one before, however slow the disk is
+    hold_checkpoints: str = ""  # a file: while it is there, the disk takes no checkpoint
     exit_when_finished: bool = True
 
 
@@ -73,6 +74,8 @@ def node_life(run_toml: str, verb: Sequence[str], output: str, plan: ServerPlan)
     _die_after_delta(directory, plan)
     if plan.skips_no_checkpoint:
         _skip_no_checkpoint()
+    if plan.hold_checkpoints:
+        _hold_checkpoints(Path(plan.hold_checkpoints))
     node.Serving = _witnessed(directory)
     sys.argv = ["hetero-async", *verb, "--run", run_toml, *(["--exit-when-finished"] * plan.exit_when_finished)]
     try:
@@ -238,6 +241,19 @@ def _skip_no_checkpoint() -> None:
         await consider(self, state)
 
     Checkpointer.consider = patient  # type: ignore[method-assign]
+
+
+def _hold_checkpoints(hold: Path) -> None:
+    """As on a disk that is slow; `HOLD.reached` says of which record the one is that waits."""
+    write = store.CheckpointStore._write
+
+    def held(self: store.CheckpointStore, lsn: int, manifest: bytes, arrays: store.Pieces) -> None:
+        hold.with_suffix(".reached").write_text(str(lsn))
+        while hold.exists():
+            time.sleep(0.01)
+        write(self, lsn, manifest, arrays)
+
+    store.CheckpointStore._write = held  # type: ignore[method-assign]
 
 
 class Calls:
