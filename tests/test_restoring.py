@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from archives import RUN, Node, node_of, replayed, small_run
-from e2e.harness import Run
-from e2e.test_cli import forked
+from e2e.harness import Run, forked
 from shell.bucket import REQUEST_SECONDS, proxied, s3_server
 from shell.small_log import inline
 from small_run import SmallRun

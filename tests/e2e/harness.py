@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 
 import trio
 from e2e import tiny
-from e2e.lives import HEARTBEATS, PROMISED, WITNESS, ServerPlan, node_life, together_life, worker_life
+from e2e.lives import HEARTBEATS, PROMISED, WITNESS, ServerPlan, command_life, node_life, together_life, worker_life
 
 from hetero_async import assembly, looking
 from hetero_async.config import RunConfig
@@ -126,6 +127,22 @@ def until(holds: Callable[[], T], what: str, seconds: float, story: Callable[[],
             raise AssertionError(f"not within {seconds:g} s: {what}\n{story()}")
         time.sleep(LOOK_SECONDS)
     return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    exit_code: int
+    output: str
+    errors: str
+
+
+def forked(tmp_path: Path, *words: object, typed: str = "") -> Answer:
+    """One command, from the process that has everything imported, and what it printed."""
+    number = len(list(tmp_path.glob("command-*.errors")))
+    output, errors = tmp_path / f"command-{number}.output", tmp_path / f"command-{number}.errors"
+    told = [str(word) for word in words], str(tmp_path), str(output), str(errors), typed
+    life = Life("command", errors, command_life, *told)
+    return Answer(life.ending(), output.read_text(), errors.read_text().strip())
 
 
 class Silent:

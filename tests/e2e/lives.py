@@ -6,6 +6,7 @@ down before anybody hears of it. All intervals of waiting are shortened, so that
 """
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -150,10 +151,11 @@ def together_life(run_toml: str, workers: Sequence[str], output: str, options: d
         raise failure
 
 
-def command_life(words: Sequence[str], directory: str, output: str, errors: str) -> None:
-    """`hetero-async WORDS` as it stands, without the seconds that its imports take."""
+def command_life(words: Sequence[str], directory: str, output: str, errors: str, typed: str) -> None:
+    """`hetero-async WORDS` as it stands, without the seconds that its imports take; `typed` answers its questions."""
     _speak_to(output, errors)
     os.chdir(directory)
+    sys.stdin = io.StringIO(typed)
     sys.argv = ["hetero-async", *words]
     cli.main()
 

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from e2e.harness import Run
-from e2e.test_cli import forked
+from e2e.harness import Run, forked
 from safetensors.torch import load_file
 
 from hetero_async.core.ranges import size

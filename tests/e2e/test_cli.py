@@ -9,13 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer
-from e2e.harness import Life, Run, free_port, until
-from e2e.lives import command_life
+from e2e.harness import Run, forked, free_port, until
 from e2e.tiny import NextByte, loss_on_all, seeded
 from safetensors.torch import load_file
 
@@ -39,21 +37,6 @@ def say(*words: object) -> str:
     said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
     return said.stdout
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    exit_code: int
-    output: str
-    errors: str
-
-
-def forked(tmp_path: Path, *words: object) -> Answer:
-    """The same, from the process that has everything imported."""
-    number = len(list(tmp_path.glob("command-*.errors")))
-    output, errors = tmp_path / f"command-{number}.output", tmp_path / f"command-{number}.errors"
-    life = Life("command", errors, command_life, [str(word) for word in words], str(tmp_path), str(output), str(errors))
-    return Answer(life.ending(), output.read_text(), errors.read_text().strip())
 
 
 @contextmanager

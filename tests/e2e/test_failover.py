@@ -1,10 +1,12 @@
 """The server's site is lost, with real processes: its standby takes over, at the operator's word or by itself."""
 
+import json
+import shutil
 import signal
 from pathlib import Path
 
 import trio
-from e2e.harness import Run
+from e2e.harness import Run, forked
 from etcd_local import LocalCluster
 from shell.etcd_cluster import etcd, etcd_of_module  # noqa: F401, fixtures
 
@@ -30,6 +32,20 @@ def wait_until_level(run: Run, name: str) -> None:
         return name in standbys and standbys[name]["in_reach"] and standbys[name]["lag"] == 0
 
     run.wait(is_level, f"{name} is level")
+
+
+def lag_of(run: Run, name: str) -> int:
+    """In records, as the server's status has it."""
+    return {standby["standby"]: standby["lag"] for standby in run.status()["standbys"]}[name]
+
+
+def host_of(run: Run, name: str, directory: Path) -> Path:
+    """The run.toml on that node's own host, where no other node's key lies."""
+    node = run.config.node(name)
+    (directory / "keys").mkdir(parents=True)
+    shutil.copy(run.config.keys / f"{name}.secret", directory / "keys")
+    (directory / node.directory.name).symlink_to(node.directory)
+    return Path(shutil.copy(run.config.path, directory))
 
 
 def has_genesis(run: Run, node: str) -> bool:
@@ -149,3 +165,70 @@ def test_acknowledgements_pause_while_no_standby_is_in_reach_and_go_on_when_one_
         run.start_standby("b")
         verdict = finish(run, serving="server", follower="b")
         assert verdict.acknowledged > confirmed
+
+
+def test_a_standby_that_was_frozen_kept_nobody_waiting_catches_up_and_answers_whoever_looks_there(
+    tmp_path: Path,
+) -> None:
+    hold = tmp_path / "hold"
+    with Run(tmp_path / "run", standbys=["b"]) as run:
+        server, standby = run.start_server(), run.start_standby("b")
+        wait_until_level(run, "b")
+        standby.signal(signal.SIGSTOP)
+        hold.touch()
+        run.start_workers(hold=str(hold), hold_after=24)
+        run.wait(lambda: all(run.acknowledged(worker) for worker in run.names), "acknowledgements come all the same")
+        assert lag_of(run, "b") > 0
+        standby.signal(signal.SIGCONT)
+        wait_until_level(run, "b")
+        look_at_a_standby(run, tmp_path)
+        server.kill()
+        promote_in_spite(run, tmp_path)
+        hold.unlink()
+        verdict = run.finish(node="b")
+        assert (verdict.state.term, verdict.state.server, verdict.lost) == (2, "b", [])
+
+
+def look_at_a_standby(run: Run, tmp_path: Path) -> None:
+    """Status and export, where it runs, while it follows."""
+    toml = host_of(run, "b", tmp_path / "host-of-b")
+    shown = " ".join(forked(tmp_path, "status", "--run", toml).output.split())
+    assert "standing by for server, 0 records behind" in shown and "told by standby b" in shown
+    told = json.loads(forked(tmp_path, "status", "--run", toml, "--json").output)
+    assert (told["standby"]["name"], told["standby"]["server"], told["standby"]["lag"]) == ("b", "server", 0)
+    assert told["state_hash"] == run.status()["state_hash"]
+    out, expected = tmp_path / "from-b.safetensors", tmp_path / "from-server.safetensors"
+    said = forked(tmp_path, "export", out, "--run", toml)
+    assert said.output == f"wrote {out}: version {told['version']}\n", said.errors
+    looking.export(run.config, expected)
+    assert out.read_bytes() == expected.read_bytes()
+
+
+def promote_in_spite(run: Run, tmp_path: Path) -> None:
+    """The server is gone, and nobody knows what it has alone: the operator is told, and asked."""
+    words = "promote", "--name", "b", "--run", run.config.path
+    refused = forked(tmp_path, *words, typed="n\n")
+    assert "server cannot be asked: what it alone has written down would be lost, 0 records when" in refused.output
+    assert "make b the server all the same? [y/N]" in refused.output
+    assert (refused.exit_code, refused.errors) == (2, "error: b stays a standby")
+    assert not run.records(Promoted, "b") and "standby" in run.status()
+    promoted = forked(tmp_path, *words, "--yes")
+    assert promoted.output == f"b takes over; see it with: hetero-async status --run {run.config.path}\n"
+    assert promoted.exit_code == 0, promoted.errors
+    run.wait(lambda: run.records(Promoted, "b"), "b serves")
+
+
+def test_a_server_and_its_standby_that_die_together_come_back_with_all_that_was_acknowledged(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", standbys=["b"], server=REPLICATED) as run:
+        nodes = [run.start_server(), run.start_standby("b")]
+        run.start_workers(step_seconds=STEP_SECONDS)
+        run.wait(lambda: all(run.acknowledged(worker) for worker in run.names), "acknowledgements come")
+        for node in nodes:
+            node.signal(signal.SIGKILL)
+        for node in nodes:
+            node.kill()
+        acknowledged = {(worker, seq) for worker in run.names for seq in run.acknowledged(worker)}
+        run.start_server(exit_when_finished=False)
+        run.start_standby("b", exit_when_finished=False)
+        verdict = finish(run, serving="server", follower="b")
+        assert acknowledged <= verdict.deltas.keys() and verdict.acknowledged > len(acknowledged)

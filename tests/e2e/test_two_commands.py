@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-from e2e.harness import Run, free_port, until
-from e2e.test_cli import SCRIPT, SECONDS_MAX, background, forked, told_in, workers_in
+from e2e.harness import Run, forked, free_port, until
+from e2e.test_cli import SCRIPT, SECONDS_MAX, background, told_in, workers_in
 
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
