@@ -81,7 +81,7 @@ def judge(state: State, worker: str, push: Push, facts: Facts) -> Admitted | Dup
         return NotAdmitted(f"delta {push.seq} was already admitted with other bytes", Cause.REPLACED)
     if push.seq < member.last_seq:
         return NotAdmitted(f"delta {push.seq} comes after delta {member.last_seq} was admitted", Cause.LATE)
-    refusal = facts.refusal or _unusable(push) or _too_stale(state, push)
+    refusal = facts.refusal or _unusable(push) or _of_no_term_yet(state, push) or _too_stale(state, push)
     refusal = refusal or _out_of_range(state, push, facts) or _not_leased(state, worker, push)
     return refusal or Admitted(state.publish_versions[_anchor(state, push)])
 
@@ -94,6 +94,14 @@ def _anchor(state: State, push: Push) -> int:
 
 def _unusable(push: Push) -> NotAdmitted | None:
     return None if push.ranges else NotAdmitted("it covers no sample", Cause.EMPTY)
+
+
+def _of_no_term_yet(state: State, push: Push) -> NotAdmitted | None:
+    """What a later server calls by that number is unknown here; another publish may have it."""
+    if push.anchor_term <= state.term:
+        return None
+    reason = f"its anchor is of term {push.anchor_term}, and the newest is {state.term}"
+    return NotAdmitted(reason, Cause.AHEAD)
 
 
 def _too_stale(state: State, push: Push) -> NotAdmitted | None:

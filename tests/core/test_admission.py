@@ -102,6 +102,7 @@ def test_the_same_delta_again_is_acknowledged_again_whatever_its_anchor_and_rang
         ({}, Facts(norm=0.0, scale=1.0), "it claims steps (4) and moves nothing", Cause.IDLE, True),
         ({"steps": 0}, Facts(norm=1.0, scale=1.0), "it claims no step and moves the parameters", Cause.IDLE, True),
         ({"anchor": 3}, Facts(), "its anchor is publish 3, and the newest is 2", Cause.AHEAD, False),
+        ({"anchor_term": 2}, Facts(), "its anchor is of term 2, and the newest is 1", Cause.AHEAD, False),
         ({"ranges": ((8, 17),)}, Facts(), "positions 16..16 are not leased to it", Cause.UNLEASED, False),
         ({"ranges": ((0, 8),)}, Facts(), "positions 0..7 are not leased to it", Cause.UNLEASED, False),
     ],

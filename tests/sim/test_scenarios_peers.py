@@ -134,6 +134,7 @@ def test_48_an_anchor_in_the_future_and_a_life_that_never_was_are_refused(tmp_pa
             push, payload = puppet.delta(await puppet.lease(4))
             newest.append(world.state.publish)
             told.append(await puppet.refused(push, payload, anchor=push.anchor + 5))
+            told.append(await puppet.refused(push, payload, anchor_term=world.state.term + 1))
             (alarm,) = [line for line in world.serving.status()["workers"] if line["worker"] == PUPPET]
             told.append(alarm["refused"])
             told.append(await puppet.ask(puppet.heartbeat(incarnation=7), Rejoin))
@@ -142,7 +143,8 @@ def test_48_an_anchor_in_the_future_and_a_life_that_never_was_are_refused(tmp_pa
     run(make_plan(puppet=True), tmp_path, script)
     assert told == [
         f"its anchor is publish {newest[0] + 5}, and the newest is {newest[0]}",
-        1,
+        "its anchor is of term 2, and the newest is 1",
+        2,
         Rejoin(incarnation=7, reason="the server had given you up"),
         Ack,
     ]
