@@ -5,6 +5,7 @@ is a note on the side: bounded whatever comes, written every second at most and 
 costs the last of it. The server goes on when it cannot be written.
 """
 
+import os
 import re
 import time
 from pathlib import Path
@@ -106,7 +107,8 @@ def load_refusals(path: Path) -> dict[str, Refused]:
     """By key; empty when nothing was ever refused. Raises ConfigError when the file cannot be read."""
     try:
         with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX)
+            # No more than there is: Python takes as much memory as it is asked to read.
+            content = file.read(min(os.fstat(file.fileno()).st_size, FILE_BYTES_MAX))
         return NOTES.validate_json(content)
     except FileNotFoundError:
         return {}

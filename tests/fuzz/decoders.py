@@ -22,8 +22,10 @@ from hetero_async.formats import frames, segment, snapshot
 from hetero_async.formats.chunks import CHUNK_BYTES, Assembly
 from hetero_async.formats.compression import compress, decompress
 from hetero_async.formats.parts import pack_parts, unpack_parts
+from hetero_async.formats.shipment import pack_shipment, unpack_shipment
 from hetero_async.shell.keys import _parse
 from hetero_async.shell.quarantine import load_quarantine
+from hetero_async.shell.refusals import NOTES, load_refusals
 from hetero_async.tables import template
 from hetero_async.tensors.codecs import CODECS, decode_payload
 from hetero_async.tensors.model import ServerModel
@@ -61,6 +63,11 @@ SEGMENT_HEADER = segment.SegmentHeader(run="r", first_lsn=1, chain=segment.FIRST
 RECORD = segment.pack(Entry(lsn=1, term=1, record=Left(worker="w", reason="x"), payload=b"abc"), segment.FIRST_CHAIN)[0]
 ALLOWED = json.dumps({"#" * 40: {"role": "worker", "site": "a", "worker": "a-0"}}).encode()
 QUARANTINE = json.dumps({"#" * 40: {"worker": "a-0", "reason": "why"}}).encode()
+REFUSALS = json.dumps(
+    {"#" * 40: {"worker": "a-0", "kinds": {"not finite": {"count": 2, "last": "not finite", "at": 1.5}}}}
+).encode()
+LEAVING = [Entry(lsn=lsn, term=1, record=Left(worker="w", reason="x"), payload=b"abc") for lsn in (1, 2)]
+SHIPMENT = pack_shipment(segment.FIRST_CHAIN, LEAVING)
 RUN_TOML = template(run={"name": "r"}, sites={"a": 1}).encode()
 VECTOR = torch.linspace(-1, 1, NUMEL)
 
@@ -136,6 +143,20 @@ def parts(data: bytes) -> None:
         assert pack_parts(*unpack_parts(data[1:], count)) == data[1:]
 
 
+def shipment(data: bytes) -> None:
+    """As a standby's server sends them."""
+    with contextlib.suppress(PeerError):
+        chain, entries = unpack_shipment(data)
+        assert unpack_shipment(pack_shipment(chain, entries)) == (chain, entries)
+
+
+def shipped_record(data: bytes) -> None:
+    """With lengths that fit: the first byte is that of its place, the rest its record."""
+    place_bytes, content = data[:1] or b"\0", data[1:]
+    place, record = content[: place_bytes[0]], content[place_bytes[0] :]
+    shipment(pack_parts(segment.FIRST_CHAIN, b"\1\0\0\0", pack_parts(pack_parts(place, record, b"abc"))))
+
+
 def schema(data: bytes) -> None:
     with contextlib.suppress(PeerError):
         assert Schema.from_bytes(data).to_bytes() == data
@@ -191,6 +212,13 @@ def quarantine(data: bytes) -> None:
         load_quarantine(path)
 
 
+def refusals(data: bytes) -> None:
+    path = SCRATCH / "refusals.json"
+    path.write_bytes(data)
+    with contextlib.suppress(ConfigError):
+        NOTES.dump_json(load_refusals(path))
+
+
 def run_toml(data: bytes) -> None:
     path = SCRATCH / "run.toml"
     path.write_bytes(data)
@@ -210,6 +238,8 @@ DECODERS: dict[str, tuple[Decoder, list[bytes]]] = {
     **{f"{name}-values": (values_of(name), [codec.encode(VECTOR).numpy().tobytes()]) for name, codec in CODECS.items()},
     "publish": (publish, [write_object(NOTE, b"abc")]),
     "parts": (parts, [b"\x02" + pack_parts(b"a", b"bc")]),
+    "shipment": (shipment, [SHIPMENT]),
+    "shipped-record": (shipped_record, [b"\x10" + bytes(16) + frames.encode(Left(worker="w", reason="x"))]),
     "schema": (schema, [SCHEMA]),
     "initial-parameters": (initial_parameters, [pack_parts(compress(bytes(28)), b"\x08" + bytes(7) + b"{}      ")]),
     "log-segment": (log_segment, [SEGMENT_HEADER + RECORD]),
@@ -218,5 +248,6 @@ DECODERS: dict[str, tuple[Decoder, list[bytes]]] = {
     "manifest-values": (manifest_values, [json.dumps(json.loads(MANIFEST)["manifest"]).encode()]),
     "allowed-list": (allowed_list, [ALLOWED]),
     "quarantine": (quarantine, [QUARANTINE]),
+    "refusals": (refusals, [REFUSALS]),
     "run-toml": (run_toml, [RUN_TOML]),
 }  # fmt: skip
