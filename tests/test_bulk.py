@@ -13,7 +13,7 @@ from small_run import SmallRun
 from hetero_async import bulk
 from hetero_async.bulk import PENDING_MAX, UPLOAD_IDLE_MS, UPLOADS_MIN, Bulk
 from hetero_async.core.events import Provided, Received
-from hetero_async.core.messages import Chunk, Message, Push, Want
+from hetero_async.core.messages import ARRAYS, MANIFEST, PUBLISH, RECORDS, Chunk, Message, Push, Want
 from hetero_async.core.records import RunSettings
 from hetero_async.feed import Feed
 from hetero_async.formats.chunks import CHUNK_BYTES, chunk_count, slice_chunk
@@ -196,5 +196,14 @@ def test_a_worker_has_one_delta_on_its_way_and_a_few_that_wait_for_the_merge() -
         assert len(scene.run.server.state.pending) == PENDING_MAX
         assert await scene.say("w0", scene.push("w0")[0]) == []
         assert await scene.say("w1", scene.push("w1")[0])
+
+    play(script)
+
+
+@pytest.mark.parametrize("kind", [RECORDS, MANIFEST, ARRAYS])
+def test_64_the_log_and_its_checkpoints_are_for_standbys_and_a_worker_that_wants_them_gets_nothing(kind: str) -> None:
+    async def script(scene: Scene) -> None:
+        assert await scene.say("w0", Want(kind=kind, number=1, first=0, count=1)) == []
+        assert await scene.say("w0", Want(kind=PUBLISH, number=99, first=0, count=1)), "and is heard all the same"
 
     play(script)

@@ -41,6 +41,7 @@ WELCOME = Welcome(
     incarnation=1, last_seq=9, granted=(), publish=1, common=1, seed=0, codec="int8", stretch=4, life=bytes(8)
 )  # fmt: skip
 WANT = Want(kind="publish", number=1, first=0, count=8)
+FOLLOW = Follow(run="x", software="", lsn=0, terms=(), began=())
 
 
 def reasons(place: Place) -> list[str]:
@@ -181,6 +182,8 @@ def test_a_server_that_accepts_and_says_nothing_is_told_as_silence(place: Place)
     [
         ("admin", heartbeat()), ("admin", HELLO), ("standby", HELLO), ("standby", PUSH), ("admin", PUSH),
         ("admin", WANT), ("worker", BEAT), ("worker", WELCOME), ("worker", StatusReport()), ("standby", BEAT),
+        ("worker", FOLLOW), ("worker", Confirm(term=9, lsn=9)), ("worker", Fence(term=9)),
+        ("worker", Redirect(server="a-0", term=9)), ("admin", Fence(term=9)),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
