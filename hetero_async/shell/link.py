@@ -27,8 +27,10 @@ from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.quota import Quota
 from hetero_async.shell.sockets import TrioSocket
 
-# Of all keys together, received on one lane unasked and not yet read by the loop.
+# Of all keys together, received on one lane unasked and not yet read by the loop; and of one of them, so that it leaves
+# room to the others: two of the largest messages, and what an honest worker says beside them.
 HELD_BYTES_MAX = 8 * 1024 * 1024
+HELD_BYTES_OF_ONE_MAX = 2 * wire.FRAME_BYTES_MAX + 256 * 1024
 # So long a lane reads at once before others get their turn, and so many messages its reader. Shorter bursts would leave
 # to libzmq's thread, which does not share its turns with anybody here, what it receives in between.
 BURST_SECONDS_MAX = 0.05
@@ -65,6 +67,7 @@ class ServerLane:
         self._in_flight_max = settings.in_flight
         self._asked: Counter[bytes] = Counter()  # by key: chunks that we asked for, and that may still come
         self._held_bytes = 0  # of what nobody asked for
+        self._held_bytes_of: Counter[bytes] = Counter()  # the same by key
         self._arrived, self._inbox = trio.open_memory_channel[Held](math.inf)  # bounded for each key
         self._read_at_once = 0
 
@@ -90,13 +93,19 @@ class ServerLane:
             self._asked[key] -= 1
             unasked_bytes = 0
         self._in_flight[key] += 1
-        self._held_bytes += unasked_bytes
+        self._hold(key, unasked_bytes)
         self._arrived.send_nowait(Held(incoming, unasked_bytes))
 
     def _has_room(self, key: bytes, size: int) -> bool:
         """What was asked for has its room where it is asked for (bulk.py), and nobody can take it away."""
-        is_within = self._asked[key] > 0 or self._held_bytes + size <= HELD_BYTES_MAX
-        return is_within and self._in_flight[key] < self._in_flight_max
+        if self._in_flight[key] >= self._in_flight_max:
+            return False
+        is_within = self._held_bytes_of[key] + size <= HELD_BYTES_OF_ONE_MAX
+        return self._asked[key] > 0 or (is_within and self._held_bytes + size <= HELD_BYTES_MAX)
+
+    def _hold(self, key: bytes, unasked_bytes: int) -> None:
+        self._held_bytes += unasked_bytes
+        self._held_bytes_of[key] += unasked_bytes
 
     def _refuse_too_much(self, key: bytes) -> None:
         """No strike: a script may record too much, and our own loop may be slow."""
@@ -111,8 +120,9 @@ class ServerLane:
             held = self._inbox.receive_nowait()
         except trio.WouldBlock:
             held = await self._inbox.receive()
-        self._in_flight[held.incoming.peer.key] -= 1
-        self._held_bytes -= held.unasked_bytes
+        key = held.incoming.peer.key
+        self._in_flight[key] -= 1
+        self._hold(key, -held.unasked_bytes)
         return held.incoming
 
     async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:

@@ -1,6 +1,7 @@
 """Who is heard: strangers, impostors, the revoked, and those who are let in and send garbage."""
 
-from contextlib import closing, suppress
+from collections import Counter
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hetero_async.core.messages import Refused
 from hetero_async.core.records import Left
 from hetero_async.formats.chunks import CHUNK_BYTES
 from hetero_async.quarantine import STRIKES_MAX
-from hetero_async.shell.keys import load_secret
+from hetero_async.shell.keys import create_keypair, load_secret
+from hetero_async.shell.link import HELD_BYTES_MAX, HELD_BYTES_OF_ONE_MAX
 from hetero_async.shell.quota import BURST_SECONDS
 from hetero_async.shell.wire import CONTROL, unpack
 
@@ -243,3 +245,33 @@ def test_what_a_busy_loop_has_not_read_stays_with_its_sender_and_a_sender_that_l
                 await reach(worker, server)
 
     run(main, 60)
+
+
+def test_what_one_key_may_leave_unread_leaves_room_to_others_and_all_together_have_a_bound(place: Place) -> None:
+    """Chunks that nobody asked for, of four members, while the loop reads none."""
+    names, each, chunk = ["a-0", "a-1", "b-0", "b-1"], 10, [framed(CHUNK), bytes(CHUNK_BYTES)]
+    for name in names[2:]:
+        place.allowed.admit(create_keypair(place.keys / name), role="worker", site="b", worker=name)
+
+    async def main() -> None:
+        with zmq.Context() as context, ExitStack() as sockets:
+            async with place.server() as server:
+                for name in names:
+                    raw = sockets.enter_context(closing(plain_dealer(context, place, name, place.bulk)))
+                    for _ in range(each):
+                        raw.send_multipart(chunk)
+                    while (traffic := server.traffic.get(place.public(name))) is None or (
+                        traffic.bytes_up < each * CHUNK_BYTES
+                    ):
+                        await moment()
+                held = Counter[str]()
+                while sum(held.values()) + server.gate.refusals < len(names) * each:
+                    incoming = await server.bulk.receive()
+                    held[incoming.peer.worker] += 1
+                assert max(held.values()) == HELD_BYTES_OF_ONE_MAX // CHUNK_BYTES
+                assert sum(held.values()) == HELD_BYTES_MAX // CHUNK_BYTES - 1, "a chunk and its header are more"
+                assert {*held} == {*names}
+                raw.send_multipart(chunk)
+                assert (await server.bulk.receive()).peer.worker == names[-1], "what was read makes room"
+
+    run(main)
