@@ -36,7 +36,7 @@ from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.refusals import RefusalNotes
 from hetero_async.shell.store import CheckpointStore
-from hetero_async.shell.telemetry import NullObserver
+from hetero_async.shell.telemetry import NullObserver, SeldomObserver
 from hetero_async.shell.threads import abandonable, in_thread
 from hetero_async.shell.witness import open_witness
 from hetero_async.standby import StandingBy
@@ -120,7 +120,8 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
     give_memory_back()
     node = config.node(name)
     log = await _open_log(node.log, config.run.name, observer)
-    observer = notes = RefusalNotes(node.log.parent / refusals.NAME, observer)
+    seldom = SeldomObserver(observer)
+    observer = notes = RefusalNotes(node.log.parent / refusals.NAME, seldom)
     allowed = AllowList(config.allowed)
     quarantine = open_quarantine(config.keys / "quarantine.json", observer)
     try:
@@ -158,6 +159,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
             )
     finally:
         notes.write()
+        seldom.tell_the_rest()
         log.close()
 
 

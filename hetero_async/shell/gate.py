@@ -25,15 +25,12 @@ COMPLAIN_EVERY_SECONDS = 60.0
 NOT_A_HANDSHAKE = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 # Past so many different subjects in that time, we complain no more.
 COMPLAINTS_MAX = 256
-# Keys cost nothing: of those that are not let in so many a minute are told of, which their operator may be waiting for.
-STRANGERS_MAX = 8
 
 
 class Seldom:
     """Whether it is time to speak of a subject again. Bounded, however many subjects there are."""
 
-    def __init__(self, subjects_max: int = COMPLAINTS_MAX) -> None:
-        self._subjects_max = subjects_max
+    def __init__(self) -> None:
         self._spoken: dict[object, float] = {}
 
     def is_due(self, subject: object) -> bool:
@@ -41,7 +38,7 @@ class Seldom:
         if self._spoken.get(subject, start) > start:
             return False
         self._spoken = {known: at for known, at in self._spoken.items() if at > start}
-        if len(self._spoken) >= self._subjects_max:
+        if len(self._spoken) >= COMPLAINTS_MAX:
             return False
         self._spoken[subject] = trio.current_time()
         return True
@@ -66,7 +63,6 @@ class Gate:
         self._allowed = allowed
         self._observer = observer
         self._complaints = Seldom()
-        self._strangers = Seldom(STRANGERS_MAX)
 
     async def answer(self, socket: TrioSocket) -> None:
         """Answer libzmq (RFC 27) about every handshake, until cancelled."""
@@ -75,13 +71,12 @@ class Gate:
             await socket.send(self._verdict(request))
 
     async def count_strangers(self, monitor: TrioSocket) -> None:
-        """Of one listening socket, until cancelled. Says how many there were, at most once a minute."""
+        """Of one listening socket, until cancelled. How seldom they are told of, telemetry.py decides."""
+        reason = "they did not shake hands as CURVE does, and were thrown out"
         while True:
             await monitor.receive()
             self.strangers += 1
-            if self._complaints.is_due("strangers"):
-                reason = "they did not shake hands as CURVE does, and were thrown out"
-                self._observer.event("strangers", connections_so_far=self.strangers, reason=reason)
+            self._observer.event("strangers", connections_so_far=self.strangers, reason=reason)
 
     def _verdict(self, request: Sequence[bytes]) -> list[bytes]:
         version, request_id, _domain, address, _identity, mechanism, *credentials = request
@@ -89,9 +84,8 @@ class Gate:
         if key and self.admitted(key) is not None:
             return [version, request_id, b"200", b"OK", key, b""]
         self.refusals += 1
-        if self._strangers.is_due(key or address):
-            told, reason = (key or address).decode(), "it is not in allowed.json"
-            self._observer.event("refused key", key=told, address=address.decode(), reason=reason)
+        told, reason = (key or address).decode(), "it is not in allowed.json"
+        self._observer.event("refused key", key=told, address=address.decode(), reason=reason)
         return [version, request_id, b"400", b"not allowed", b"", b""]
 
     def sender(self, key: bytes) -> Peer | None:
@@ -114,5 +108,5 @@ class Gate:
         if is_due:
             if (peer := self.admitted(key)) is not None:
                 fields = {"worker": peer.worker, **fields}
-            self._observer.event(event, key=key.decode(), **fields)
+            self._observer.event(event, key=key.decode(), **fields, refusals_so_far=self.refusals)
         return is_due

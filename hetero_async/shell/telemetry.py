@@ -3,6 +3,20 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hetero_async.ports import Observer
+
+# What others can make us say → the line that sums it up. A disk must not fill with it, nor what matters drown in it.
+SUMMED = {
+    "refused key": "more strangers",
+    "strangers": "more strangers",
+    "refused message": "more refused messages",
+    "quarantined": "more quarantined",
+}
+SUM_EVERY_SECONDS = 60.0
+NAMES_TOLD_MAX = 5
 
 
 class LineObserver:
@@ -19,6 +33,66 @@ class LineObserver:
         line = f"{time.strftime('%H:%M:%S')} {name} {told} {record or ''}".rstrip()
         with contextlib.suppress(OSError):  # no room, or nobody reads any more: the work goes on
             print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(slots=True)
+class Untold:
+    """What one line has to sum up: how much came since the last, the first few of whom it came from, and the last."""
+
+    told_at: float
+    count: int = 0
+    names: dict[object, None] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
+
+    def add(self, fields: dict[str, object]) -> None:
+        self.count += 1
+        self.fields = fields
+        if len(self.names) < NAMES_TOLD_MAX and (name := fields.get("worker", fields.get("key"))):
+            self.names[name] = None
+
+
+class SeldomObserver:
+    """Fulfils ports.Observer: passes on what is in SUMMED once a minute at most, the first of it at once.
+
+    Without a clock of its own: a line that has become due goes out with the next event, whatever it is.
+    """
+
+    def __init__(self, observer: Observer, now: Callable[[], float] = time.monotonic) -> None:
+        self._observer = observer
+        self._now = now
+        self._untold: dict[str, Untold] = {}  # by the line that sums it up
+
+    def event(self, name: str, **fields: object) -> None:
+        self._tell_what_is_due()
+        if (line := SUMMED.get(name)) is None or line not in self._untold:
+            self._observer.event(name, **fields)
+            if line is not None:
+                self._untold[line] = Untold(self._now())
+        else:
+            self._untold[line].add(fields)
+
+    def _tell_what_is_due(self) -> None:
+        now = self._now()
+        for line, untold in list(self._untold.items()):
+            if now - untold.told_at < SUM_EVERY_SECONDS:
+                continue
+            del self._untold[line]
+            if untold.count:
+                self._tell(line, untold)
+                self._untold[line] = Untold(now)
+
+    def tell_the_rest(self) -> None:
+        """At the end, when no event comes any more."""
+        for line, untold in self._untold.items():
+            if untold.count:
+                self._tell(line, untold)
+        self._untold.clear()
+
+    def _tell(self, line: str, untold: Untold) -> None:
+        names = {"among": ", ".join(map(str, untold.names))} if untold.names else {}
+        self._observer.event(
+            line, count=untold.count, **names, **{f"last_{key}": told for key, told in untold.fields.items()}
+        )
 
 
 class NullObserver:

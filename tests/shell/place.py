@@ -16,6 +16,7 @@ from hetero_async.ports import Incoming
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.keys import AllowList, create_keypair
 from hetero_async.shell.link import ServerLink, open_server_link
+from hetero_async.shell.telemetry import SeldomObserver
 from hetero_async.shell.wire import pack
 
 SILENCE_SECONDS = 1.0
@@ -55,7 +56,7 @@ class Place:
             bulk=self.bulk,
             secret_path=self.keys / "server.secret",
             allowed=AllowList(self.allowed.path),
-            observer=self.notes,
+            observer=SeldomObserver(self.notes),
         )
 
     def worker(self, name: str, server_key: bytes = b"", silence_seconds: float = SILENCE_SECONDS) -> Any:
