@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 from e2e.harness import Run, Silent
+from e2e.test_cli import forked
 from hostile.attacks import FROM_WITHIN, crowd_of_dealers, framed, target_of, under
+from hostile.test_memory import target_of as member_of
 from shell.place import BEAT, Place, heartbeat, insist, moment, prepared, run, serving
 
 from hetero_async.assembly import endpoints
@@ -65,6 +67,24 @@ def test_55_messages_of_too_many_parts_shut_their_sender_out(place: Place) -> No
                 assert "at last: a message of 50 frames, there must be 1 or 2" in refusal
 
     run(main)
+
+
+def test_55_status_shows_who_is_in_quarantine_and_the_operator_lets_the_key_out(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", workers=1) as real:
+        server, member = real.start_server(), member_of(real, "here-0")
+        real.wait(lambda: " serving " in server.said, "it serves")
+        with crowd_of_dealers(member, 1) as (control, _bulk):
+            for _ in range(STRIKES_MAX):
+                control.send_multipart([framed(heartbeat())] * 50)
+            real.wait(lambda: real.status()["quarantine"], "it is shut out")
+        status = "".join(forked(tmp_path, "status", "--run", real.config.path).output.split())
+        assert "quarantined:here-0:10timesrefused,atlast:amessageof50frames,theremustbe1or2;" in status
+        assert f"hetero-asynckeyslift'{member.public.decode()}'" in status
+        assert trio.run(_said, real, HELLO).startswith("quarantined: 10 times refused")
+        said = forked(tmp_path, "keys", "lift", member.public.decode(), "--run", real.config.path)
+        assert (said.exit_code, said.output) == (0, "here-0 is heard again\n")
+        assert real.status()["quarantine"] == []
+        assert "quarantined" not in trio.run(_said, real, HELLO), "the next complaint is about its model"
 
 
 def test_63_a_worker_is_heard_at_once_while_the_connection_of_its_last_life_still_stands(place: Place) -> None:

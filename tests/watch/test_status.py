@@ -174,3 +174,14 @@ def test_a_standby_that_answers_says_that_it_is_one() -> None:
     standby = {"name": "b", "server": "server", "lag": 3, "is_partner": True, "hears_server": True}
     text = drawn(status(state="standing by for server, 3 records behind", standby=standby))
     assert "standing by for server, 3 records behind" in text and "server: server; told by standby b" in text
+
+
+def test_a_key_in_quarantine_is_one_line_with_its_reason_and_what_ends_it() -> None:
+    line = {"key": "K" * 40, "worker": "office-0", "reason": "10 times refused, at last: not finite\x1b[2J"}
+    text = drawn(status(quarantine=[line]), width=200)
+    [told] = [row.strip() for row in text.splitlines() if "quarantined" in row]
+    assert told == (
+        "quarantined: office-0: 10 times refused, at last: not finite?[2J; "
+        f"when it is mended: hetero-async keys lift '{'K' * 40}'"
+    )
+    assert "quarantined" not in drawn(status(quarantine=[]))
