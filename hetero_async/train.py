@@ -59,6 +59,7 @@ class Training:
         self._shadow_lock = trio.Lock()
         self._is_target_old = trio.Event()
         self._is_finishing = False
+        self._is_leaving = False
 
     async def run(self) -> None:
         """Until cancelled, finished or refused. Raises RefusedError with the server's reason."""
@@ -69,14 +70,22 @@ class Training:
         token = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
-                self.desk.hand_over = lambda finished: token.run_sync_soon(nursery.start_soon, self._encode, finished)
+                self.desk.hand_over = lambda finished: token.run_sync_soon(self._take, nursery, finished)
                 nursery.start_soon(self._receive_control)
                 nursery.start_soon(self._receive_bulk)
                 nursery.start_soon(self._aim)
-                await self._decide()
+                try:
+                    await self._decide()
+                finally:
+                    self._is_leaving = True
         finally:
             with trio.move_on_after(BYE_SECONDS, shield=True):
                 await self._leave()
+
+    def _take(self, nursery: trio.Nursery, finished: Round) -> None:
+        """The user's thread has ended a round. One that comes too late is trained again, from its samples' leases."""
+        if not self._is_leaving:
+            nursery.start_soon(self._encode, finished)
 
     def measured(self, name: str, value: float) -> None:
         """To be called in this thread."""
