@@ -8,6 +8,7 @@ key, which is pinned: whoever listens at its address with another key gets no by
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,10 +131,11 @@ class DialLink:
             await patiently(self._connect, context)
 
     def _pause(self, attempts: tenacity.RetryCallState) -> float:
-        """Every server is tried before the pauses grow."""
-        attempts.attempt_number = 1 + (attempts.attempt_number - 1) // len(self._servers)
+        """Every server is tried before the pauses grow. Jittered: whom one server lost do not come back as one."""
+        rounds = copy(attempts)  # tenacity counts on in its own
+        rounds.attempt_number = 1 + (attempts.attempt_number - 1) // len(self._servers)
         jittered = tenacity.wait_random_exponential(min=wire.RETRY_MS_MIN / 1000, max=wire.RETRY_MS_MAX / 1000)
-        return jittered(attempts)
+        return jittered(rounds)
 
     async def _connect(self, context: wire.Context) -> None:
         """Two fresh sockets, until the server falls silent or another is turned to.

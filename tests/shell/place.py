@@ -3,7 +3,7 @@
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,15 @@ class Place:
         )
 
     def worker(self, name: str, server_key: bytes = b"", silence_seconds: float = SILENCE_SECONDS) -> Any:
+        return self.dialling(name, self, server_key=server_key, silence_seconds=silence_seconds)
+
+    def dialling(
+        self, name: str, *places: "Place", server_key: bytes = b"", silence_seconds: float = SILENCE_SECONDS
+    ) -> Any:
+        """A worker that looks for the server at each of these places."""
         key = server_key or self.public("server")
         return open_dial_link(
-            [Endpoint(name="server", key=key, control=self.control, bulk=self.bulk)],
+            [Endpoint(name="server", key=key, control=place.control, bulk=place.bulk) for place in places],
             secret_path=self.keys / f"{name}.secret",
             observer=self.notes,
             silence_seconds=silence_seconds,
@@ -75,8 +81,18 @@ def prepared(directory: Path) -> Place:
     for name in ("a-0", "a-1"):
         allowed.admit(create_keypair(directory / name), role="worker", site="a", worker=name)
     create_keypair(directory / "stranger")
-    control, bulk = free_ports(2)
-    return Place(directory, allowed, f"tcp://127.0.0.1:{control}", f"tcp://127.0.0.1:{bulk}", Notes())
+    control, bulk = free_addresses()
+    return Place(directory, allowed, control, bulk, Notes())
+
+
+def elsewhere(place: Place) -> Place:
+    """The same server at other addresses."""
+    control, bulk = free_addresses()
+    return replace(place, control=control, bulk=bulk)
+
+
+def free_addresses() -> list[str]:
+    return [f"tcp://127.0.0.1:{port}" for port in free_ports(2)]
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,15 +1,19 @@
 """Both ends of the link over real connections on the loopback: what they carry, what recovers, what cannot be had."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 from shell.place import (
     BEAT,
     CHUNK,
     SILENCE_SECONDS,
+    Notes,
     Place,
+    elsewhere,
     heartbeat,
     insist,
     moment,
@@ -17,6 +21,7 @@ from shell.place import (
     run,
     serving,
 )
+from shell.test_strangers import impostor, reasons
 
 from hetero_async.core.messages import Bye, StatusReport, StatusRequest, Want
 from hetero_async.errors import ConfigError
@@ -138,6 +143,53 @@ def test_a_lost_connection_is_told_of_with_its_address_and_not_first_missed_for_
             assert worker.generation == 2
 
     run(main)
+
+
+def test_a_server_that_moves_is_found_at_any_of_its_addresses_and_an_impostor_at_one_gets_no_byte(place: Place) -> None:
+    """Nobody is at the first address, an impostor at the second, the server at the third; then it is at the first."""
+    first, second = elsewhere(place), elsewhere(place)
+
+    async def main() -> None:
+        with impostor(second.control) as control, impostor(second.bulk) as bulk:
+            async with place.dialling("a-0", first, second, place) as worker:
+                for there in (place, first):
+                    async with serving(there) as (_, heard):
+                        while not heard:
+                            await insist(worker, worker.control, heartbeat())
+                        assert (await insist(worker, worker.bulk, CHUNK, b"abc")).payload == b"cba"
+            assert control.poll(0) == bulk.poll(0) == 0
+
+    run(main, 60)
+    assert place.notes.of("server reached")[-1]["address"] == first.control
+    assert any("does not hold the pinned server key" in reason for reason in reasons(place))
+
+
+PEERS, ROUNDS = 4, 6
+
+
+def test_peers_that_miss_all_servers_try_again_at_moments_of_their_own_and_ever_more_rarely(place: Place) -> None:
+    servers = [elsewhere(place) for _ in range(3)]
+    peers = [replace(place, notes=Notes()) for _ in range(PEERS)]
+
+    async def miss(peer: Place) -> None:
+        async with peer.dialling("a-0", *servers):
+            while len(peer.notes.of("server not reached")) < ROUNDS * len(servers):  # noqa: ASYNC110, by another task
+                await trio.sleep(1)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(miss, peer)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    pauses = [[note["next_try_seconds"] for note in peer.notes.of("server not reached")] for peer in peers]
+    rounds = [[pause for peer in pauses for pause in peer[3 * n : 3 * n + 3]] for n in range(ROUNDS)]
+    for number, paused in enumerate(rounds):
+        assert min(paused) >= 0.2 and max(paused) <= min(2**number, 10), "and so all servers are tried before it grows"
+    late = [pause for paused in rounds[3:] for pause in paused]
+    assert max(late) > 2, "36 pauses of up to 8 or 10 s"
+    assert len({*late}) > len(late) // 4
+    assert len({tuple(peer) for peer in pauses}) == PEERS
 
 
 def test_a_server_that_restarts_at_once_finds_its_port_free(place: Place) -> None:
