@@ -67,6 +67,8 @@ class Serving:
         self.finished = trio.Event()
         self.deserted = trio.Event()  # finished, the last checkpoint written, and no worker in the run any more
         self._parts = parts
+        # What its reign begins with is durable. Before that nobody hears of it: it might never have been.
+        self._begun = trio.Event()
         self._handing_over = trio.Event()
         self._inbox_send, self._inbox = trio.open_memory_channel[Event](INBOX_SIZE)
         # Applying changes what a snapshot or a checkpoint reads, so only one of them runs at a time.
@@ -105,7 +107,7 @@ class Serving:
         """Serve until cancelled. Raises what must end the process: Deposed, a broken assertion, a corrupt log."""
         helpers: dict[str, Child] = {
             "control lane": self._receive_control,
-            "bulk lane": self._bulk.run,
+            "bulk lane": self._run_bulk,
             "checkpointer": self._checkpointer.run,
             "sentry": self._sentry.run,
         }
@@ -127,6 +129,7 @@ class Serving:
 
     async def _decide(self) -> None:
         await self._settle()
+        self._begun.set()
         while True:
             now = _now_ms()
             due = self.machine.timer(now)
@@ -225,9 +228,14 @@ class Serving:
             covered = self.archiving.not_needed(covered)
         return min(covered, self.machine.replication.keeps_from(covered, _now_ms())) + 1
 
-    # --- control lane ---
+    # --- lanes ---
+
+    async def _run_bulk(self) -> None:
+        await self._begun.wait()
+        await self._bulk.run()
 
     async def _receive_control(self) -> None:
+        await self._begun.wait()
         while True:
             incoming = await self.link.control.receive()
             if isinstance(incoming.message, StatusRequest):

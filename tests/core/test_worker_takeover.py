@@ -82,6 +82,9 @@ def test_nothing_of_a_lower_term_is_heeded_and_a_higher_one_is_joined_anew() -> 
     assert bench.hear(Ack(seq=1, lsn=5), term=1).drops == owed.drops == []
     owed = bench.hear(replace(WELCOME, incarnation=2), term=2)
     assert [push.incarnation for push in bench.wait(0).bulk if isinstance(push, Push)] == [2]
+    lease = Lease(number=ask(bench), ranges=((4, 8),), samples=64)
+    assert bench.hear(lease, term=1).granted == []
+    assert bench.hear(lease, term=2).granted == [((4, 8),)]
 
 
 def test_a_redirect_is_followed_unless_it_comes_from_the_past() -> None:
