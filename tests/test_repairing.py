@@ -324,9 +324,12 @@ def test_a_repair_that_crashed_anywhere_is_done_again_and_comes_to_the_same(
 # --- from a node that runs ---
 
 
-@pytest.mark.parametrize(("broken", "verb", "source"), [("server", "standby", "b"), ("b", "serve", "server")])
-def test_a_halted_node_is_mended_from_one_that_runs(
-    config: RunConfig, run: SmallRun, broken: str, verb: str, source: str
+@pytest.mark.parametrize(
+    ("broken", "verb", "source", "by"),
+    [("server", "standby", "b", "address"), ("b", "serve", "server", "name")],
+)
+def test_a_halted_node_is_mended_from_one_that_runs_whether_that_is_named_or_its_address(
+    config: RunConfig, run: SmallRun, broken: str, verb: str, source: str, by: str
 ) -> None:
     directory = config.node(broken).directory
     before = hashes(directory)
@@ -337,7 +340,7 @@ def test_a_halted_node_is_mended_from_one_that_runs(
     assert f"hetero-async repair --run {config.path} --name {broken} --from NODE|ARCHIVE" in errors
     running = started(config, verb, source)
     try:
-        repaired = repair(config, source, broken)
+        repaired = repair(config, source if by == "name" else config.node(source).control, broken)
         assert [lsn for mended in repaired.mended for lsn in mended.lsns] == lost
         assert list(read_log(directory / "log", RUN)) == run.entries
         assert running.poll() is None
