@@ -1,7 +1,10 @@
 """The archive's objects: put once, never changed, whole or not there, in a bucket and in a directory alike."""
 
+import json
 import threading
 from collections.abc import Iterator
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from shell.bucket import REQUEST_SECONDS, Proxy, proxied, s3_server
 
 from hetero_async.errors import ArchiveAway, ArchiveConflict, ConfigError
 from hetero_async.ports import Archive
-from hetero_async.shell.archive import UNFINISHED, open_archive
+from hetero_async.shell.archive import UNFINISHED, ObjectArchive, open_archive
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,67 @@ def test_a_file_that_was_being_written_when_the_power_went_is_not_listed(tmp_pat
     (tmp_path / "archive" / "run" / f"{UNFINISHED}abc").write_bytes(b"cont")
     assert list(archive.list()) == ["run/x"]
     assert [path.name for path in (tmp_path / "archive" / "run").iterdir() if path.name != "x"] == [f"{UNFINISHED}abc"]
+
+
+class Cloud(ThreadingHTTPServer):
+    """Takes whatever is put. `put`: where, and with which headers."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Taking)
+        self.put: list[tuple[str, Message]] = []
+
+
+class Taking(BaseHTTPRequestHandler):
+    server: Cloud
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.put.append((self.path, self.headers))
+        self.send_response(201)
+        for name, value in (("etag", '"1"'), ("content-length", "0")):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """The environment leads to it, with an account of Azure's and a service account of Google's."""
+    with Cloud() as cloud:
+        url = f"http://127.0.0.1:{cloud.server_port}"
+        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        google = {"gcs_base_url": url, "disable_oauth": True, **nobody}
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", url)
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(google))
+        thread = threading.Thread(target=cloud.serve_forever, args=(0.05,))
+        thread.start()
+        yield cloud
+        cloud.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "store", "path", "condition", "authorization"),
+    [
+        ("az://place/in/it", "AzureStore", "/place/in/it/run/x", ("if-none-match", "*"), "SharedKey account:"),
+        ("gs://place/in/it", "GCSStore", "/place/in%2Fit%2Frun%2Fx", ("x-goog-if-generation-match", "0"), "Bearer"),
+    ],
+)
+def test_azure_s_and_google_s_buckets_are_put_to_with_the_environment_s_account_and_never_overwritten(
+    cloud: Cloud, url: str, store: str, path: str, condition: tuple[str, str], authorization: str
+) -> None:
+    archive = open_archive(url, Path(), REQUEST_SECONDS)
+    assert isinstance(archive, ObjectArchive) and type(archive._store).__name__ == store
+    archive.put_new("run/x", b"content")
+    [(put_at, headers)] = cloud.put
+    assert put_at == path
+    assert headers[condition[0]] == condition[1]
+    assert headers["authorization"].startswith(authorization)
 
 
 @pytest.mark.parametrize(
