@@ -4,6 +4,7 @@ It is given its ports and holds no opinion: what to do is core.Server's, how is 
 lane (bulk.py) and the checkpointer run beside the task that decides; that one alone touches the machine's state.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import trio
 from hetero_async.actors.supervisor import Child, RestartWindow, supervise
 from hetero_async.bulk import Bulk
 from hetero_async.checkpoints import Checkpointer
-from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick
+from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
 from hetero_async.core.messages import (
     Fence,
     Follow,
@@ -100,8 +101,13 @@ class Serving:
             lease_seconds=parts.lease_seconds,
             replication=self.machine.replication,
             observer=parts.observer,
-            tell=self._inbox_send.send,
+            tell=self._witnessed,
         )
+
+    async def _witnessed(self, event: Witnessed) -> None:
+        """Where a slow disk lets the inbox fill up, the lease is renewed all the same: it is said again each time."""
+        with contextlib.suppress(trio.WouldBlock):
+            self._inbox_send.send_nowait(event)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must end the process: Deposed, a broken assertion, a corrupt log."""

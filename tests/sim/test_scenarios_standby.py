@@ -24,6 +24,7 @@ from sim.cluster import (
 from sim.logs import flip, record_headers, segments
 from sim.scenario import Said, ScriptedWorld, make_plan, run
 
+from hetero_async import serve
 from hetero_async.core.records import Promoted
 from hetero_async.core.replication import Durability
 from hetero_async.formats.segment import RECORD_HEADER_BYTES
@@ -83,6 +84,24 @@ def test_36_38_what_a_server_s_disk_has_lost_its_standby_has(tmp_path: Path, rul
     assert reigns(world) == [(2, "b")]
     assert is_whole(world, world.acks)
     assert not world.judge.forgiven
+
+
+def test_41_a_disk_that_is_slower_than_the_lease_brings_nobody_to_take_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "INBOX_SIZE", 2)  # as if there were hundreds of workers
+
+    async def script(world: ScriptedWorld) -> None:
+        await trained(world)
+        world.disk.troubles.slow_seconds = 2.5 * LEASE_SECONDS
+        await trained(world)
+        world.disk.troubles.slow_seconds = 0.0
+        await trained(world)
+
+    world = run(make_plan(samples=300, standbys=("b",), rules=WITNESSED), tmp_path, script)
+    assert not reigns(world)
+    assert {said.term for said in world.acks} == {1}
+    assert is_whole(world, world.acks)
 
 
 @pytest.mark.parametrize("rules", [WITNESSED, BY_HAND, LOCAL], ids=["witness", "operator", "local"])
