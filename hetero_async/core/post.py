@@ -17,6 +17,11 @@ class Post:
         self._free: list[Outgoing] = []
         self._held: dict[Outgoing, int] = {}  # → the record that must be released before
 
+    @property
+    def held(self) -> int:
+        """Messages that wait."""
+        return len(self._held)
+
     def send(self, to: str, message: Message) -> None:
         self._free.append(Outgoing(to, message))
 

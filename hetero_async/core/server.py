@@ -129,6 +129,11 @@ class Server:
         records, self._records = self._records, []
         return Ready(tuple(records), self._post.take(released), self.presences.take_strikes())
 
+    @property
+    def held(self) -> int:
+        """Messages that wait for a standby's confirmation."""
+        return self._post.held
+
     def timer(self, now_ms: int) -> int:
         """When the next Tick is wanted, in the caller's milliseconds."""
         if self.succession.is_under_way:

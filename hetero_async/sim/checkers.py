@@ -22,6 +22,9 @@ from hetero_async.tensors.replica import read_object
 
 # Deltas that a worker may have unanswered: one offered, one waiting, and what an earlier life has left.
 OUTBOX_MAX = 8
+# What a server may hold: per worker, messages that wait for a standby and deltas that wait for a merge; checkpoints,
+# of which one may be damaged and one is being made.
+HELD_MAX, PENDING_MAX, CHECKPOINTS_MAX = 40, 8, KEPT + 2
 # Largest error of one value, as a share of the delta's largest value: half a step of the code, and rounding.
 CODEC_ERROR = {"fp32": 0.0, "bf16": 2**-8, "int8": 0.51 / 127, "int4": 0.51 / 7}
 # Of a sum of two fp32 values, as a share of the larger one.
@@ -207,6 +210,17 @@ class Judge:
             self._hashes[state.lsn] = (state.digest(), model_hash)
         if not state.ledger.is_exact():
             self.violated("2", f"after record {state.lsn}: leased, free and trained positions do not add up")
+
+    def holds(self, node: str, state: State, held: int, checkpoints: int) -> None:
+        """What a server has in memory and on its disk."""
+        bounds = {
+            "messages that wait": (held, HELD_MAX * max(1, len(state.members))),
+            "deltas that wait": (len(state.pending), PENDING_MAX * max(1, len(state.members))),
+            "checkpoints": (checkpoints, CHECKPOINTS_MAX),
+        }
+        for what, (found, most) in bounds.items():
+            if found > most:
+                self.violated("7", f"{node} has {found} {what}, and may have {most}")
 
     def disk_lost(self, node: str) -> None:
         """A disk has lost what was durable on it: it may come back with less."""

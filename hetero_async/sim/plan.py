@@ -135,7 +135,8 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
         key=lambda fault: fault.at,
     )
     settings = _settings(random, seed)
-    if Random(f"press {seed}").random() < PRESSED:
+    if not only and Random(f"press {seed}").random() < PRESSED:
+        settings = replace(settings, samples=settings.samples * 2 // 3)
         faults = _pressed(faults, settings.samples, workers)
     return Plan(
         seed=seed,

@@ -163,7 +163,7 @@ MUTANTS = (
         "        for push in owed.saves:\n            await self._save(push)\n",
         "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
         "        for push in owed.saves:\n            await self._save(push)\n",
-        first=6,
+        first=72,
     ),
     Mutant(
         "numbers begin again after a restart",
