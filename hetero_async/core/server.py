@@ -93,8 +93,8 @@ class Server:
         self._told_finished = False
         self._now_ms = self._ticked_ms = 0
         self._records: list[Entry] = []
-        self._post = Post()
-        self.succession = Succession(name, settings.run, state, self.replication, self._post)
+        self.post = Post()
+        self.succession = Succession(name, settings.run, state, self.replication, self.post)
         if term > state.term:
             self._record(Promoted(term=term, server=name))
         if state.settings is not None and state.settings != settings:
@@ -108,7 +108,7 @@ class Server:
                 self.presences.hear(event.worker, event.now_ms)
                 if isinstance(event.message, Hello | Heartbeat) and not self.replication.is_sure(event.now_ms):
                     # Nothing leaves here that a worker could go on with, and there may be a server where it does.
-                    self._post.send(event.worker, Redirect(server="", term=self.state.term))
+                    self.post.send(event.worker, Redirect(server="", term=self.state.term))
                 elif answer := _ANSWERS.get(type(event.message)):
                     answer(self, event, event.message)
             case Followed() | Witnessed():
@@ -127,12 +127,7 @@ class Server:
         while self._announcements and min(self._announcements.values()) <= released:
             self._announce(min(self._announcements))
         records, self._records = self._records, []
-        return Ready(tuple(records), self._post.take(released), self.presences.take_strikes())
-
-    @property
-    def held(self) -> int:
-        """Messages that wait for a standby's confirmation."""
-        return self._post.held
+        return Ready(tuple(records), self.post.take(released), self.presences.take_strikes())
 
     def timer(self, now_ms: int) -> int:
         """When the next Tick is wanted, in the caller's milliseconds."""
@@ -272,7 +267,7 @@ class Server:
             return
         verdict = judge(self.state, event.worker, push, event.facts)
         if isinstance(verdict, Duplicate):
-            self._post.send_of(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
+            self.post.send_of(verdict.lsn, event.worker, Ack(seq=push.seq, lsn=verdict.lsn))
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
@@ -355,14 +350,14 @@ class Server:
         self.announced = publish
         version = self.state.publish_versions.get(publish, self.state.version)
         for worker in self.state.active:
-            self._post.send(worker, PublishReady(number=publish, version=version))
+            self.post.send(worker, PublishReady(number=publish, version=version))
         self._tell_finished()
 
     def _tell_finished(self) -> None:
         if self._is_over and not self._told_finished:
             self._told_finished = True
             for worker in self.state.active:
-                self._post.send(worker, Finished(publish=self.state.publish))
+                self.post.send(worker, Finished(publish=self.state.publish))
 
     @property
     def _is_over(self) -> bool:
@@ -385,7 +380,7 @@ class Server:
         self._send(worker, window)
 
     def _send(self, worker: str, message: Message) -> None:
-        self._post.send_of(self.state.lsn, worker, message)
+        self.post.send_of(self.state.lsn, worker, message)
 
     def _record(self, record: Record, payload: bytes = b"") -> Entry:
         term = record.term if isinstance(record, Promoted) else self.state.term

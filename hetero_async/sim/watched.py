@@ -127,7 +127,7 @@ class NodeObserver:
             if fields["lsn"] == machine.state.lsn:
                 judge.settled(self._node, machine.state, self.serving.model.model_hash())
                 checkpoints = len(list((self._world.disks[self._node].root / "checkpoints").glob("[0-9]*")))
-                judge.holds(self._node, machine.state, machine.held, checkpoints)
+                judge.holds(self._node, machine.state, machine.post.held, checkpoints)
 
 
 class WorkerObserver:

@@ -193,7 +193,7 @@ def test_27_a_standby_with_a_slow_disk_makes_acknowledgements_slow_and_nothing_i
         moments.append(trio.current_time() + 3)
         for _ in range(30):
             await trio.sleep(0.5)
-            waiting.append(world.serving.machine.held)
+            waiting.append(world.serving.machine.post.held)
         moments.append(trio.current_time())
         world.disks["b"].troubles.slow_seconds = 0.0
         await trained(world)

@@ -125,7 +125,7 @@ def test_07_08_without_its_standby_a_server_waits_or_does_not_as_the_run_has_it(
         moments.append(trio.current_time())
         for _ in range(int(AWAY_SECONDS)):
             await trio.sleep(1)
-            waiting.append(world.serving.machine.held)
+            waiting.append(world.serving.machine.post.held)
         moments.append(trio.current_time())
         told = world.serving.status()["state"]
         assert ("no standby is in reach to confirm" in told) == (rules.durability == "replicated")
