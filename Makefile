@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 MINUTES ?= 30
 FUZZ_MINUTES ?= 10
 ROUNDS ?= 1
-JOBS ?= 5
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help run-local run-local-failover test lint bench soak clean
@@ -20,7 +20,7 @@ run-local: $(INSTALLED) ## one server and four workers on this machine, two of t
 run-local-failover: $(INSTALLED) ## the server's whole site is killed, its standby takes over by itself (4 minutes; needs etcd)
 	@$(PYTHON) examples/run_failover.py
 
-test: $(INSTALLED) ## all tests, JOBS=5 files at a time (many of them wait for processes); ARGS="-k staleness" picks some
+test: $(INSTALLED) ## all tests, JOBS=4 files at a time (many of them wait for processes); ARGS="-k staleness" picks some
 	@$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED) ## style, format and types
