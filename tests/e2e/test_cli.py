@@ -58,7 +58,7 @@ def background(output: Path, *words: object) -> Iterator[subprocess.Popen[bytes]
 def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     toml = tmp_path / "my-run" / "run.toml"
     address = f"tcp://127.0.0.1:{free_port()}"
-    made = say("init", toml.parent, "--name", "tiny", "--site", "here=2", "--samples", 4000, "--address", address)
+    made = say("init", toml.parent, "--name", "tiny", "--site", "here=2", "--samples", 7000, "--address", address)
     assert f"next: hetero-async serve --run {toml}" in made
     toml.write_text(re.sub(r'^rule = "nesterov"', 'rule = "sgd"', toml.read_text(), flags=re.MULTILINE))
     outputs = tmp_path / "server.output", tmp_path / "here.output"
@@ -76,7 +76,7 @@ def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     assert "worker restarts" in story() and "signal SIGKILL" in story()
     verified = forked(tmp_path, "verify", toml.parent / "log")
     assert verified.exit_code == 0 and "verify      ok" in verified.output
-    assert "samples     4000 trained, 0 counted twice" in verified.output
+    assert "samples     7000 trained, 0 counted twice" in verified.output
     out = tmp_path / "model.safetensors"
     assert forked(tmp_path, "export", out, "--run", toml).exit_code == 0
     model = NextByte()
