@@ -127,10 +127,10 @@ class Conductor:
             script += ["--evaluate-every", "5"]
         self.start(site, "work", "--run", str(self.config.path), "--site", site, "--", *script, group=group)
 
-    def kill(self, *names: str) -> None:
-        """SIGKILL the process group of the first of these, in which the others are: all at once, gone on return."""
-        self.strike(names[0])
-        self.await_end(*names)
+    def kill(self, name: str) -> None:
+        """SIGKILL its process group; it is gone on return."""
+        self.strike(name)
+        self.await_end(name)
 
     def strike(self, name: str) -> None:
         """SIGKILL its process group, and do not wait."""

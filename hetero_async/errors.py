@@ -16,6 +16,10 @@ HeteroAsyncError
 └── LogCorrupt           stored bytes are not what was written: halt (exit code 65), never guess
 """
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 # sysexits.h: EX_DATAERR and EX_IOERR, so that a supervisor can tell corruption from a failing disk.
 EXIT_CORRUPT = 65
 EXIT_DISK_FAILED = 74
@@ -79,7 +83,7 @@ class LogCorrupt(HeteroAsyncError):
     """A stored record or checkpoint fails its checksum, chain or numbering."""
 
 
-def first_error(group: BaseExceptionGroup[HeteroAsyncError]) -> HeteroAsyncError:
+def first_error(group: BaseExceptionGroup[E]) -> E:
     """The first error in a group of groups, which is the one to tell a person."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first

@@ -10,7 +10,7 @@ from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
 from hetero_async.core.state import State
-from hetero_async.errors import Deposed
+from hetero_async.errors import Deposed, first_error
 from hetero_async.parts import Parts
 from hetero_async.ports import (
     DialLink,
@@ -77,7 +77,7 @@ async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy
         try:
             reign = await standing.run()
         except* Diverged as group:
-            diverged = _first(group)
+            diverged = first_error(group)
         if diverged is None:
             # In the operator's reign the witness, if there is one, knows of it as well.
             return _serving(parts, state, model, reign)
@@ -121,8 +121,3 @@ async def _mend(parts: Parts, diverged: Diverged) -> None:
 def _cut(parts: Parts, lsn: int) -> list[object]:
     parts.store.drop_after(lsn)
     return list(parts.log.cut(lsn))
-
-
-def _first(group: BaseExceptionGroup[Diverged]) -> Diverged:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

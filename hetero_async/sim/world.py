@@ -21,7 +21,7 @@ from hetero_async.core.messages import Message
 from hetero_async.core.replication import REPLICATED, WAIT
 from hetero_async.core.state import State
 from hetero_async.desk import Desk
-from hetero_async.errors import ConfigError, Deposed, DiskFull, HeteroAsyncError, LogCorrupt, UserError
+from hetero_async.errors import ConfigError, Deposed, DiskFull, HeteroAsyncError, LogCorrupt, UserError, first_error
 from hetero_async.formats import chunks
 from hetero_async.looking import verify_directory
 from hetero_async.ports import Peer
@@ -276,10 +276,10 @@ class World:
             except* Deposed:
                 self.serves[name] = False  # its agent starts it again as a standby
             except* LogCorrupt as group:
-                self._halted(name, _first(group))  # which ends the world
+                self._halted(name, first_error(group))  # which ends the world
             except* Exception as group:
-                if not _is_excused(_first(group)):
-                    self.judge.violated("crash", f"{name}: {_first(group)!r}")
+                if not _is_excused(first_error(group)):
+                    self.judge.violated("crash", f"{name}: {first_error(group)!r}")
             self.trace.note(name, "is gone")
             await trio.sleep(RESTART_SECONDS)
 
@@ -343,7 +343,3 @@ class Stillstand(trio.abc.Instrument):
 def _is_excused(error: BaseException) -> bool:
     """Whether a process may end this way: a server that cannot even open its log says why, and is started again."""
     return isinstance(error, DiskFull) or (isinstance(error, ConfigError) and os.strerror(errno.EIO) in str(error))
-
-
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
