@@ -18,6 +18,8 @@ from hetero_async.watch.verify import Verdict
 EXIT_DEPOSED = 69
 REPLICATED = {"durability": "replicated"}
 STEP_SECONDS = 0.005
+# More than a round is stretched to, so that one ends before the loops are held, however fast they are.
+STEPS_BEFORE_HOLD = 40
 
 
 def promote(run: Run, name: str) -> list[str]:
@@ -176,7 +178,7 @@ def test_a_standby_that_was_frozen_kept_nobody_waiting_catches_up_and_answers_wh
         wait_until_level(run, "b")
         standby.signal(signal.SIGSTOP)
         hold.touch()
-        run.start_workers(hold=str(hold), hold_after=24)
+        run.start_workers(hold=str(hold), hold_after=STEPS_BEFORE_HOLD)
         run.wait(lambda: all(run.acknowledged(worker) for worker in run.names), "acknowledgements come all the same")
         assert lag_of(run, "b") > 0
         standby.signal(signal.SIGCONT)

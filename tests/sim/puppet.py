@@ -68,7 +68,7 @@ class Puppet:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(BEAT_SECONDS)
-            if self.incarnation:
+            if self.incarnation and self._end.connection:  # a silent one is dialled anew
                 await self.say(self.heartbeat())
 
     def heartbeat(self, incarnation: int = 0) -> Heartbeat:

@@ -321,6 +321,8 @@ def test_60_a_key_that_is_revoked_while_connected_is_not_heard_from_its_next_mes
             await world.until(lambda: world.records(Left, PUPPET), "it is given up")
             await world.until(lambda: {*lost} <= {*trained_in(world.deltas("w0"))}, "w0 trains what it had leased")
             revoked.clear()
+            # Its connection had fallen silent, and is dialled anew.
+            await world.until(lambda: puppet._end.connection, "it is connected")
             assert (await puppet.join()).last_seq == 1, "what it was told is safe is known of it"
             assert await puppet.push(replace(safe, incarnation=puppet.incarnation), payload) == acknowledged
             assert isinstance(await puppet.push(*puppet.delta(await puppet.lease(4))), Ack)
