@@ -58,25 +58,28 @@ def background(output: Path, *words: object) -> Iterator[subprocess.Popen[bytes]
 def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     toml = tmp_path / "my-run" / "run.toml"
     address = f"tcp://127.0.0.1:{free_port()}"
-    made = say("init", toml.parent, "--name", "tiny", "--site", "here=2", "--samples", 7000, "--address", address)
+    made = say("init", toml.parent, "--name", "tiny", "--site", "here=2", "--samples", 4000, "--address", address)
     assert f"next: hetero-async serve --run {toml}" in made
     toml.write_text(re.sub(r'^rule = "nesterov"', 'rule = "sgd"', toml.read_text(), flags=re.MULTILINE))
     outputs = tmp_path / "server.output", tmp_path / "here.output"
-    script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01"]
+    hold = tmp_path / "hold"  # so that the run is not over before it was looked at
+    script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01", "--hold", hold]
     with (
         background(outputs[0], "serve", "--run", toml, "--exit-when-finished") as server,
         background(outputs[1], "work", "--run", toml, "--site", "here", *script) as agent,
     ):
         story = functools.partial(told_in, outputs)
         until(lambda: len(workers_in(toml.parent / "log")) == 2, "both workers push", SECONDS_MAX, story)
+        hold.touch()
         kill_worker_once(RunConfig.load(toml))
         status = json.loads(say("status", "--run", toml, "--json"))
         assert {worker["worker"] for worker in status["workers"]} == {"here-0", "here-1"}
+        hold.unlink()
         assert (server.wait(SECONDS_MAX), agent.wait(SECONDS_MAX)) == (0, 0), story()
     assert "worker restarts" in story() and "signal SIGKILL" in story()
     verified = forked(tmp_path, "verify", toml.parent / "log")
     assert verified.exit_code == 0 and "verify      ok" in verified.output
-    assert "samples     7000 trained, 0 counted twice" in verified.output
+    assert "samples     4000 trained, 0 counted twice" in verified.output
     out = tmp_path / "model.safetensors"
     assert forked(tmp_path, "export", out, "--run", toml).exit_code == 0
     model = NextByte()

@@ -119,9 +119,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--step-seconds", type=float, default=0.0)
+    parser.add_argument("--hold", default="")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train(dtype=options.dtype, step_seconds=options.step_seconds)
+    train(dtype=options.dtype, step_seconds=options.step_seconds, hold=options.hold)
 
 
 if __name__ == "__main__":
