@@ -205,10 +205,12 @@ class Server:
         if self._is_life(event, incarnation):
             return True
         member = self.state.members.get(event.worker)
-        if member is not None and member.active and incarnation < member.incarnation:
+        presence = self.presences.of(event.worker)
+        # Which process it was that joined is not in the log: after our restart it may have been this very one.
+        successor = presence.life if presence is not None else b""
+        if member is not None and member.active and incarnation < member.incarnation and successor:
             reason = f"another process with the key of {event.worker} has joined since; this one must stop"
-            life = self.presences.hear(event.worker, event.now_ms).life
-            self._send(event.worker, Refused(reason=reason, incarnation=incarnation, life=life))
+            self._send(event.worker, Refused(reason=reason, incarnation=incarnation, life=successor))
         else:
             self._send(event.worker, Rejoin(incarnation=incarnation, reason="the server had given you up"))
         return False

@@ -289,6 +289,16 @@ def test_a_worker_that_joins_again_keeps_what_it_claims_and_the_older_life_is_re
     assert told_to("a", Refused, bench.say("a", beat))
 
 
+def test_after_a_restart_nobody_is_refused_for_a_successor_that_may_be_itself() -> None:
+    bench = Bench().begin("a", "b")
+    bench.say("a", replace(HELLO, life=b"process"))  # given incarnation 2, in an answer that a crash swallowed
+    bench.server = Server(bench.server.settings, bench.server.state)
+    beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
+    told = bench.say("a", beat)
+    assert told_to("a", Rejoin, told)
+    assert not told_to("a", Refused, told)
+
+
 def test_another_key_of_a_worker_is_another_life_so_that_each_delta_has_one_key() -> None:
     bench = Bench().begin("a")
     bench.say("a", replace(HELLO, life=b"process"))

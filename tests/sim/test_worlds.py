@@ -21,6 +21,7 @@ CANARIES = (3, 12)
 BROKEN_ONCE = {
     950: "with the first simulated standbys the run never came to its end",
     1025: "not on record",
+    5578: "a server that had restarted refused a worker as its own successor",
     1559156225: "bits that rot in the simulator were whole after a power cut: a server went on from a damaged log",
 }
 
