@@ -59,7 +59,7 @@ MUTANTS = (
         "shell/log.py",
         "            self._disk.fsync(segment)\n            self._disk.rename(temporary, path)",
         "            self._disk.rename(temporary, path)",
-        first=7,
+        first=12,
     ),
     Mutant(
         "damage in the middle is taken for a torn tail",
@@ -67,7 +67,7 @@ MUTANTS = (
         "return self._is_last and not self._was_whole(unfinished.resume_at)",
         "return self._is_last",
         ("damage log",),
-        first=10,
+        first=13,
     ),
     Mutant(
         "checkpoint without fsync of its directory",
@@ -105,7 +105,7 @@ MUTANTS = (
         "core/admission.py",
         "    if push.seq == member.last_seq:\n",
         "    if push.seq < 0:\n",
-        first=4,
+        first=11,
     ),
     Mutant(
         "staleness is measured from the wrong version",
@@ -124,6 +124,7 @@ MUTANTS = (
         "core/server.py",
         "kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)",
         "kept = ranges.normal(hello.claims)",
+        first=4,
     ),
     Mutant(
         "chance in apply",
@@ -163,7 +164,7 @@ MUTANTS = (
         "        for push in owed.saves:\n            await self._save(push)\n",
         "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
         "        for push in owed.saves:\n            await self._save(push)\n",
-        first=72,
+        first=78,
     ),
     Mutant(
         "numbers begin again after a restart",
@@ -178,6 +179,7 @@ MUTANTS = (
         "desk.py",
         "return target if target is not None and target.rounds == self.rounds else None",
         "return target",
+        first=4,
     ),
     Mutant(
         "what was pushed is pushed again",
@@ -232,6 +234,7 @@ MUTANTS = (
         "            self.machine.is_storing = True\n",
         "            await self._tell(Stored(now_ms=_now_ms(), lsn=entries[-1].lsn, last_term=entries[-1].term))\n",
         CLUSTER,
+        first=3,
     ),
     Mutant(
         "the place is claimed without all that was acknowledged",
@@ -239,7 +242,7 @@ MUTANTS = (
         "if reign.partner == self.name and reign.term >= self.last_term:",
         "if reign.term >= self.last_term:",
         CLUSTER,
-        first=6,
+        first=16,
     ),
 )
 
