@@ -28,7 +28,7 @@ from hetero_async.shell.admin import Verb, open_admin, serve_admin
 from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.holdings import DirectoryHoldings
-from hetero_async.shell.keys import AllowList, create_keypair, load_public
+from hetero_async.shell.keys import AllowList, create_keypair, load_public, load_secret
 from hetero_async.shell.link import SOFTWARE, open_server_link
 from hetero_async.shell.log import FileLog
 from hetero_async.shell.memory import give_memory_back
@@ -138,6 +138,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
         ):
             yield Parts(
                 name=name,
+                secret=load_secret(config.keys / f"{name}.secret"),
                 software=SOFTWARE,
                 settings=config.settings(),
                 rules=config.durability(),

@@ -59,7 +59,8 @@ def _refuse_if_behind(name: str, state: State, positions: Mapping[str, Position 
 
 def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> Serving:
     term = reign.term if reign else state.term
-    return Serving(parts, Server(parts.settings, state, parts.rules, parts.name, term), model, reign)
+    machine = Server(parts.settings, state, parts.rules, parts.name, term, parts.secret)
+    return Serving(parts, machine, model, reign)
 
 
 async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy], None]) -> Serving:

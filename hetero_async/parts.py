@@ -20,6 +20,7 @@ class Parts:
     """What a node lives on."""
 
     name: str
+    secret: bytes  # of this node alone, and the same in all its processes
     software: str
     settings: RunSettings
     rules: Durability

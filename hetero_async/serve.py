@@ -32,7 +32,7 @@ from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
-from hetero_async.errors import Deposed, DiskFull, UserError
+from hetero_async.errors import Deposed, DiskFull, LogCorrupt, UserError
 from hetero_async.feed import Feed
 from hetero_async.parts import Parts
 from hetero_async.ports import Incoming, Model, Peer
@@ -48,6 +48,10 @@ HANDING_OVER_SECONDS = 2.0
 # A commit that takes longer than this is told: acknowledgements are as slow as the disk.
 SLOW_COMMIT_SECONDS = 2.0
 # The lanes and the checkpointer may crash and come back; the deciding task may not: its state is the log's.
+WHAT_IS_LEFT = (
+    "put the newest copy back (hetero-async restore), or go on without what is lost: start this one as a standby and "
+    "promote it (hetero-async standby --name {name}, hetero-async promote --name {name})"
+)
 RESTARTS = 3
 RESTART_PERIOD_SECONDS = 60.0
 RESTART_BACKOFF_SECONDS = 0.5
@@ -160,6 +164,8 @@ class Serving:
     async def _settle(self) -> None:
         """Do all work the machine owes, the work that follows from it included."""
         ready = self.machine.ready()
+        if self.machine.lost:
+            raise LogCorrupt(f"{self.machine.lost}; {WHAT_IS_LEFT.format(name=self._parts.name)}")
         while ready.records or ready.messages:
             if ready.records:
                 await self._append(ready.records)

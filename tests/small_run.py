@@ -98,6 +98,7 @@ class SmallRun:
             claims=(),
             device="cpu",
             dtype="fp32",
+            life=len(self.entries).to_bytes(8),
         )
         self.say(worker, hello, self.replica.schema.to_bytes())
 

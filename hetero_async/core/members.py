@@ -18,7 +18,7 @@ class Presence:
     """One worker as last heard. Times are the caller's monotonic milliseconds."""
 
     heard_ms: int
-    life: bytes = b""
+    life: bytes = b""  # which of the worker's processes has joined this process of ours; none yet
     device: str = ""
     dtype: str = ""
     doing: str = "joining"
@@ -35,7 +35,6 @@ class Presence:
         self.steps, self.steps_per_second = heartbeat.steps, heartbeat.steps_per_second
         self.publish = heartbeat.publish
         self.bytes_up, self.bytes_down = heartbeat.bytes_up, heartbeat.bytes_down
-        self.device, self.dtype = heartbeat.device or self.device, heartbeat.dtype or self.dtype
 
 
 class Presences:

@@ -25,8 +25,9 @@ RECORDS, MANIFEST, ARRAYS = "records", "manifest", "arrays"
 class Hello:
     """Ask to join. Payload: the model's schema. `claims`: ranges of an earlier life that it still wants to report.
 
-    It is said again until answered. `life` is the same in all that one process says, and no other's, so that the last
-    of them is not taken for a second process.
+    It is said again until answered, and anew to every process of the server. `life` is the same in all that one process
+    says, and no other's, so that the last of them is not taken for a second process. `acknowledged` is the newest delta
+    that was acknowledged in this life, and `receipt` what came with it.
     """
 
     run: str
@@ -36,8 +37,11 @@ class Hello:
     claims: tuple[Range, ...]
     device: str
     dtype: str
-    life: bytes = b""
+    life: bytes
+    attempt: int = 0  # counts how often this life had to join anew
     shadow_term: int = 0  # of the server that the worker's parameters came from
+    acknowledged: int = 0
+    receipt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +55,6 @@ class Heartbeat:
     publish: int  # the publish that the model stands on
     bytes_up: int
     bytes_down: int
-    device: str = ""  # said here as well: a server that was started again has forgotten what Hello said
-    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,8 @@ class Welcome:
     seed: int
     codec: str
     stretch: int  # a round may stretch to this many times its steps while a push is in flight
-    life: bytes = b""  # as in the Hello that this answers
+    life: bytes  # as in the Hello that this answers
+    attempt: int = 0  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +185,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """The delta is durable. It will be merged, exactly once."""
+    """The delta is durable. It will be merged, exactly once. `receipt` proves to the server that it said so."""
 
     seq: int
     lsn: int
+    receipt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

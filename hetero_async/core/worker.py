@@ -86,7 +86,8 @@ class Worker:
         self._owed = Owed()
         self._hello_ms = self._beat_ms = self._lease_ms = self._offer_ms = self._turned_ms = -(10**9)
         self._must_snapshot = False
-        self._lease_number = 0
+        self._lease_number = self._attempt = 0
+        self._acknowledged = Ack(seq=0, lsn=0)  # the newest
 
     def restore(self, outbox: Mapping[int, Push]) -> None:
         """Take over what an earlier life left unanswered."""
@@ -147,11 +148,14 @@ class Worker:
 
     def _notice_term(self, term: int) -> None:
         if term > self.term:
-            was_joined, self.joined = self.joined, False
             self.term, self.last_publish = term, None
-            if was_joined:
-                self.waiting = "joining a new server"
-                self._hello_ms = -(10**9)
+            if self.joined:
+                self._join_anew("joining a new server")
+
+    def _join_anew(self, why: str) -> None:
+        self.joined, self.waiting = False, why
+        self._attempt += 1
+        self._hello_ms = -(10**9)
 
     def _turn_away(self, now_ms: int) -> None:
         """From whoever knows of no server either, or is deposed; not faster than a server is found."""
@@ -166,8 +170,8 @@ class Worker:
             self._owed.turn = redirect.server
 
     def _welcome(self, welcome: Welcome, now_ms: int) -> None:
-        if welcome.life != self._hello.life or (self.joined and welcome.incarnation <= self.incarnation):
-            return  # of another process with our key, or to an earlier Hello of ours
+        if (welcome.life, welcome.attempt) != (self._hello.life, self._attempt) or self.joined:
+            return  # of another process with our key, or an earlier attempt of ours
         self.joined, self.waiting = True, ""
         self.incarnation, self.seed = welcome.incarnation, welcome.seed
         self.codec, self.stretch = welcome.codec, welcome.stretch
@@ -193,15 +197,13 @@ class Worker:
 
     def _rejoin(self, rejoin: Rejoin, now_ms: int) -> None:
         if rejoin.incarnation == self.incarnation:
-            self.joined = False
-            self.waiting = rejoin.reason
-            self._hello_ms = -(10**9)
+            self._join_anew(rejoin.reason)
 
     def _refused(self, refused: Refused, now_ms: int) -> None:
         # While we join anew, what we said before may be answered still: that another has joined, which was us.
         is_meant = refused.incarnation == 0 or (self.joined and refused.incarnation == self.incarnation)
         if is_meant and refused.life == self._hello.life:
-            self.joined, self._hello_ms = False, -(10**9)
+            self._join_anew("joining the server anew")
         elif is_meant:
             self.refusal = refused.reason
 
@@ -233,6 +235,8 @@ class Worker:
             self._offer_ms = now_ms
 
     def _ack(self, ack: Ack, now_ms: int) -> None:
+        if ack.seq > self._acknowledged.seq:
+            self._acknowledged = ack
         self._answered(Dropped(ack.seq), now_ms)
 
     def _nack(self, nack: Nack, now_ms: int) -> None:
@@ -336,7 +340,15 @@ class Worker:
             return
         self._hello_ms = now_ms
         self._owed.control.append(
-            replace(self._hello, last_seq=self.seq, claims=self._held(vitals), shadow_term=self.shadow_term)
+            replace(
+                self._hello,
+                attempt=self._attempt,
+                last_seq=self.seq,
+                claims=self._held(vitals),
+                shadow_term=self.shadow_term,
+                acknowledged=self._acknowledged.seq,
+                receipt=self._acknowledged.receipt,
+            )
         )
 
     def _held(self, vitals: Vitals) -> Ranges:
@@ -352,8 +364,6 @@ class Worker:
             publish=max(0, self.shadow),
             bytes_up=vitals.bytes_up,
             bytes_down=vitals.bytes_down,
-            device=self._hello.device,
-            dtype=self._hello.dtype,
         )
 
 

@@ -104,6 +104,8 @@ class DialLink:
 
     @property
     def server(self) -> Peer:
+        if not self._servers:
+            return Peer(key=b"", role="server", site="", worker="")
         return Peer(key=self._endpoint.key, role="server", site="", worker=self._endpoint.name)
 
     @property
@@ -113,13 +115,15 @@ class DialLink:
     def turn(self, server: str = "") -> None:
         names = [endpoint.name for endpoint in self._servers]
         turn = names.index(server) if server in names else self._turn + (server == "")
-        if turn % len(names) != self._turn:
+        if names and turn % len(names) != self._turn:
             self._turn = turn % len(names)
             self._is_turned = True
             self._connection.cancel()
 
     async def run(self, context: wire.Context) -> None:
         """Keep a connection, until cancelled: a server may be away for hours and come back."""
+        if not self._servers:
+            await trio.sleep_forever()  # a run's only server, started as a standby: the operator's word is all it awaits
         while True:
             patiently = tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(trio.TooSlowError),

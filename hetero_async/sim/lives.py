@@ -55,6 +55,7 @@ class NodeLife:
         observer = NodeObserver(world, name)
         parts = Parts(
             name=name,
+            secret=name.encode(),
             software="simulated",
             settings=plan.settings,
             rules=plan.rules,

@@ -30,7 +30,7 @@ from hetero_async.core.server import PROVIDER_SILENCE_MS, Server
 from hetero_async.core.state import State
 
 SETTINGS = RunSettings(run="r", samples=64, steps_per_round=8, lease_ttl_seconds=5.0)
-HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32")
+HELLO = Hello(run="r", software="0", schema_hash=b"s", last_seq=0, claims=(), device="cpu", dtype="fp32", life=b"first")
 PUSH = Push(
     incarnation=1, seq=1, anchor=0, anchor_term=1, steps=1, ranges=((0, 4),), codec="int8", payload_bytes=0,
     payload_hash=b"h",
@@ -289,14 +289,54 @@ def test_a_worker_that_joins_again_keeps_what_it_claims_and_the_older_life_is_re
     assert told_to("a", Refused, bench.say("a", beat))
 
 
-def test_after_a_restart_nobody_is_refused_for_a_successor_that_may_be_itself() -> None:
+def test_after_a_restart_everybody_joins_anew_before_anything_else_is_heard() -> None:
     bench = Bench().begin("a", "b")
-    bench.say("a", replace(HELLO, life=b"process"))  # given incarnation 2, in an answer that a crash swallowed
+    bench.say("a", replace(HELLO, life=b"process"))  # given incarnation 2, in an answer that the crash swallowed
+    bench.lease("a", 8)
     bench.server = Server(bench.server.settings, bench.server.state)
+    assert not told_to("a", Ack, bench.say("a", replace(PUSH, incarnation=2)))
     beat = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)
     told = bench.say("a", beat)
     assert told_to("a", Rejoin, told)
-    assert not told_to("a", Refused, told)
+    assert not told_to("a", Refused, told), "the process that has joined since may be itself"
+    bench.say("a", replace(HELLO, life=b"process", claims=((0, 8),)))
+    assert told_to("a", Ack, bench.say("a", replace(PUSH, incarnation=3)))
+
+
+def restarted(bench: Bench, keep: int, secret: bytes = b"s") -> Server:
+    """A server on the first so many records."""
+    state = State()
+    for entry in bench.log[:keep]:
+        state.fold(entry)
+    return Server(bench.server.settings, state, secret=secret)
+
+
+def test_a_log_that_ends_before_what_was_acknowledged_is_known_by_the_workers_receipt() -> None:
+    bench = Bench()
+    bench.server = Server(bench.server.settings, State(), secret=b"s")
+    bench.begin("a", "b")
+    bench.lease("a", 8)
+    (ack,) = told_to("a", Ack, bench.push("a"))
+    assert isinstance(ack, Ack)
+    hello = replace(HELLO, acknowledged=1, receipt=ack.receipt)
+    received = Received(now_ms=bench.now_ms, worker="a", key="a", site="s", message=hello, facts=Facts())
+
+    def lost(hello: Hello, keep: int, worker: str = "a", secret: bytes = b"s") -> str:
+        server = restarted(bench, keep, secret)
+        server.step(replace(received, worker=worker, key=worker, message=hello))
+        return server.lost
+
+    before = ack.lsn - 1
+    assert lost(hello, before) == (
+        "a has our word that its delta 1 is durable, and this log ends with its delta 0: "
+        "it is an older copy, or the disk lost what it had written"
+    )
+    assert lost(hello, 0), "nothing is left of it"
+    assert not lost(hello, ack.lsn)
+    assert not lost(replace(hello, receipt=bytes(16)), before), "anybody could say so"
+    assert not lost(replace(hello, acknowledged=2), before)
+    assert not lost(hello, before, worker="b"), "another's"
+    assert not lost(hello, before, secret=b"t"), "another server's, which may have been lost with its site"
 
 
 def test_another_key_of_a_worker_is_another_life_so_that_each_delta_has_one_key() -> None:

@@ -22,6 +22,7 @@ SETTINGS = {
     for merge in ("window", "per-push", "all")
 }
 RARELY = st.sampled_from([False, False, False, False, True])
+LIVES = (b"first", b"second")
 OFTEN = st.sampled_from([True, True, True, True, False])
 
 
@@ -34,6 +35,7 @@ class ServerMachine(RuleBasedStateMachine):
         self.server = Server(self.settings, State())
         self.log: list[Entry] = []
         self.acked: dict[tuple[str, int], bytes] = {}
+        self.newest: dict[str, Ack] = {}
         self.sent: list[tuple[str, Push]] = []
         self.held: dict[str, ranges.Ranges] = {}
         self.now_ms = 1
@@ -62,6 +64,7 @@ class ServerMachine(RuleBasedStateMachine):
             assert isinstance(admitted, Delta)
             assert admitted.payload_hash in {push.payload_hash for push in pushes}
             assert self.acked.setdefault((worker, message.seq), admitted.payload_hash) == admitted.payload_hash
+            self.newest[worker] = max(message, self.newest.get(worker, message), key=lambda ack: ack.seq)
         elif isinstance(message, Lease):
             self.held[worker] = ranges.union(self.held.get(worker, ()), message.ranges)
         elif isinstance(message, Welcome):
@@ -77,9 +80,10 @@ class ServerMachine(RuleBasedStateMachine):
         member = self.server.state.members.get(worker)
         return member.incarnation if member else 0
 
-    @rule(worker=st.sampled_from(WORKERS), claims=st.booleans(), life=st.binary(max_size=1))
+    @rule(worker=st.sampled_from(WORKERS), claims=st.booleans(), life=st.sampled_from(LIVES))
     def join(self, worker: str, claims: bool, life: bytes) -> None:
         claimed = self.held.get(worker, ()) if claims else ()
+        newest = self.newest.get(worker, Ack(seq=0, lsn=0))
         self.receive(
             worker,
             Hello(
@@ -91,16 +95,19 @@ class ServerMachine(RuleBasedStateMachine):
                 device="cpu",
                 dtype="fp32",
                 life=life,
+                acknowledged=newest.seq,
+                receipt=newest.receipt,
             ),
         )
 
-    def is_active(self, worker: str) -> bool:
-        return worker in self.server.state.active
+    def has_joined(self, worker: str) -> bool:
+        presence = self.server.presences.of(worker)
+        return worker in self.server.state.active and presence is not None and presence.life != b""
 
     @rule(worker=st.sampled_from(WORKERS), samples=st.integers(0, 30), late=RARELY, knows=OFTEN)
     def ask(self, worker: str, samples: int, late: bool, knows: bool) -> None:
-        if not (late or self.is_active(worker)):
-            self.join(worker, claims=True, life=b"")
+        if not (late or self.has_joined(worker)):
+            self.join(worker, claims=True, life=LIVES[0])
         self.receive(
             worker,
             LeaseRequest(
@@ -213,6 +220,10 @@ class ServerMachine(RuleBasedStateMachine):
         admitted = [(entry.record.worker, entry.record.seq) for entry in self.log if isinstance(entry.record, Delta)]
         assert len(admitted) == len(set(admitted))
         assert self.acked.keys() <= set(admitted)
+
+    @invariant()
+    def what_is_durable_is_never_missed(self) -> None:
+        assert not self.server.lost
 
     @invariant()
     def no_position_is_in_two_deltas(self) -> None:

@@ -78,8 +78,8 @@ def test_a_rejoin_keeps_outbox_and_bytes_and_changes_the_incarnation_only() -> N
     bench.hear(Rejoin(incarnation=1, reason="given up"))
     assert not bench.worker.joined
     (hello,) = only(bench.wait(1, held=((8, 12),)), Hello)
-    assert hello == replace(HELLO, last_seq=1, claims=((0, 12),))
-    owed = bench.hear(replace(WELCOME, incarnation=2, granted=((0, 12),)))
+    assert hello == replace(HELLO, attempt=1, last_seq=1, claims=((0, 12),))
+    owed = bench.hear(replace(WELCOME, incarnation=2, attempt=1, granted=((0, 12),)))
     assert owed.regranted == ((8, 12),), "what lies in the outbox is not to be drawn again"
     assert bench.wait(1).bulk == [replace(before, incarnation=2)]
 
@@ -93,15 +93,29 @@ def test_a_rejoin_meant_for_an_earlier_life_is_not_heard() -> None:
 @pytest.mark.parametrize(
     "welcome",
     [
-        replace(WELCOME, incarnation=2, life=b"second"),
-        replace(WELCOME, granted=((0, 4),)),
-        replace(WELCOME, incarnation=0),
+        replace(WELCOME, incarnation=2, attempt=1, life=b"second"),
+        replace(WELCOME, incarnation=2, last_seq=1),
     ],
 )
 def test_a_welcome_to_somebody_else_or_to_an_old_hello_changes_nothing(welcome: Welcome) -> None:
     bench = Bench()
     assert bench.hear(welcome).regranted is None
     assert bench.worker.incarnation == 1
+    bench.hear(Rejoin(incarnation=1, reason="given up"))
+    assert bench.hear(welcome).regranted is None
+    assert not bench.worker.joined
+
+
+def test_hello_carries_the_newest_receipt() -> None:
+    bench = Bench()
+    for start in (0, 8):
+        bench.cut((start, start + 8))
+    bench.hear(Ack(seq=2, lsn=5, receipt=b"two"))
+    bench.hear(Ack(seq=1, lsn=4, receipt=b"one"))
+    bench.hear(Rejoin(incarnation=1, reason="given up"))
+    (hello,) = only(bench.wait(1), Hello)
+    assert isinstance(hello, Hello)
+    assert (hello.acknowledged, hello.receipt) == (2, b"two")
 
 
 def test_a_new_life_offers_what_the_old_one_left_and_numbers_on_from_there() -> None:
@@ -157,7 +171,7 @@ def test_what_a_publish_contains_is_merged_and_its_lost_acknowledgement_is_made_
         (1, (Beat(version=3, publish=3, oldest=3, trained=0, positions=9),), (SNAPSHOT, 3)),
         (1, (PublishReady(number=2, version=2), Gone(kind=PUBLISH, number=2)), (SNAPSHOT, 2)),
         (1, (PublishReady(number=2, version=2), PublishReady(number=1, version=1)), (PUBLISH, 2)),
-        (5, (Rejoin(incarnation=1, reason="x"), replace(WELCOME, publish=3)), (SNAPSHOT, 3)),
+        (5, (Rejoin(incarnation=1, reason="x"), replace(WELCOME, attempt=1, publish=3)), (SNAPSHOT, 3)),
     ],
 )
 def test_what_is_fetched_next(
@@ -235,7 +249,7 @@ def test_a_refusal_because_it_has_itself_joined_again_makes_it_say_hello() -> No
     bench.hear(Refused(reason="another process has joined", incarnation=1, life=b"first"))
     assert bench.worker.refusal == ""
     assert only(bench.wait(0), Hello)
-    bench.hear(replace(WELCOME, incarnation=2))
+    bench.hear(replace(WELCOME, incarnation=2, attempt=1))
     bench.hear(Refused(reason="another process has joined", incarnation=2, life=b"second"))
     assert bench.worker.refusal == "another process has joined"
 
@@ -257,7 +271,8 @@ def test_an_answer_to_another_life_is_not_taken() -> None:
     assert all(not grants(next_life, number) for number in numbers)
     older = ask(bench)
     bench.hear(Rejoin(incarnation=1, reason="given up"))
-    bench.hear(WELCOME)
+    bench.hear(replace(WELCOME, attempt=1))
+    assert bench.worker.joined
     assert grants(bench, older) == [], "it was asked before the server said what is still held"
 
 
@@ -273,7 +288,7 @@ def test_a_refusal_that_overtakes_our_own_welcome_is_not_heeded() -> None:
     bench.hear(Rejoin(incarnation=1, reason="given up"))
     bench.hear(Refused(reason="another process has joined", incarnation=1))
     assert bench.worker.refusal == ""
-    bench.hear(replace(WELCOME, incarnation=2))
+    bench.hear(replace(WELCOME, incarnation=2, attempt=1))
     bench.hear(Refused(reason="another process has joined", incarnation=2))
     assert bench.worker.refusal == "another process has joined"
 

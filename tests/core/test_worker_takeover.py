@@ -37,7 +37,7 @@ def test_what_another_server_has_published_is_kept_where_it_is_the_runs(
     (hello,) = only(bench.wait(1), Hello)
     assert isinstance(hello, Hello)
     assert hello.shadow_term == 1
-    bench.hear(replace(WELCOME, incarnation=2, publish=5, common=common), term=2)
+    bench.hear(replace(WELCOME, incarnation=2, attempt=1, publish=5, common=common), term=2)
     if fetched_from == 2:
         bench.worker.step(Fetched(number=5, term=2, merged_seq=0))
     assert bench.worker.wanted == (wanted if wanted or fetched_from == 2 else (PUBLISH, 4))
@@ -47,7 +47,7 @@ def test_what_another_server_has_published_is_kept_where_it_is_the_runs(
 def test_what_arrives_late_from_a_server_before_is_not_relied_on() -> None:
     bench = Bench(joined=False)
     bench.hear(WELCOME, term=1)
-    bench.hear(replace(WELCOME, incarnation=2, publish=1, common=1), term=2)
+    bench.hear(replace(WELCOME, incarnation=2, attempt=1, publish=1, common=1), term=2)
     bench.worker.step(Fetched(number=1, term=1, merged_seq=0))
     assert bench.worker.wanted == (SNAPSHOT, 1)
 
@@ -59,7 +59,7 @@ def test_a_delta_that_was_lost_with_its_server_is_waited_for_no_longer() -> None
         bench.cut((start, start + 8))
     for seq in (1, 2):
         bench.hear(Ack(seq=seq, lsn=9 + seq), term=1)
-    welcome = replace(WELCOME, incarnation=2, last_seq=1)
+    welcome = replace(WELCOME, incarnation=2, attempt=1, last_seq=1)
     assert bench.hear(welcome, term=2).drops == [Dropped(2, LOST)]
     assert bench.worker.unmerged == [1, 3]
 
@@ -80,7 +80,7 @@ def test_nothing_of_a_lower_term_is_heeded_and_a_higher_one_is_joined_anew() -> 
     assert not bench.worker.joined
     assert only(bench.wait(0), Hello)
     assert bench.hear(Ack(seq=1, lsn=5), term=1).drops == owed.drops == []
-    owed = bench.hear(replace(WELCOME, incarnation=2), term=2)
+    owed = bench.hear(replace(WELCOME, incarnation=2, attempt=1), term=2)
     assert [push.incarnation for push in bench.wait(0).bulk if isinstance(push, Push)] == [2]
     lease = Lease(number=ask(bench), ranges=((4, 8),), samples=64)
     assert bench.hear(lease, term=1).granted == []

@@ -170,6 +170,8 @@ def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
 def test_settings_that_changed_on_the_way_change_here_too() -> None:
     run = ran("all", "nesterov", rounds=1)
     run.server = Server(replace(run.settings, momentum=0.5, outer_learning_rate=0.1), run.server.state)
+    for worker in WORKERS:
+        run.join(worker)
     push_round(run)
     rebuilt = without(run.entries)
     assert hash_of(rebuilt.model.theta) == hash_of(run.model.theta)
