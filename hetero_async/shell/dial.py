@@ -123,7 +123,7 @@ class DialLink:
     async def run(self, context: wire.Context) -> None:
         """Keep a connection, until cancelled: a server may be away for hours and come back."""
         if not self._servers:
-            await trio.sleep_forever()  # a run's only server, started as a standby: the operator's word is all it awaits
+            await trio.sleep_forever()  # a run's only server, started as a standby: it awaits the operator
         while True:
             patiently = tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(trio.TooSlowError),

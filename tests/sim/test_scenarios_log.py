@@ -4,7 +4,6 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
 from sim.logs import (
     copy_of,
     flip,
