@@ -61,9 +61,14 @@ class Takeover:
             machine.is_taking_over = False
             is_theirs = sighting.reign is None or sighting.holder
             return "" if is_theirs else "the witness does not know that this standby has all that was acknowledged"
-        if claimed == sighting.reign and (ahead := self._who_is_ahead(await ask(0))):
-            machine.is_taking_over = False
-            return f"{ahead} has more of this reign than this disk has kept"
+        if claimed == sighting.reign:
+            positions = await ask(0)
+            if ahead := self._who_is_ahead(positions):
+                machine.is_taking_over = False
+                return f"{ahead} has more of this reign than this disk has kept"
+            promised = max((position.term for position in positions.values() if position is not None), default=0)
+            if promised > claimed.term:  # to one whose attempt failed; nobody there follows our own term any more
+                claimed = Reign(term=promised + 1, server=machine.name)
         # From here on nothing is confirmed to the old server, whatever becomes of the claim.
         machine.is_taking_over = True
         if await witness.claim(sighting.reign, claimed):

@@ -258,6 +258,12 @@ def test_it_goes_on_with_its_own_reign_unless_another_has_more_of_it(others: Ans
     assert scene.machine.is_taking_over == begins
 
 
+def test_its_own_reign_goes_on_above_a_term_that_was_promised_to_one_whose_attempt_failed() -> None:
+    scene = Scene(Ledger(Reign(term=TERM, server="b", partner="c")))
+    watched(scene, 10, {"a": None, "c": at(LSN, term=TERM + 3)})
+    assert scene.takeover.reign == Reign(term=TERM + 4, server="b")
+
+
 def test_it_looks_again_when_the_witness_is_back() -> None:
     witness = Ledger(Reign(term=TERM, server="a", partner="b"))
     witness.is_away = True

@@ -22,6 +22,7 @@ BROKEN_ONCE = {
     950: "with the first simulated standbys the run never came to its end",
     1025: "not on record",
     5578: "a server that had restarted refused a worker as its own successor",
+    6162: "after a promotion that failed, a server began again and again in a term that its standbys had given away",
     1559156225: "bits that rot in the simulator were whole after a power cut: a server went on from a damaged log",
 }
 
