@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hetero_async.core.admission import STRIKES, NotAdmitted
-from hetero_async.core.events import Strike
-from hetero_async.core.messages import Heartbeat
+from hetero_async.core.events import Received, Strike
+from hetero_async.core.messages import Heartbeat, Hello, Refused, Rejoin
+from hetero_async.core.state import Member
 
 
 @dataclass(slots=True)
@@ -29,6 +30,10 @@ class Presence:
     bytes_down: int = 0
     refused: int = 0
     staleness: int = 0
+
+    def join(self, hello: Hello) -> None:
+        self.life, self.steps_per_second = hello.life, 0.0
+        self.device, self.dtype, self.doing = hello.device, hello.dtype, "joined"
 
     def beat(self, heartbeat: Heartbeat) -> None:
         self.doing = heartbeat.state
@@ -82,3 +87,23 @@ class Presences:
 
     def _since(self, worker: str, now_ms: int) -> int:
         return self._by_worker.setdefault(worker, Presence(heard_ms=now_ms)).heard_ms
+
+
+def is_life(member: Member | None, event: Received, incarnation: int) -> bool:
+    """A life has one key: what another one says, of the same worker, belongs to a life still to begin."""
+    return member is not None and member.active and (member.incarnation, member.key) == (incarnation, event.key)
+
+
+def absence(member: Member | None, presence: Presence, event: Received, incarnation: int) -> Rejoin | Refused | None:
+    """What to answer where it is not the worker's present life that speaks; None: it is.
+
+    A life joins every process of the server anew: what was lost before that process began comes out then.
+    """
+    if not presence.life:
+        return Rejoin(incarnation=incarnation, reason="joining anew: the server had restarted")
+    if is_life(member, event, incarnation):
+        return None
+    if member is not None and member.active and incarnation < member.incarnation:
+        reason = f"another process with the key of {event.worker} has joined since; this one must stop"
+        return Refused(reason=reason, incarnation=incarnation, life=presence.life)
+    return Rejoin(incarnation=incarnation, reason="the server had given you up")

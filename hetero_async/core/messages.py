@@ -8,6 +8,7 @@ reign has ended. All integers are non-negative.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from hetero_async.core.records import Range
 
@@ -381,12 +382,7 @@ Message = (
     | Follow | Confirm | Fence | Following | Cut | Redirect | Position
     | Push | Offer | Want | Chunk | Gone
 )  # fmt: skip
-MESSAGE_TYPES: tuple[type, ...] = (
-    Hello, Heartbeat, LeaseRequest, MetricReport, Bye, StatusRequest, SettingsRequest,
-    Welcome, Provide, Wait, Refused, Rejoin, Beat, Lease, Window, Ack, Nack, PublishReady, Finished, StatusReport,
-    SettingsReport, Follow, Confirm, Fence, Following, Cut, Redirect, Position,
-    Push, Offer, Want, Chunk, Gone, PublishNote,
-)  # fmt: skip
+MESSAGE_TYPES: tuple[type, ...] = (*get_args(Message), PublishNote)
 
 # Anybody who is let in may look on, and a node may ask another where it stands. Such a question may come over a
 # connection of its own, beside that of a worker or standby with the same key, and its answer goes back there.

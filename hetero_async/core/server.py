@@ -12,17 +12,14 @@ Rules
 Stepping many events before one `ready` is group commit.
 """
 
-import hmac
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Any
 
 from hetero_async.core import merging, pace, ranges
 from hetero_async.core.admission import Admitted, Duplicate, judge
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
-from hetero_async.core.members import Presences
+from hetero_async.core.members import Presences, absence, is_life
 from hetero_async.core.messages import (
-    Ack,
     Beat,
     Bye,
     Finished,
@@ -44,6 +41,7 @@ from hetero_async.core.messages import (
     Window,
 )
 from hetero_async.core.post import Post
+from hetero_async.core.receipts import Receipts
 from hetero_async.core.records import (
     Beacon,
     Dataset,
@@ -69,7 +67,6 @@ PROVIDER_SILENCE_MS = 10_000
 STRETCH = 4
 # Time is looked at so often; after a longer silence of the clock itself we were away.
 TICK_MS, ABSENCE_MS = 1_000, 3_000
-RECEIPT_BYTES = 16
 # Names of figures in a run: each is kept for good, in every checkpoint.
 METRICS_MAX = 256
 
@@ -84,10 +81,7 @@ class Server:
         term: int = 0,
         secret: bytes = b"",
     ) -> None:
-        """`term`, where it is above the log's: a standby takes over, and that becomes the first thing that it says.
-
-        `secret`, of at most 64 bytes: what this server, and nobody else, makes receipts with in all its processes.
-        """
+        """`term`, where it is above the log's: a standby takes over, and that becomes the first thing that it says."""
         self.state = state
         self.settings = settings
         self.presences = Presences()
@@ -95,7 +89,7 @@ class Server:
         self.replication = Replication(durability)
         self.announced = 0  # the publish that workers may know of
         self.lost = ""  # what proves that our log lacks what was durable; nothing may be said from then on
-        self._secret = secret
+        self._receipts = Receipts(secret, state)
         self._provider: tuple[str, int] | None = None  # who was asked for the initial parameters, and when
         self._oldest_publish = state.publish + 1
         self._applied = state.publish
@@ -156,29 +150,12 @@ class Server:
         if event.mismatch or hello.run != self.settings.run:
             other_run = f'this server trains the run "{self.settings.run}", not "{hello.run}"'
             self._send(event.worker, Refused(reason=event.mismatch or other_run))
-        elif self._has_lost(event.worker, hello):
-            self.lost = (
-                f"{event.worker} has our word that its delta {hello.acknowledged} is durable, and this log ends with "
-                f"its delta {self._last_seq(event.worker)}: it is an older copy, or the disk lost what it had written"
-            )
+        elif lost := self._receipts.lost(event.worker, hello):
+            self.lost = lost
         elif self.state.settings is None:
             self._ask_for_parameters(event)
         else:
             self._join(event, hello)
-
-    def _has_lost(self, worker: str, hello: Hello) -> bool:
-        if hello.acknowledged <= self._last_seq(worker):
-            return False
-        return hmac.compare_digest(hello.receipt, self._receipt(worker, hello.acknowledged))
-
-    def _receipt(self, worker: str, seq: int) -> bytes:
-        """Nobody can forge it, and it binds for this term: what is lost with a site is not asked back in the next."""
-        said = f"{self.state.term} {seq} {worker}".encode()
-        return blake2b(said, key=self._secret, digest_size=RECEIPT_BYTES, person=b"acknowledged").digest()
-
-    def _last_seq(self, worker: str) -> int:
-        member = self.state.members.get(worker)
-        return member.last_seq if member is not None else 0
 
     def _ask_for_parameters(self, event: Received) -> None:
         provider, since_ms = self._provider or (event.worker, event.now_ms)
@@ -210,8 +187,7 @@ class Server:
         if not is_known or presence.life != hello.life:
             incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
             self._record(Joined(worker=worker, key=event.key, site=event.site, incarnation=incarnation, kept=kept))
-        presence.life, presence.steps_per_second = hello.life, 0.0
-        presence.device, presence.dtype, presence.doing = hello.device, hello.dtype, "joined"
+        presence.join(hello)
         self._send(
             worker,
             Welcome(
@@ -229,34 +205,19 @@ class Server:
         )
         self._send_window(worker, event.now_ms)
 
+    def _absence(self, event: Received, incarnation: int) -> Rejoin | Refused | None:
+        member = self.state.members.get(event.worker)
+        return absence(member, self.presences.hear(event.worker, event.now_ms), event, incarnation)
+
     def _is_present(self, event: Received, incarnation: int) -> bool:
         """Whether the message comes from the worker's present life; if not, the sender is told what to do."""
-        if self._has_joined(event, incarnation):
-            return True
-        member = self.state.members.get(event.worker)
-        successor = self.presences.hear(event.worker, event.now_ms).life
-        if not successor:
-            self._send(
-                event.worker, Rejoin(incarnation=incarnation, reason="joining the server anew: it had restarted")
-            )
-        elif member is not None and member.active and incarnation < member.incarnation:
-            reason = f"another process with the key of {event.worker} has joined since; this one must stop"
-            self._send(event.worker, Refused(reason=reason, incarnation=incarnation, life=successor))
-        else:
-            self._send(event.worker, Rejoin(incarnation=incarnation, reason="the server had given you up"))
-        return False
-
-    def _has_joined(self, event: Received, incarnation: int) -> bool:
-        """And joined this very process: what was lost before it began comes out when a worker joins."""
-        return self._is_life(event, incarnation) and self.presences.hear(event.worker, event.now_ms).life != b""
-
-    def _is_life(self, event: Received, incarnation: int) -> bool:
-        """A life has one key: what another one says, of the same worker, belongs to a life still to begin."""
-        member = self.state.members.get(event.worker)
-        return member is not None and member.active and (member.incarnation, member.key) == (incarnation, event.key)
+        answer = self._absence(event, incarnation)
+        if answer is not None:
+            self._send(event.worker, answer)
+        return answer is None
 
     def _bye(self, event: Received, bye: Bye) -> None:
-        if self._is_life(event, bye.incarnation):
+        if is_life(self.state.members.get(event.worker), event, bye.incarnation):
             self._record(Left(worker=event.worker, reason="said bye"))
 
     # --- a worker's life ---
@@ -299,12 +260,12 @@ class Server:
             self._send(event.worker, Finished(publish=self.state.publish))
 
     def _push(self, event: Received, push: Push) -> None:
-        if not self._has_joined(event, push.incarnation):
+        if self._absence(event, push.incarnation) is not None:
             # The worker's next heartbeat is told to join again; after that it offers the delta in its new life.
             return
         verdict = judge(self.state, event.worker, push, event.facts)
         if isinstance(verdict, Duplicate):
-            self.post.send_of(verdict.lsn, event.worker, self._ack(event.worker, push.seq, verdict.lsn))
+            self.post.send_of(verdict.lsn, event.worker, self._receipts.ack(event.worker, push.seq, verdict.lsn))
         elif isinstance(verdict, Admitted):
             self._admit(event, push, verdict)
         else:
@@ -328,13 +289,10 @@ class Server:
             payload_hash=push.payload_hash,
         )
         entry = self._record(delta, event.payload)
-        self._send(event.worker, self._ack(event.worker, push.seq, entry.lsn))
+        self._send(event.worker, self._receipts.ack(event.worker, push.seq, entry.lsn))
         if self.settings.merge == "per-push":
             self._record(merging.stepped(self.state, self.settings))
             self._publish_when_due()
-
-    def _ack(self, worker: str, seq: int, lsn: int) -> Ack:
-        return Ack(seq=seq, lsn=lsn, receipt=self._receipt(worker, seq))
 
     def _metric(self, event: Received, report: MetricReport) -> None:
         is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX

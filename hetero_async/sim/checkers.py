@@ -100,6 +100,9 @@ class Judge:
             self.violation = Violation(invariant, what)
             self._fail(self.violation)
 
+    def stuck(self, task: str) -> None:
+        self.violated("liveness", f"{task} is busy for ever and gets nowhere")
+
     # --- what a node says ---
 
     def sends(self, node: str, term: int, worker: str, message: Message, disks: Mapping[str, SimulatedDisk]) -> None:

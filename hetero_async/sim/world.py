@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import trio
-import trio.testing
 from trio._core import _run as trio_run
 
 from hetero_async.core.ledger import sample_at
@@ -28,6 +27,7 @@ from hetero_async.ports import Peer
 from hetero_async.serve import Serving
 from hetero_async.sim.chaos import Chaos
 from hetero_async.sim.checkers import Judge, Life, Violation
+from hetero_async.sim.clock import VirtualClock
 from hetero_async.sim.disk import SimulatedDisk, Troubles
 from hetero_async.sim.lives import NodeLife, WorkerLife
 from hetero_async.sim.network import DialEnd, Network
@@ -41,8 +41,6 @@ from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
 
 RESTART_SECONDS = 0.3
-# More steps of tasks than any honest work takes at one moment.
-STEPS_AT_ONCE_MAX = 20_000
 # After the healing something must be trained in every such time, until all have come to their end.
 LIVENESS_SECONDS = 60.0
 OPERATOR_SECONDS = 5.0
@@ -78,7 +76,8 @@ def play(world: "World") -> None:
     trio_run._r.seed(plan.seed)
     chunks.CHUNK_BYTES, usual_bytes = plan.chunk_bytes, chunks.CHUNK_BYTES  # a tiny model's objects have several, too
     try:
-        trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[Stillstand(world.judge)])
+        clock = VirtualClock(stuck=world.judge.stuck)
+        trio.run(world.run, clock=clock, instruments=[clock])
     finally:
         world.close()
         chunks.CHUNK_BYTES = usual_bytes
@@ -322,22 +321,6 @@ class World:
     def next_life(self) -> int:
         self._lives += 1
         return self._lives
-
-
-class Stillstand(trio.abc.Instrument):
-    """Notices code that is busy without end while no time passes."""
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._at = -1.0
-        self._steps = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        now = trio.current_time()
-        self._steps = self._steps + 1 if now == self._at else 0
-        self._at = now
-        if self._steps > STEPS_AT_ONCE_MAX:
-            self._judge.violated("liveness", f"{task.name} is busy for ever and gets nowhere")
 
 
 def _is_excused(error: BaseException) -> bool:

@@ -303,42 +303,6 @@ def test_after_a_restart_everybody_joins_anew_before_anything_else_is_heard() ->
     assert told_to("a", Ack, bench.say("a", replace(PUSH, incarnation=3)))
 
 
-def restarted(bench: Bench, keep: int, secret: bytes = b"s") -> Server:
-    """A server on the first so many records."""
-    state = State()
-    for entry in bench.log[:keep]:
-        state.fold(entry)
-    return Server(bench.server.settings, state, secret=secret)
-
-
-def test_a_log_that_ends_before_what_was_acknowledged_is_known_by_the_workers_receipt() -> None:
-    bench = Bench()
-    bench.server = Server(bench.server.settings, State(), secret=b"s")
-    bench.begin("a", "b")
-    bench.lease("a", 8)
-    (ack,) = told_to("a", Ack, bench.push("a"))
-    assert isinstance(ack, Ack)
-    hello = replace(HELLO, acknowledged=1, receipt=ack.receipt)
-    received = Received(now_ms=bench.now_ms, worker="a", key="a", site="s", message=hello, facts=Facts())
-
-    def lost(hello: Hello, keep: int, worker: str = "a", secret: bytes = b"s") -> str:
-        server = restarted(bench, keep, secret)
-        server.step(replace(received, worker=worker, key=worker, message=hello))
-        return server.lost
-
-    before = ack.lsn - 1
-    assert lost(hello, before) == (
-        "a has our word that its delta 1 is durable, and this log ends with its delta 0: "
-        "it is an older copy, or the disk lost what it had written"
-    )
-    assert lost(hello, 0), "nothing is left of it"
-    assert not lost(hello, ack.lsn)
-    assert not lost(replace(hello, receipt=bytes(16)), before), "anybody could say so"
-    assert not lost(replace(hello, acknowledged=2), before)
-    assert not lost(hello, before, worker="b"), "another's"
-    assert not lost(hello, before, secret=b"t"), "another server's, which may have been lost with its site"
-
-
 def test_another_key_of_a_worker_is_another_life_so_that_each_delta_has_one_key() -> None:
     bench = Bench().begin("a")
     bench.say("a", replace(HELLO, life=b"process"))

@@ -32,7 +32,7 @@ CGROUPS = Path("/sys/fs/cgroup/memory")
 BOUND_BYTES = 12 * wide.NUMEL + 600_000_000
 # Members that hold uploads open, that push what is refused, and that do all the rest; others come from outside.
 HOLDERS, SPOILERS, OTHERS = 50, 30, 10
-ATTACK_SECONDS = 40.0
+ATTACK_SECONDS = 15.0
 LOOK_SECONDS = 0.2
 
 

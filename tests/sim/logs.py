@@ -86,5 +86,5 @@ async def restore_older_log(world: ScriptedWorld) -> None:
     await world.until(lambda: len(world.deltas("w0")) == 3, "w0 has trained a while")
     (segment,) = segments(world.log)
     kept = segment.read_bytes()
-    await train_and_stop(world, 6)
+    await train_and_stop(world, 5)
     segment.write_bytes(kept)

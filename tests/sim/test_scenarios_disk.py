@@ -66,7 +66,7 @@ def test_42_a_bit_that_flips_in_memory_is_found_at_the_next_start(tmp_path: Path
             vector = model.theta if part == "parameters" else model.buffers[0]
             vector.view(torch.int32)[5] ^= 1 << 20
         flipped_at.append(world.state.lsn)
-        await train_and_stop(world, 6)
+        await train_and_stop(world, 5)
         with pytest.raises(LogCorrupt, match=r"parameters differ|is not the one that was logged"):
             verify_directory(world.log, lambda _: None)
         await start_and_halt(world)

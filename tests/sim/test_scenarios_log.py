@@ -124,7 +124,7 @@ def test_38_a_missing_exchanged_foreign_or_older_segment_halts(tmp_path: Path) -
     older: list[str] = []
 
     async def stop(world: ScriptedWorld) -> None:
-        await train_and_stop(world, 6)
+        await train_and_stop(world, 5)
         world.stop()
 
     foreign = run(make_plan(seed=2, segment_bytes=2048), tmp_path / "foreign", stop)
@@ -134,7 +134,7 @@ def test_38_a_missing_exchanged_foreign_or_older_segment_halts(tmp_path: Path) -
         newest = segments(world.log)[-1]
         kept = newest.read_bytes()
         older.append(newest.name)
-        await train_and_stop(world, 6)
+        await train_and_stop(world, 5)
         names.extend(segment.name for segment in segments(world.log))
         assert len(names) >= 4
         assert names[1] < older[0] < names[-1]
