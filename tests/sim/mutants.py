@@ -124,7 +124,7 @@ MUTANTS = (
         "core/server.py",
         "kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)",
         "kept = ranges.normal(hello.claims)",
-        first=4,
+        first=30,
     ),
     Mutant(
         "chance in apply",
