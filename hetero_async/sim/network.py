@@ -126,7 +126,8 @@ class Network:
     def _push(self, at: float, deliver: Callable[[], None]) -> None:
         self._sent += 1
         heapq.heappush(self._under_way, (at, self._sent, deliver))
-        self._news.set()
+        if self._under_way[0][1] == self._sent:
+            self._news.set()
 
 
 class Connection:
@@ -153,13 +154,12 @@ class Lane:
         self._arrived, self._inbox = trio.open_memory_channel[Incoming](4 * QUEUES[name])
 
     async def receive(self) -> Incoming:
-        await self._process.here()
+        await self._process.rest()
         incoming = await self._inbox.receive()
-        await self._process.here()
+        await self._process.rest()
         return incoming
 
     async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
-        await trio.lowlevel.checkpoint()
         await self._process.here()
         return self._transmit(self._name, key, message, bytes(payload))
 

@@ -1,7 +1,7 @@
 """A simulated process: its tasks run until it is killed, and rest while it is frozen.
 
 The code under test never asks whether it is alive. It meets its process at the ports: each of them passes through
-`here`, where a frozen process rests and a dead one ends, so that nothing of a killed process reaches the world.
+`here` or `rest`, where a frozen process rests and a dead one ends: nothing of a killed process reaches the world.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,14 @@ class Process:
         self._thawed.set()
 
     async def here(self) -> None:
-        """Pass a port."""
+        """Pass a port: others may run meanwhile."""
         await self._thawed.wait()
+        self.check()
+
+    async def rest(self) -> None:
+        """The same beside something else that lets others run: those rounds of the scheduler are what a world costs."""
+        if not self._thawed.is_set():
+            await self._thawed.wait()
         self.check()
 
     def check(self) -> None:
@@ -58,8 +64,7 @@ class Process:
         """Time that a thread takes: no cancellation ends it, only death."""
         with trio.move_on_after(seconds, shield=True):
             await self._death.wait()
-        await self._thawed.wait()
-        self.check()
+        await self.rest()
 
 
 class Worktime:
@@ -73,11 +78,12 @@ class Worktime:
         self._delay = delay
 
     async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
-        await self._process.here()
+        await self._process.rest()
         seconds = self._random.uniform(0, self._seconds)
         if self._random.random() < 0.5:
             await self._process.work(seconds)
             seconds = 0.0
         result = function(*arguments)
-        await self._process.work(seconds + self._delay())
+        if (left := seconds + self._delay()) > 0:
+            await self._process.work(left)
         return result

@@ -164,7 +164,8 @@ MUTANTS = (
         "        for push in owed.saves:\n            await self._save(push)\n",
         "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
         "        for push in owed.saves:\n            await self._save(push)\n",
-        first=78,
+        ("kill worker",),
+        first=55,
     ),
     Mutant(
         "numbers begin again after a restart",
