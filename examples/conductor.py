@@ -245,6 +245,7 @@ def show(rows: Sequence[tuple[str, str]], report: dict[str, Any], paths: dict[st
     results = [(name, str(path)) for name, path in paths.items()]
     for name, told in [*rows, ("took", f"{report['seconds']:.0f} s"), *results]:
         table.add_row(name, told)
+    console.print()  # where it is no terminal, the status table ends within its last line
     console.print(table)
 
 
