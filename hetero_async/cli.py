@@ -35,6 +35,7 @@ from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
 from hetero_async.roster import join_line
 from hetero_async.shell.dial import until_stopped
+from hetero_async.shell.memory import told_of_memory
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.sim import learning, runner
 from hetero_async.tables import template
@@ -341,6 +342,10 @@ def main() -> None:
         app()
     except* HeteroAsyncError as group:
         failure = first_error(group)
+    except* (MemoryError, RuntimeError) as group:
+        if not (told := told_of_memory(first_error(group))):
+            raise
+        failure = HeteroAsyncError(told)
     if failure is not None:
         if "--debug" in sys.argv:
             traceback.print_exception(failure)

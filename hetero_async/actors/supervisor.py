@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from hetero_async.errors import HeteroAsyncError
+from hetero_async.errors import HeteroAsyncError, first_error
 
 Child = Callable[[], Awaitable[None]]
 
@@ -28,7 +28,8 @@ class CrashReport:
     in_hand: str
 
     def __str__(self) -> str:
-        cause = f"{type(self.error).__name__}: {self.error}".removesuffix(": ")
+        error = first_error(self.error) if isinstance(self.error, ExceptionGroup) else self.error
+        cause = f"{type(error).__name__}: {error}".removesuffix(": ")
         return f"{self.name} crashed: {cause}" + (f" ({self.in_hand})" if self.in_hand else "")
 
 

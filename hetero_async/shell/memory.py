@@ -1,7 +1,8 @@
-"""The C allocator's manners: a server gives back the memory that it does not use.
+"""Memory: a server gives back what it does not use, and a process that is given no more says so.
 
-Called once, by whoever starts a server. By default glibc learns from vectors that come and go to keep them, in a heap
-for each thread: with 5 million parameters a server that needs 0.3 GB grew to 1.3 GB in half a minute.
+The C allocator's manners are set once, by whoever starts a server. By default glibc learns from vectors that come and
+go to keep them, in a heap for each thread: with 5 million parameters a server that needs 0.3 GB grew to 1.3 GB in half
+a minute.
 """
 
 import ctypes
@@ -11,6 +12,8 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 # What is larger comes from the kernel, and goes back to it when it is freed.
 LARGE_BYTES = 1024 * 1024
 ARENAS_MAX = 2
+# How CPython and torch say it where it is no MemoryError: a thread wants memory for its stack.
+REFUSALS = ("can't start new thread", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 def give_memory_back() -> None:
@@ -19,3 +22,14 @@ def give_memory_back() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(M_ARENA_MAX, ARENAS_MAX)
+
+
+def told_of_memory(error: BaseException) -> str:
+    """The line for people, where this was the machine's refusal of memory; "" where it was something else."""
+    if not (isinstance(error, MemoryError) or any(refusal in str(error) for refusal in REFUSALS)):
+        return ""
+    reason = str(error)[:200] or type(error).__name__
+    return (
+        f"the machine gives no more memory ({reason}): stopping; what was acknowledged is on the disk. "
+        "Raise the limit (ulimit -v, the cgroup's memory) or free some, and start again"
+    )

@@ -161,3 +161,8 @@ def test_an_actor_is_restarted_without_its_poison_and_the_report_names_it() -> N
         assert str(reports[0]).startswith("writer crashed: ")
 
     run(main)
+
+
+def test_of_a_group_of_errors_the_first_is_told() -> None:
+    error = ExceptionGroup("nursery", [ExceptionGroup("inner", [OSError("no route")]), ValueError("late")])
+    assert str(CrashReport(name="lane", error=error, in_hand="")) == "lane crashed: OSError: no route"

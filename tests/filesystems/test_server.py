@@ -263,6 +263,19 @@ def test_32_a_disk_that_is_read_only_at_the_start_is_named(tmp_path: Path) -> No
         run.finish(*start(run))
 
 
+def test_32_a_server_that_gets_no_more_memory_says_so_and_what_it_acknowledged_is_there(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", **SHORT) as run:
+        server, workers = start(run)
+        wait_for_promises(run)
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        present = 1024 * int(re.search(r"VmSize:\s+(\d+)", status)[1])  # type: ignore[index]
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (present, present))
+        assert server.ending() == 1, server.said
+        told = "error: (the machine gives no more memory|.*: RuntimeError: can't start new thread; that is more than)"
+        assert re.match(told, server.said.splitlines()[-1]), server.said
+        run.finish(start_server(run), workers)
+
+
 def test_28_a_worker_whose_disk_fails_stops_and_its_next_life_goes_on(tmp_path: Path) -> None:
     """Both are held in the middle of the run: one until its disk is bad, the other until the next life has pushed."""
     with Run(tmp_path / "run", **SHORT) as run:

@@ -121,6 +121,7 @@ for lsn in range(1, 4):
         ("fsync", 2, "EIO", 0),
         ("write", 3, "EIO", 1),
         ("write", 3, "EROFS", 1),
+        ("write", 3, "ENOMEM", 1),
         ("rename", 1, "EIO", 0),
     ],
 )
