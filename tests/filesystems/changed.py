@@ -1,6 +1,6 @@
-"""A program: the short life of power.py with changed code, each change in a process that has never seen the real one.
+"""A program: the short lives of power.py with changed code, each change in a process that has never seen the real one.
 
-`python -m filesystems.changed KIND DIRECTORY ...`: each directory holds a changed copy of the package; the first
+`python -m filesystems.changed KIND LIFE DIRECTORY ...`: each directory holds a changed copy of the package; the first
 promise that it breaks is written beside it. What takes long to import is imported once, and each process forked from
 there. Nothing of the package may be imported here.
 """
@@ -16,24 +16,24 @@ BROKEN = "broken"
 
 
 def main(words: list[str]) -> None:
-    for kind, directory in zip(words[::2], map(Path, words[1::2]), strict=True):
+    for kind, life, directory in zip(words[::3], words[1::3], map(Path, words[2::3]), strict=True):
         assert "hetero_async" not in sys.modules
         child = os.fork()
         if child == 0:
             try:
-                (directory / BROKEN).write_text(broken(kind, directory))
+                (directory / BROKEN).write_text(broken(kind, life, directory))
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
 
 
-def broken(kind: str, directory: Path) -> str:
+def broken(kind: str, life: str, directory: Path) -> str:
     sys.path.insert(0, str(directory))
     from filesystems import power
 
     changed = sys.modules["hetero_async"].__file__
     assert changed is not None and Path(changed).is_relative_to(directory), "the change is not what runs"
-    return power.first_broken(kind, directory / "volume")
+    return power.first_broken(kind, directory / "volume", life)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from shell.small_log import entries_of, inline
 
 from hetero_async.core.messages import Push
 from hetero_async.core.records import Entry
+from hetero_async.errors import DiskFull
 from hetero_async.ports import Checkpoint, ModelSnapshot
 from hetero_async.shell.disk import Disk, sync_directory
 from hetero_async.shell.log import FileLog
@@ -176,12 +177,87 @@ def push(seq: int) -> Push:
     )
 
 
-def first_broken(kind: str, directory: Path) -> str:
-    """What breaks when the power goes in either way; "" when nothing does."""
+class UnsyncedDisk(Disk):
+    """The process ends before anything of it is synced."""
+
+    def fdatasync(self, descriptor: int) -> None:
+        raise PowerCut
+
+
+def restart(volume: Volume) -> None:
+    """A start that reads from the page cache what the disk has never got; then the power goes."""
+    append_to(volume, Disk(), 1, 1)
+    with contextlib.suppress(PowerCut):
+        append_to(volume, UnsyncedDisk(), 2, 2)
+    close_all_below(volume.path)
+    assert last_of(volume) == 2, "it was read"
+    volume.cut_power()
+    volume.power_on()
+    assert last_of(volume) == 2, "a record is lost that a start has read"
+
+
+def fill_up(volume: Volume) -> None:
+    """No space for a record, larger than what a segment has reserved; then there is some, and the next ones come."""
+    log = opened(volume, Disk())
+    try:
+        volume.fill()
+        with contextlib.suppress(DiskFull):
+            trio.run(log.append, entries_of(1, 1, LARGE_BYTES))
+        volume.free()
+        trio.run(log.append, entries_of(log.last_lsn + 1, 3))
+    finally:
+        close_all_below(volume.path)
+    assert last_of(volume) == 3, "a record is lost for which there was no space"
+
+
+def refuse(volume: Volume) -> None:
+    """The file system turns read-only, at which the process must end."""
+    append_to(volume, Disk(), 1, 1)
+    log = opened(volume, Disk())
+    volume.find_error()
+    try:
+        trio.run(log.append, entries_of(2, 2))
+    finally:
+        close_all_below(volume.path)
+    volume.power_on()
+    assert last_of(volume) == 2, "a record is lost that a read-only disk refused"
+
+
+def opened(volume: Volume, disk: Disk) -> FileLog:
+    return FileLog.open(volume.path / "log", RUN, inline, disk, SEGMENT_BYTES)
+
+
+def append_to(volume: Volume, disk: Disk, first: int, last: int) -> None:
+    log = opened(volume, disk)
+    try:
+        trio.run(log.append, entries(first, last))
+    finally:
+        log.close()
+
+
+def last_of(volume: Volume) -> int:
+    log = opened(volume, Disk())
+    try:
+        assert [entry.lsn for entry in log.entries()] == [*range(1, log.last_lsn + 1)]
+        return log.last_lsn
+    finally:
+        log.close()
+
+
+def sweep_both_ways(kind: str, directory: Path) -> None:
     for leaving in (NOTHING_MORE, JOURNAL_ONLY):
         with Volume(kind, directory / str(leaving)) as volume:
-            try:
-                sweep(volume, leaving)
-            except Exception as error:
-                return f"{type(error).__name__}: {error} ({'; '.join(error.__notes__)})"
+            sweep(volume, leaving)
+
+
+def first_broken(kind: str, directory: Path, name: str) -> str:
+    """What breaks in the life of that name; "" when nothing does."""
+    try:
+        if name == "sweep":
+            sweep_both_ways(kind, directory)
+        else:
+            with Volume(kind, directory, "errors=remount-ro" if name == "refuse" else "") as volume:
+                {"restart": restart, "fill up": fill_up, "refuse": refuse}[name](volume)
+    except Exception as error:
+        return f"{type(error).__name__}: {error} ({'; '.join(getattr(error, '__notes__', []))})"
     return ""
