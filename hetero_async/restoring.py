@@ -4,10 +4,8 @@ Everything is fetched, put together and verified beside the place where it shall
 one rename. Interrupted before that, the same command goes on with what has been fetched.
 """
 
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,40 +13,11 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from hetero_async.errors import ConfigError, LogCorrupt, UserError
+from hetero_async.errors import ConfigError, UserError
 from hetero_async.ports import Archive
 from hetero_async.shell.archive import open_archive
-from hetero_async.shell.disk import sync_directory
-from hetero_async.shell.retrieval import History, Retrieval, lay_out, listed, written
-from hetero_async.shell.segments import read_log
-from hetero_async.shell.store import CheckpointStore
-from hetero_async.shell.threads import in_thread
-from hetero_async.tensors.model import ServerModel
-from hetero_async.watch.verify import Verdict, verify
-
-# Beside log and checkpoints, as long as they are not finished.
-RESTORING = "restoring"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """What came back, that it is sound, and what of the archive was of no use."""
-
-    history: History
-    verdict: Verdict
-    warnings: list[str]
-
-    def lines(self, now: datetime) -> list[str]:
-        """For people."""
-        state = self.verdict.state
-        old = now - self.history.stored_at
-        return [
-            *(f"warning     {warning}" for warning in self.warnings),
-            *self.verdict.lines(),
-            f"restored    {self.history.run}: record {state.lsn} of term {state.term}, version {state.version}",
-            f"archived    {self.history.stored_at:%Y-%m-%d %H:%M:%S} UTC, {old.total_seconds():,.0f} s ago",
-            "may lack    deltas acknowledged since: those are lost, and their samples will be trained on again",
-        ]
+from hetero_async.shell.retrieval import listed
+from hetero_async.unarchiving import RESTORING, Restored, restore_run
 
 
 def restore(
@@ -83,21 +52,7 @@ def restore_directory(
     """Raises UserError, ArchiveAway, DiskFull, and LogCorrupt when what was archived does not keep the promises."""
     _refuse_used(directory)
     archive = open_archive(url, Path.cwd())
-    run = run_name or _only_run(archive, url)
-    staging = directory / RESTORING
-    with written(staging):
-        staging.mkdir(parents=True, exist_ok=True)
-    retrieval = Retrieval(archive=archive, run=run, scratch=staging / "fetched", fetched=fetched)
-    history = retrieval.find()
-    lay_out(history, retrieval.scratch, staging)
-    verdict = _verified(history, staging, verified)
-    with written(directory):
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        for name in ("checkpoints", "log"):  # a directory with a log is finished
-            os.replace(staging / name, directory / name)
-            sync_directory(directory)
-        shutil.rmtree(staging)
-    return Restored(history=history, verdict=verdict, warnings=retrieval.warnings)
+    return restore_run(archive, run_name or _only_run(archive, url), directory, fetched, verified)
 
 
 def _refuse_used(directory: Path) -> None:
@@ -121,14 +76,3 @@ def _only_run(archive: Archive, url: str) -> str:
         found = f"holds {len(runs)} runs ({', '.join(runs)}): say which with --run-name" if runs else "holds no run"
         raise UserError(f"the archive {url} {found}")
     return runs[0]
-
-
-def _verified(history: History, staging: Path, progress: Callable[[int], None]) -> Verdict:
-    store = CheckpointStore(staging / "checkpoints", history.run, in_thread)
-    checkpoint = store.load(history.checkpoint.lsn) if history.checkpoint else None
-    entries = read_log(staging / "log", history.run, checkpoint.lsn if checkpoint else None)
-    verdict = verify(checkpoint, entries, ServerModel(), [], progress)
-    is_equal = checkpoint is None or verdict.records or verdict.model_hash == checkpoint.model.model_hash
-    if not verdict.is_ok or not is_equal or verdict.state.lsn != history.lsn:
-        raise LogCorrupt("\n".join([f"{staging}: what was archived does not keep the promises", *verdict.lines()]))
-    return verdict

@@ -19,13 +19,14 @@ from hetero_async import looking
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, LogCorrupt, UserError
 from hetero_async.replay import recover, replay
-from hetero_async.restoring import RESTORING, Restored, restore_directory
+from hetero_async.restoring import restore_directory
 from hetero_async.shell import archive as archive_module
 from hetero_async.shell.archive import open_archive
 from hetero_async.shell.log import FileLog
 from hetero_async.shell.segments import segment_paths
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.tensors.model import ServerModel
+from hetero_async.unarchiving import RESTORING, Restored
 
 
 @pytest.fixture(scope="module")

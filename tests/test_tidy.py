@@ -43,7 +43,7 @@ LAYERS = [
     },
     {"tensors", "shell"},
     {"tables", "complaints", "config", "watch"},
-    {"session", "integrations", "assembly", "agent", "looking", "roster", "enrolment"},
+    {"session", "integrations", "assembly", "agent", "looking", "roster", "enrolment", "unarchiving"},
     {"sim"},
     {"", "__main__", "cli", "cli_keys", "cli_log", "repairing", "restoring"},
 ]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from hetero_async.archiving import Archiving
 from hetero_async.core.messages import Fence, Hello, Message, Position
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import WitnessAway
 from hetero_async.node import begin_serving, stand_by
 from hetero_async.parts import Parts
-from hetero_async.ports import Peer
+from hetero_async.ports import Blocking, Observer, Peer
 from hetero_async.quarantine import Quarantine
 from hetero_async.rounds import Rounds
 from hetero_async.serve import Serving
@@ -22,6 +23,7 @@ from hetero_async.shell.log import FileLog
 from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.witness import EtcdWitness
+from hetero_async.sim.archive import HoldingsInMemory
 from hetero_async.sim.network import DialEnd, ServerEnd
 from hetero_async.sim.plan import WITNESS, WorkerPlan
 from hetero_async.sim.process import Killed, Process, Worktime
@@ -73,6 +75,7 @@ class NodeLife:
             check=lambda _: None,
             told_to_sites=dict,
             quarantine=Quarantine(observer),
+            archiving=self._archiving(blocking, observer),
         )
         try:
             serving = await (begin_serving(parts) if world.serves.get(name) else self._stand_by(parts))
@@ -80,6 +83,20 @@ class NodeLife:
         finally:
             link.close()
             log.close()
+
+    def _archiving(self, blocking: Blocking, observer: Observer) -> Archiving | None:
+        world, root = self._world, self._world.disks[self._name].root
+        if world.archive is None:
+            return None
+        return Archiving(
+            run=world.plan.settings.run,
+            archive=world.archive,
+            holdings=HoldingsInMemory(root / "log", root / "checkpoints"),
+            blocking=blocking,
+            network=blocking,
+            observer=observer,
+            retry_seconds_max=0.0,  # jitter would be another thing in every run
+        )
 
     async def _serve(self, serving: Serving, observer: NodeObserver) -> None:
         world = self._world

@@ -59,6 +59,7 @@ FIRST_SECONDS, CHAOS_SECONDS = 0.5, 14.0
 PRESSED = 0.75  # share of the worlds whose faults all strike while there is something to train
 WORKERS_MAX = 12
 CROWDED = 0.04  # share of the worlds
+ARCHIVED = 0.3  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,7 @@ class Plan:
     standbys: tuple[str, ...] = ()
     rules: Durability = Durability()  # noqa: RUF009, it is frozen
     backbone: Condition = Condition()  # noqa: RUF009, frozen too; between the sites of servers and of the witness
+    archive: bool = False  # whoever serves archives
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -154,6 +156,7 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
         standbys=cluster,
         rules=_rules(Random(f"rules {seed}")) if cluster else Durability(),
         backbone=_backbone(Random(f"backbone {seed}")),
+        archive=not only and Random(f"archive {seed}").random() < ARCHIVED,
     )
 
 

@@ -25,6 +25,7 @@ from hetero_async.formats import chunks
 from hetero_async.looking import verify_directory
 from hetero_async.ports import Peer
 from hetero_async.serve import Serving
+from hetero_async.sim.archive import SimulatedArchive
 from hetero_async.sim.chaos import Chaos
 from hetero_async.sim.checkers import Judge, Life, Violation
 from hetero_async.sim.clock import VirtualClock
@@ -39,6 +40,7 @@ from hetero_async.sim.witness import Etcd
 from hetero_async.sim.workload import Student, Workload
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
+from hetero_async.unarchiving import restore_run
 
 RESTART_SECONDS = 0.3
 # After the healing something must be trained in every such time, until all have come to their end.
@@ -94,6 +96,7 @@ class World:
         self.judge = self.make_judge()
         self.network = Network(self.random("network"), trace)
         self.etcd = Etcd()
+        self.archive = SimulatedArchive(self.random("archive")) if plan.archive else None
         self._join_sites()
         names = [*plan.nodes, *(worker.name for worker in plan.workers)]
         self.disks = {name: self.make_disk(directory / name, self.random(f"disk of {name}")) for name in names}
@@ -210,6 +213,26 @@ class World:
         states = [state for node in self.plan.nodes if (state := self._verified(node)) is not None]
         if self.judge.violation is None:
             self._lost = min((self.judge.lost(state) for state in states), default=self.judge.acknowledged)
+        if self.archive is not None:
+            self._judge_archived(self.archive)
+
+    def _judge_archived(self, archive: SimulatedArchive) -> None:
+        """What comes back from the archive alone is the run as far as it goes."""
+        archive.is_well = True
+        archiving = self.serving.archiving if self.serving is not None else None
+        told = max(archiving.lsn, archiving.checkpoint_lsn) if archiving is not None else 0
+        try:
+            restored = restore_run(
+                archive, self.plan.settings.run, self._directory / "restored", lambda _: None, lambda _: None
+            )
+        except HeteroAsyncError as error:
+            if told:  # before, part of something may be there
+                self.judge.violated("archive", f"record {told} was called archived; restore: {error}")
+            return
+        state = restored.verdict.state
+        self.judge.recovered("archive", state, restored.verdict.model_hash)
+        if state.lsn < told:
+            self.judge.violated("archive", f"record {told} was called archived, and {state.lsn} is the last there")
 
     def _verified(self, node: str) -> State | None:
         self.processes[node].kill()

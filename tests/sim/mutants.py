@@ -214,6 +214,14 @@ MUTANTS = (
         "for worker in ():",
         ("kill worker", "lose site"),
     ),
+    Mutant(
+        "what the archive has not taken is called archived",
+        "archiving.py",
+        "                await self._insisting(self._archive.put_new, name, content)\n",
+        "                with contextlib.suppress(ArchiveAway):\n"
+        "                    await self._network(self._archive.put_new, name, content)\n",
+        first=14,
+    ),
     # --- several servers ---
     Mutant(
         "acknowledged before a standby has confirmed",
