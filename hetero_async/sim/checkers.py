@@ -152,6 +152,7 @@ class Judge:
             self._reached[node] = max(self._reached.get(node, 0), entry.lsn)
         elif entry.term < (self.story.term if known is None else known.term):
             self._astray[node] = min(self._astray.get(node, entry.lsn), entry.lsn - 1)
+            self.story.give_up(chapter)
         elif known is not None and entry.term == known.term:
             self.violated("3", f"record {entry.lsn} is not the one that was applied before")
         elif known is None and entry.lsn != self.story.lsn + 1:

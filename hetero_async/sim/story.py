@@ -98,6 +98,13 @@ class Story:
             self.given_up.setdefault(number, []).append(publishes[number])
         return {key: at for key, at in before.items() if key not in self.deltas}
 
+    def give_up(self, chapter: Chapter) -> None:
+        """A server whose reign has ended goes on, and workers that have heard of no other follow it."""
+        if isinstance(chapter.record, Published):
+            assert chapter.shadow is not None
+            publish = Publish(chapter.term, chapter.record.version, chapter.shadow, dict(chapter.record.merged))
+            self.given_up.setdefault(chapter.record.number, []).append(publish)
+
     def base(self, number: int, term: int) -> Publish:
         """The base of a delta from that publish of that term's server, or the last before it that is the run's."""
         return [publish for publish in self.publishes[: number + 1] if publish.term <= term][-1]
