@@ -1,5 +1,6 @@
 """How much random testing: every test run tries some cases, `make soak` tries many more. And what is tested first."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ LONGEST = (
 settings.register_profile("everyday", deadline=None, print_blob=True)
 settings.register_profile("soak", settings.get_profile("everyday"), max_examples=5000)
 settings.load_profile("everyday")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, and need not be looked through again and again
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

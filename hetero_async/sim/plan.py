@@ -59,7 +59,7 @@ FIRST_SECONDS, CHAOS_SECONDS = 0.5, 14.0
 PRESSED = 0.75  # share of the worlds whose faults all strike while there is something to train
 WORKERS_MAX = 12
 CROWDED = 0.04  # share of the worlds
-ARCHIVED = 0.3  # likewise
+ARCHIVED = 0.2  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

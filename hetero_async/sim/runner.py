@@ -1,5 +1,6 @@
 """Runs worlds by their seeds: one with its event log, thousands in parallel, and a failing one ever smaller."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -114,7 +115,8 @@ def run_many(seeds: Iterable[int], processes: int, seconds: float, told: Callabl
     tally, began = Tally(), time.monotonic()
     failed: list[Outcome] = []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+    # What torch has brought along stays: to look through all of it again and again costs a twentieth.
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=gc.freeze) as pool:
         for outcome in _outcomes(pool, seeds, processes * PARCELS_AHEAD, began + seconds):
             tally.add(outcome)
             tally.seconds = time.monotonic() - began
