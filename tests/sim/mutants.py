@@ -39,6 +39,7 @@ MUTANTS = (
         """            await self._send(ready)
             if ready.records:
                 await self._append(ready.records)""",
+        first=1,
     ),
     Mutant("no fdatasync", "shell/log.py", "self._disk.fdatasync(self._segment)", "pass"),
     Mutant(
@@ -74,7 +75,7 @@ MUTANTS = (
         "shell/store.py",
         "        self._disk.rename(unfinished, path)\n        sync_directory(self.directory, self._disk)",
         "        self._disk.rename(unfinished, path)",
-        first=6,
+        first=7,
     ),
     Mutant(
         "a checkpoint is not checked when it is read",
@@ -82,7 +83,7 @@ MUTANTS = (
         "if file_hash != manifest.file_hash:",
         "if False:",
         ("damage checkpoint", "kill server"),
-        first=5,
+        first=6,
     ),
     Mutant(
         "the log is dropped too early",
@@ -90,7 +91,7 @@ MUTANTS = (
         "self._drop_log(covered)",
         "self._drop_log(checkpoint.lsn)",
         ("damage checkpoint", "kill server"),
-        first=24,
+        first=27,
     ),
     Mutant(
         "the dedupe table is not in the checkpoint",
@@ -98,7 +99,7 @@ MUTANTS = (
         "        return asdict(self)",
         "        kept = asdict(self)\n        for member in kept['members'].values():\n"
         "            member['last_seq'] = 0\n        return kept",
-        first=6,
+        first=7,
     ),
     Mutant(
         "a delta that is said again is admitted again",
@@ -112,6 +113,7 @@ MUTANTS = (
         "core/admission.py",
         "if state.staleness(anchor_version) > bound:",
         "if state.staleness(state.version) > bound:",
+        first=2,
     ),
     Mutant(
         "a lease is granted without a record",
@@ -124,7 +126,7 @@ MUTANTS = (
         "core/server.py",
         "kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)",
         "kept = ranges.normal(hello.claims)",
-        first=30,
+        first=33,
     ),
     Mutant(
         "chance in apply",
@@ -150,6 +152,7 @@ MUTANTS = (
         "        if self._chunks[index] is None:\n            self._chunks[index]",
         "        if True:\n            self._chunks[index]",
         ("double messages", "thin link"),
+        first=1,
     ),
     Mutant(
         "a restart forgets the outbox",
@@ -157,6 +160,7 @@ MUTANTS = (
         "for seq, (push, payload) in (await self.blocking(self.outbox.load)).items():",
         "for seq, (push, payload) in (await self.blocking(self.outbox.load) and {}).items():",
         ("kill worker", "kill server"),
+        first=2,
     ),
     Mutant(
         "a delta is offered before it is in the outbox",
@@ -165,7 +169,7 @@ MUTANTS = (
         "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
         "        for push in owed.saves:\n            await self._save(push)\n",
         ("kill worker",),
-        first=55,
+        first=59,
     ),
     Mutant(
         "numbers begin again after a restart",
@@ -173,7 +177,7 @@ MUTANTS = (
         "        self.seq = max(self.seq, welcome.last_seq)\n",
         "",
         ("kill worker", "kill server"),
-        first=8,
+        first=9,
     ),
     Mutant(
         "a target that lacks the newest round is taken",
@@ -193,6 +197,7 @@ MUTANTS = (
         "core/worker.py",
         "            self.unmerged.remove(nack.seq)",
         "            pass",
+        first=2,
     ),
     Mutant(
         "a late answer to a request for samples is not taken",
@@ -206,6 +211,7 @@ MUTANTS = (
         "core/pace.py",
         "            self.deadline_ms = None\n            return False",
         "            return False",
+        first=2,
     ),
     Mutant(
         "a silent worker keeps its leases for ever",
@@ -220,7 +226,7 @@ MUTANTS = (
         "                await self._insisting(self._archive.put_new, name, content)\n",
         "                with contextlib.suppress(ArchiveAway):\n"
         "                    await self._network(self._archive.put_new, name, content)\n",
-        first=14,
+        first=16,
     ),
     # --- several servers ---
     Mutant(
