@@ -80,7 +80,7 @@ class ServerMachine(RuleBasedStateMachine):
         member = self.server.state.members.get(worker)
         return member.incarnation if member else 0
 
-    @rule(worker=st.sampled_from(WORKERS), claims=st.booleans(), life=st.sampled_from(LIVES))
+    @rule(worker=st.sampled_from(WORKERS), claims=st.booleans(), life=st.sampled_from((b"", *LIVES)))
     def join(self, worker: str, claims: bool, life: bytes) -> None:
         claimed = self.held.get(worker, ()) if claims else ()
         newest = self.newest.get(worker, Ack(seq=0, lsn=0))

@@ -95,6 +95,8 @@ def test_a_rejoin_meant_for_an_earlier_life_is_not_heard() -> None:
     [
         replace(WELCOME, incarnation=2, attempt=1, life=b"second"),
         replace(WELCOME, incarnation=2, last_seq=1),
+        replace(WELCOME, granted=((0, 4),)),
+        replace(WELCOME, incarnation=0),
     ],
 )
 def test_a_welcome_to_somebody_else_or_to_an_old_hello_changes_nothing(welcome: Welcome) -> None:
