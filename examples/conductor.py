@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import byte_gpt
 from safetensors.torch import load_file
 
-from hetero_async import looking
+from hetero_async import asking
 from hetero_async.config import RunConfig
 from hetero_async.errors import HeteroAsyncError, first_error
 from hetero_async.shell.telemetry import LineObserver
@@ -144,7 +144,7 @@ class Conductor:
     async def conduct(self, screen: Live, act: Callable[[], Awaitable[bool]]) -> None:
         """Look at the run again and again, and `act` after each look, until that says that all is over."""
         with trio.move_on_after(LIMIT_SECONDS):
-            async with looking.open_status(self.config, LineObserver(NOISE)) as ask:
+            async with asking.open_status(self.config, LineObserver(NOISE)) as ask:
                 while True:
                     status = await ask()
                     if status is not None:

@@ -37,7 +37,7 @@ from etcd_local import LocalCluster, require_etcd
 from rich.console import Console
 from rich.live import Live
 
-from hetero_async import assembly, looking
+from hetero_async import looking, roster
 from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta
@@ -164,7 +164,7 @@ def prepare(directory: Path, samples: int, etcd: list[str]) -> RunConfig:
         standbys={STANDBY: {"site": STANDBY, "address": free_address()}},
         witness={"etcd": etcd, "lease_seconds": LEASE_SECONDS},
     )
-    return assembly.initialize(directory, text)
+    return roster.initialize(directory, text)
 
 
 def takeover_seconds(conductor: SiteLoss) -> float:

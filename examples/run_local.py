@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.live import Live
 from safetensors.numpy import load_file
 
-from hetero_async import assembly, looking
+from hetero_async import looking, roster
 from hetero_async.config import RunConfig
 from hetero_async.tables import template
 from hetero_async.watch.report import draw_loss
@@ -88,7 +88,7 @@ def prepare(directory: Path, samples: int) -> RunConfig:
         server={"site": "amsterdam", "keep_log": True, "address": free_address()},
         training=TRAINING,
     )
-    return assembly.initialize(directory, text)
+    return roster.initialize(directory, text)
 
 
 def figures(conductor: TwoKills, verdict: Verdict, model: Path) -> dict[str, Any]:

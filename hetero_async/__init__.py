@@ -1,8 +1,21 @@
 """Train one PyTorch model on accelerators in several datacentres, asynchronously, and lose nothing."""
 
+from typing import TYPE_CHECKING, Any
+
 from hetero_async.config import RunConfig
-from hetero_async.session import Session, join
+
+if TYPE_CHECKING:
+    from hetero_async.session import Session, join
 
 __version__ = "0.1.0"
 
 __all__ = ["RunConfig", "Session", "__version__", "join"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, when it is first asked for: torch takes seconds to load, and most verbs do without."""
+    if name not in ("Session", "join"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hetero_async import session
+
+    return getattr(session, name)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import trio
 
 from hetero_async.actors.supervisor import RestartWindow, supervise
-from hetero_async.assembly import stop_on_signal
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.errors import UserError, WorkerDied
 from hetero_async.ports import Observer
+from hetero_async.shell.signals import stop_on_signal
 
 # A worker that dies more often than this within the period is not helped by starting it again.
 WORKER_RESTARTS = 10

@@ -1,11 +1,11 @@
-"""Puts concrete shells behind the ports of a node: the server, or a standby that may become it; and makes new runs.
+"""Puts concrete shells behind the ports of a node: the server, or a standby that may become it.
 
-site.py starts a site's workers, looking.py looks at a run from outside; a worker's own shells are in session.py.
+agent.py starts a site's workers, whose own shells are in session.py; asking.py asks nodes from outside, looking.py
+reads what they have on disk.
 """
 
 import contextlib
 import functools
-import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import trio
 
 from hetero_async.actors.supervisor import RestartWindow, supervise
 from hetero_async.archiving import Archiving
+from hetero_async.asking import ask_nodes, endpoints
 from hetero_async.config import Node, RunConfig
-from hetero_async.core.messages import Fence, Position
 from hetero_async.core.records import changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, DiskFull
@@ -26,17 +26,18 @@ from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals
 from hetero_async.shell.admin import Verb, open_admin, serve_admin
 from hetero_async.shell.archive import open_archive
-from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
+from hetero_async.shell.dial import DialLink, open_dial_link
 from hetero_async.shell.holdings import DirectoryHoldings
-from hetero_async.shell.keys import AllowList, create_keypair, load_public, load_secret
+from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.link import SOFTWARE, open_server_link
 from hetero_async.shell.log import FileLog
 from hetero_async.shell.memory import give_memory_back
 from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.refusals import RefusalNotes
+from hetero_async.shell.signals import stop_on_signal
 from hetero_async.shell.store import CheckpointStore
-from hetero_async.shell.telemetry import NullObserver, SeldomObserver
+from hetero_async.shell.telemetry import SeldomObserver
 from hetero_async.shell.threads import abandonable, in_thread
 from hetero_async.shell.witness import open_witness
 from hetero_async.standby import StandingBy
@@ -44,8 +45,6 @@ from hetero_async.tensors.model import ServerModel
 
 # A finished server waits so long for workers to fetch the last publish and say bye.
 FAREWELL_SECONDS = 30.0
-# Another node, asked where it stands, that has not answered in this time cannot be reached.
-ASK_SECONDS, ASK_AGAIN_SECONDS, SEND_AGAIN_SECONDS = 4.0, 1.0, 0.1
 # Rests between them keep it from ever coming to so many: the run goes on without its operator's socket.
 OPERATOR_RESTARTS = 1000
 OPERATOR_RESTART_PERIOD_SECONDS = 60.0
@@ -190,48 +189,6 @@ async def _open_witness(config: RunConfig) -> AsyncIterator[Witness | None]:
         yield witness
 
 
-def endpoints(config: RunConfig, without: str = "") -> list[Endpoint]:
-    """Every node of the run, with its pinned key. Raises ConfigError for a key file that is missing."""
-    return [
-        Endpoint(
-            name=node.name,
-            key=load_public(config.keys / f"{node.name}.public"),
-            control=node.control,
-            bulk=node.bulk,
-        )
-        for node in config.nodes().values()
-        if node.name != without
-    ]
-
-
-async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Position | None]:
-    """Tell all other nodes, as this one, of a term (0: only ask); where each stands, None: it did not answer."""
-    positions: dict[str, Position | None] = {}
-    secret = config.keys / f"{name}.secret"
-
-    async def ask(other: Endpoint) -> None:
-        positions[other.name] = None
-        with trio.move_on_after(ASK_SECONDS):
-            async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
-                positions[other.name] = await asked(link, Fence(term=term))
-
-    async with trio.open_nursery() as nursery:
-        for other in endpoints(config, without=name):
-            nursery.start_soon(ask, other)
-    return dict(sorted(positions.items()))
-
-
-async def asked(link: DialLink, fence: Fence) -> Position:
-    """The answer of the node that is dialled; its caller's deadline ends the wait."""
-    while True:
-        with trio.move_on_after(ASK_AGAIN_SECONDS):
-            while not await link.control.send(link.server.key, fence):  # noqa: ASYNC110, the deadline ends it
-                await trio.sleep(SEND_AGAIN_SECONDS)
-            while not isinstance(message := (await link.control.receive()).message, Position):
-                pass
-            return message
-
-
 def _check_settings(config: RunConfig, state: State) -> None:
     if state.settings is None:
         return
@@ -283,35 +240,3 @@ async def _answer_operator(listener: trio.socket.SocketType, verbs: Mapping[str,
         backoff_seconds=OPERATOR_BACKOFF_SECONDS,
         report=lambda crash: observer.event("crash", report=crash),
     )
-
-
-async def stop_on_signal(scope: trio.CancelScope) -> None:
-    """Cancel the scope when the process is told to end."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
-
-
-# --- a new run ---
-
-
-def initialize(directory: Path, run_toml: str) -> RunConfig:
-    """Write run.toml, the keys of server, standbys, operator and every worker, and the list of who is let in.
-
-    Raises ConfigError when there is a run already.
-    """
-    path = directory / "run.toml"
-    if path.exists():
-        raise ConfigError(f"{path}: there is one already; remove it, or choose another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(run_toml)
-    config = RunConfig.load(path)
-    config.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
-    allowed = AllowList(config.allowed)
-    for node in config.nodes().values():
-        allowed.admit(create_keypair(config.keys / node.name), role="standby", site=node.site, worker=node.name)
-    allowed.admit(create_keypair(config.keys / "operator"), role="admin", site=config.server.site, worker="operator")
-    for site, worker in config.workers():
-        allowed.admit(create_keypair(config.keys / worker), role="worker", site=site, worker=worker)
-    return config

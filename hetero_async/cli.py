@@ -1,15 +1,13 @@
-"""The command line: one function a verb, each thin. What they call is in assembly.py."""
+"""The command line: one function a verb, each thin.
+
+Loading torch takes seconds. What needs it is imported by the verbs that use it, so that all others answer at once.
+"""
 
 import contextlib
-import itertools
 import json
-import math
-import os
-import secrets
 import sys
 import time
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +15,10 @@ import trio
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from hetero_async import agent, assembly, cli_keys, cli_log, looking
+from hetero_async import agent, asking, cli_keys, cli_log, roster
+from hetero_async.cli_sim import sim
 from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
 from hetero_async.errors import (
@@ -37,10 +36,8 @@ from hetero_async.roster import join_line
 from hetero_async.shell.dial import until_stopped
 from hetero_async.shell.memory import told_of_memory
 from hetero_async.shell.telemetry import LineObserver
-from hetero_async.sim import learning, runner
 from hetero_async.tables import template
 from hetero_async.watch.status import Rate, render
-from hetero_async.watch.tally import render_failure, render_tally
 
 EXIT_USER = 2
 EXIT_FAILED = 1
@@ -80,7 +77,7 @@ def init(
     """
     sites = dict(_site(given) for given in site or [])
     text = template(run={"name": name, "samples": samples}, sites=sites, server={"address": address})
-    config = assembly.initialize(directory, text)
+    config = roster.initialize(directory, text)
     print(f"wrote {config.path} and the keys of the server, the operator and {len(config.workers())} workers")
     print(f"next: hetero-async serve --run {config.path}")
     for name in sites:
@@ -107,6 +104,8 @@ def serve(
 
     Example: hetero-async serve --run my-run/run.toml
     """
+    from hetero_async import assembly
+
     with told_how_to_mend(run, name):
         trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
@@ -121,6 +120,8 @@ def standby(
 
     Example: hetero-async standby --name b --run my-run/run.toml
     """
+    from hetero_async import assembly
+
     with told_how_to_mend(run, name):
         trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
 
@@ -136,12 +137,12 @@ def promote(
     A server that is in reach hands over first, and nothing is lost. Example: hetero-async promote --name b
     """
     config = RunConfig.load(run)
-    against = trio.run(looking.promote, config, name, yes)
+    against = trio.run(asking.promote, config, name, yes)
     if against and not yes:
         print("\n".join(against))
         if not typer.confirm(f"make {name} the server all the same?"):
             raise UserError(f"{name} stays a standby")
-        against = trio.run(looking.promote, config, name, True)
+        against = trio.run(asking.promote, config, name, True)
     if against:
         raise UserError("; ".join(against))
     print(f"{name} takes over; see it with: hetero-async status --run {run}")
@@ -178,12 +179,12 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
     rate = Rate()
     live = Live(console=console, auto_refresh=False) if watch else contextlib.nullcontext()
     with live as screen:
-        how_long = until_stopped if watch else looking.for_one_question
-        async with looking.open_status(config, LineObserver(), how_long) as ask:
+        how_long = until_stopped if watch else asking.for_one_question
+        async with asking.open_status(config, LineObserver(), how_long) as ask:
             while True:
                 answer = await ask()
                 if answer is None and not watch:
-                    raise HeteroAsyncError(looking.why_no_status(config))
+                    raise HeteroAsyncError(asking.why_no_status(config))
                 if answer is not None and isinstance(screen, Live):
                     screen.update(render(rate.added_to(answer, time.monotonic())), refresh=True)
                 elif as_json:
@@ -205,6 +206,8 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
 
     Example: hetero-async verify my-run/log
     """
+    from hetero_async import looking
+
     with Progress(transient=True) as progress:
         task = progress.add_task("records", total=None)
         verdict = looking.verify_directory(log, lambda lsn: progress.update(task, completed=lsn))
@@ -223,6 +226,8 @@ def export(
 
     Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
     """
+    from hetero_async import looking
+
     state = looking.export(RunConfig.load(run), out)
     print(f"wrote {out}: version {state.version}")
 
@@ -231,108 +236,7 @@ app.command()(restore)
 app.command()(repair)
 app.command()(cli_log.audit)
 app.command()(cli_log.replay)
-
-
-@app.command()
-def sim(
-    seed: Annotated[int | None, typer.Option(help="Run this one world and show every event.")] = None,
-    faults: Annotated[str, typer.Option(help='With --seed: only these of its faults ("2,5", or "none").')] = "",
-    seeds: Annotated[str, typer.Option(metavar="A..B", help="Run the worlds from A to B - 1.")] = "",
-    minutes: Annotated[float, typer.Option(help="Run new worlds for so long.")] = 0.0,
-    world: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Train in the world described there.")] = None,
-    out: Annotated[Path, typer.Option(help="With --world: where its figures and its picture go.")] = Path(
-        "runs/worlds"
-    ),
-    processes: Annotated[int, typer.Option(help="How many at once; 0: one a core.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
-) -> None:
-    """Run the real code in simulated worlds where everything fails, and check every promise.
-
-    Example: hetero-async sim --seeds 0..1000
-
-    With --world it trains a real model in a world of your making instead, in virtual time, and draws how fast it
-    learned: which rule, which codec, which link. Example: hetero-async sim --world examples/worlds/rules.toml
-    """
-    if world is not None:
-        _study(world, out, processes, as_json)
-    elif seed is not None:
-        _sim_one(seed, _numbers(faults), as_json)
-    elif seeds or minutes:
-        first, stop = _stretch(seeds) if seeds else (secrets.randbelow(1 << 32), None)
-        worlds = itertools.count(first) if stop is None else range(first, stop)
-        _sim_many(worlds, processes or os.cpu_count() or 1, 60 * minutes or math.inf, as_json)
-    else:
-        raise UserError("say which worlds: --seed 7, --seeds 0..1000, --minutes 10 or --world FILE.toml")
-
-
-def _study(world: Path, out: Path, processes: int, as_json: bool) -> None:
-    done = learning.study(world, out, lambda line: print(line, file=sys.stderr), processes)
-    if as_json:
-        print(json.dumps(done.summary()))
-    else:
-        for line in done.lines():
-            print(line)
-    if done.problems:
-        raise HeteroAsyncError(f"{len(done.problems)} runs did not come to their end: {done.problems[0]}")
-
-
-def _sim_one(seed: int, faults: list[int] | None, as_json: bool) -> None:
-    outcome = runner.run_seed(seed, faults, None if as_json else print)
-    tally = runner.Tally()
-    tally.add(outcome)
-    if outcome.violation is not None:
-        tally.failures.append(runner.examine(outcome, faults))
-    _tell(tally, as_json)
-
-
-def _sim_many(worlds: Iterable[int], processes: int, seconds: float, as_json: bool) -> None:
-    with Progress(
-        TextColumn("{task.fields[told]}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        transient=True,
-        console=Console(stderr=True),
-    ) as progress:
-        total = len(worlds) if isinstance(worlds, range) else None
-        task = progress.add_task("worlds", total=total, told="starting")
-        tally = runner.run_many(
-            worlds,
-            processes,
-            seconds,
-            lambda so_far: progress.update(
-                task, completed=so_far.seeds, told=f"{so_far.seeds} worlds, {so_far.acknowledged:,} deltas acknowledged"
-            ),
-        )
-    _tell(tally, as_json)
-
-
-def _tell(tally: runner.Tally, as_json: bool) -> None:
-    summary = tally.summary()
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        console = Console()
-        for told, failure in zip(summary["failures"], tally.failures, strict=True):
-            # A command that is broken into lines cannot be copied.
-            console.print(render_failure(told, failure.recent), soft_wrap=True)
-        console.print(render_tally(summary))
-    if tally.failures:
-        raise HeteroAsyncError(f"{len(tally.failures)} of {tally.seeds} worlds broke a promise")
-
-
-def _numbers(faults: str) -> list[int] | None:
-    if faults in ("", "none"):
-        return [] if faults else None
-    if not all(number.isdigit() for number in faults.split(",")):
-        raise UserError(f'--faults {faults}: must be numbers as a failure names them, "2,5", or "none"')
-    return [int(number) for number in faults.split(",")]
-
-
-def _stretch(seeds: str) -> tuple[int, int]:
-    first, dots, stop = seeds.partition("..")
-    if not (first.isdigit() and dots and stop.isdigit() and int(first) < int(stop)):
-        raise UserError(f'--seeds {seeds}: must be A..B with A below B, for example "0..1000"')
-    return int(first), int(stop)
+app.command()(sim)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from hetero_async import looking, roster
+from hetero_async import asking, roster
 from hetero_async.config import RunConfig
 from hetero_async.enrolment import Enrolment, ServerAddress
 from hetero_async.enrolment import join_site as enrol
@@ -132,7 +132,7 @@ def lift(
 
     Example: hetero-async keys lift 'KEY'
     """
-    print(f"{trio.run(looking.lift, RunConfig.load(run), key)} is heard again")
+    print(f"{trio.run(asking.lift, RunConfig.load(run), key)} is heard again")
 
 
 def _tell(line: str) -> None:

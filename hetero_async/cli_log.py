@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from hetero_async import looking
 from hetero_async.watch.audit import render
 
 LogArgument = Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run's log directory.")]
@@ -22,6 +21,8 @@ def audit(
 
     Example: hetero-async audit my-run/log
     """
+    from hetero_async import looking
+
     audited = looking.audit_directory(log)
     if as_json:
         print(json.dumps(audited.summary()))
@@ -46,6 +47,8 @@ def replay(
 
     Example: hetero-async replay my-run/log --without office-0 --out model.safetensors
     """
+    from hetero_async import looking
+
     with Progress(transient=True) as progress:
         task = progress.add_task("records", total=None)
         rebuilt = looking.replay_without(log, without or [], out, lambda lsn: progress.update(task, completed=lsn))

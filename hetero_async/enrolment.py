@@ -14,7 +14,6 @@ from typing import Any
 import trio
 
 from hetero_async.agent import work
-from hetero_async.assembly import stop_on_signal
 from hetero_async.complaints import ADDRESS, ADDRESS_ALLOWED, NAME, NAME_ALLOWED, PORT_MAX, SERVER, checked
 from hetero_async.config import TOLD_OF_SERVERS, RunConfig
 from hetero_async.core.messages import SettingsReport, SettingsRequest
@@ -24,6 +23,7 @@ from hetero_async.roster import allow_line, workers_of
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.disk import write_durably
 from hetero_async.shell.keys import create_keypair, is_key, load_public, public_of, save_public
+from hetero_async.shell.signals import stop_on_signal
 from hetero_async.tables import SITE_WORKERS_MAX, template
 
 # A key that is let in is answered at once; others are looked at afresh this often, since libzmq does not ask again.

@@ -1,27 +1,17 @@
-"""Looking at a run from outside: status, its log verified, audited, replayed, exported; having a standby promoted."""
+"""Looking at what a run has left on disk: its log verified, audited, replayed, exported."""
 
-import contextlib
-import functools
 import itertools
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import trio
-
-from hetero_async.assembly import endpoints
 from hetero_async.complaints import SERVER
 from hetero_async.config import Node, RunConfig
-from hetero_async.core.messages import StatusReport, StatusRequest
 from hetero_async.core.records import Entry
 from hetero_async.core.state import State
 from hetero_async.errors import LogCorrupt, UserError
-from hetero_async.ports import Checkpoint, Observer
+from hetero_async.ports import Checkpoint
 from hetero_async.replay import fold, replay, start_of
 from hetero_async.shell import refusals
-from hetero_async.shell.admin import NotServing, ask
-from hetero_async.shell.dial import DialLink, open_dial_link, until_stopped
 from hetero_async.shell.refusals import load_refusals
 from hetero_async.shell.segments import end_of, read_log, run_of, segment_paths
 from hetero_async.shell.store import CheckpointStore
@@ -30,97 +20,6 @@ from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.audit import Audit, audit
 from hetero_async.watch.verify import Verdict, verify
 from hetero_async.watch.without import Rebuilt, left_out, rebuild
-
-Status = dict[str, Any]
-
-STATUS_SECONDS = 5.0
-STATUS_RETRY_SECONDS = 0.1
-# All others are asked, twice, and a server that hands over is waited for.
-PROMOTION_SECONDS = 40.0
-
-
-def nodes_here(config: RunConfig) -> list[Node]:
-    """Those that this host can be, as far as its key files tell."""
-    return [node for node in config.nodes().values() if (config.keys / f"{node.name}.secret").exists()]
-
-
-@contextlib.asynccontextmanager
-async def open_status(
-    config: RunConfig, observer: Observer, how_long: Callable[[], str] = until_stopped
-) -> AsyncIterator[Callable[[], Awaitable[Status | None]]]:
-    """The question how the run stands; the answer is None when there is none (in time).
-
-    On the server's host the operator's socket is asked, elsewhere the server, with a key that it lets in.
-    `how_long`: as in open_dial_link.
-    """
-    if nodes_here(config):
-        yield functools.partial(_ask_here, config)
-        return
-    secret = _key_to_ask_with(config)
-    async with open_dial_link(endpoints(config), secret_path=secret, observer=observer, how_long=how_long) as link:
-
-        async def ask_there() -> Status | None:
-            with trio.move_on_after(STATUS_SECONDS):
-                return await _ask_status(link)
-            return None
-
-        yield ask_there
-
-
-def for_one_question() -> str:
-    """How long a server is tried by somebody who asks once."""
-    return f"until {STATUS_SECONDS:g} s have passed"
-
-
-def why_no_status(config: RunConfig) -> str:
-    if nodes_here(config):
-        return f"no server answers on {config.directory}; start it with: hetero-async serve --run {config.path}"
-    asked = ", ".join(endpoint.control for endpoint in endpoints(config))
-    return f"no answer from {asked} in {STATUS_SECONDS:g} s"
-
-
-async def _ask_here(config: RunConfig) -> Status | None:
-    """Where several run on one host, the one that serves."""
-    answers: list[Status] = []
-    for node in nodes_here(config):
-        with contextlib.suppress(NotServing):
-            answers.append(await ask(node.admin, "status"))
-    return min(answers, key=lambda status: "standby" in status, default=None)
-
-
-async def promote(config: RunConfig, name: str, in_spite: bool) -> list[str]:
-    """Have a standby of this host take over. What stands against it, in lines; none: it does."""
-    answer: list[str] = await ask(config.node(name).admin, "promote", PROMOTION_SECONDS, in_spite=in_spite)
-    return answer
-
-
-async def lift(config: RunConfig, key: str) -> str:
-    """Have the server of this host hear a quarantined key again; whose it is. Raises NotServing, UserError."""
-    for node in nodes_here(config):
-        with contextlib.suppress(NotServing):
-            if "standby" not in await ask(node.admin, "status"):
-                return str(await ask(node.admin, "lift", key=key))
-    raise NotServing(f"no server is running on {config.directory}: a key is lifted where it runs")
-
-
-def _key_to_ask_with(config: RunConfig) -> Path:
-    """An operator's own key where there is one, else a worker's, who is not disturbed by it."""
-    names = ["operator", *(worker for _, worker in config.workers())]
-    paths = [config.keys / f"{name}.secret" for name in names]
-    return next((path for path in paths if path.exists()), paths[0])
-
-
-async def _ask_status(link: DialLink) -> Status:
-    while not await link.control.send(link.server.key, StatusRequest()):  # noqa: ASYNC110, the caller's deadline ends it
-        await trio.sleep(STATUS_RETRY_SECONDS)
-    while True:
-        incoming = await link.control.receive()
-        if isinstance(incoming.message, StatusReport):
-            status: Status = json.loads(incoming.payload)
-            if not status.get("standby", {}).get("hears_server"):
-                return status
-            link.turn(status["standby"]["server"])
-            return await _ask_status(link)
 
 
 def verify_directory(log: Path, progress: Callable[[int], None]) -> Verdict:

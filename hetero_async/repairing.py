@@ -15,7 +15,7 @@ import trio
 import typer
 from rich.progress import Progress
 
-from hetero_async.assembly import asked, endpoints
+from hetero_async.asking import asked, endpoints
 from hetero_async.complaints import SERVER
 from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import RECORDS, Chunk, Fence, Gone
@@ -23,7 +23,6 @@ from hetero_async.core.ranges import normal
 from hetero_async.core.records import Entry
 from hetero_async.errors import ConfigError, HeteroAsyncError, LogCorrupt, UserError, first_error
 from hetero_async.formats.shipment import unpack_shipment
-from hetero_async.looking import verify_directory
 from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.disk import DISK, Disk
@@ -110,6 +109,8 @@ def repair_node(
 
 
 def _verified(node: Node, progress: Callable[[int], None]) -> Verdict:
+    from hetero_async.looking import verify_directory  # it imports torch, see cli.py
+
     verdict = verify_directory(node.log, progress)
     if not verdict.is_ok:
         raise LogCorrupt("\n".join([f"{node.log} does not keep the promises", *verdict.lines()]))

@@ -13,9 +13,30 @@ from hetero_async.complaints import NAME, NAME_ALLOWED, SERVER
 from hetero_async.config import RunConfig
 from hetero_async.errors import ConfigError, UserError
 from hetero_async.ports import Peer
-from hetero_async.shell.keys import AllowList, Entry, is_key, load_public, public_of, replace_keypair
+from hetero_async.shell.keys import AllowList, Entry, create_keypair, is_key, load_public, public_of, replace_keypair
 
 LIST_VERB = "hetero-async keys list"
+
+
+def initialize(directory: Path, run_toml: str) -> RunConfig:
+    """Write run.toml, the keys of server, standbys, operator and every worker, and the list of who is let in.
+
+    Raises ConfigError when there is a run already.
+    """
+    path = directory / "run.toml"
+    if path.exists():
+        raise ConfigError(f"{path}: there is one already; remove it, or choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(run_toml)
+    config = RunConfig.load(path)
+    config.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+    allowed = AllowList(config.allowed)
+    for node in config.nodes().values():
+        allowed.admit(create_keypair(config.keys / node.name), role="standby", site=node.site, worker=node.name)
+    allowed.admit(create_keypair(config.keys / "operator"), role="admin", site=config.server.site, worker="operator")
+    for site, worker in config.workers():
+        allowed.admit(create_keypair(config.keys / worker), role="worker", site=site, worker=worker)
+    return config
 
 
 def workers_of(site: str, count: int) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 import trio
 from torch.utils.data import default_collate
 
-from hetero_async.assembly import endpoints
+from hetero_async.asking import endpoints
 from hetero_async.config import RunConfig, from_environment
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Hello

@@ -14,7 +14,6 @@ from hetero_async.shell.retrieval import History, Retrieval, lay_out, written
 from hetero_async.shell.segments import read_log
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
-from hetero_async.tensors.model import ServerModel
 from hetero_async.watch.verify import Verdict, verify
 
 # Beside log and checkpoints, as long as they are not finished.
@@ -64,6 +63,8 @@ def restore_run(
 
 
 def _verified(history: History, staging: Path, progress: Callable[[int], None]) -> Verdict:
+    from hetero_async.tensors.model import ServerModel  # it imports torch, see cli.py
+
     store = CheckpointStore(staging / "checkpoints", history.run, in_thread)
     checkpoint = store.load(history.checkpoint.lsn) if history.checkpoint else None
     entries = read_log(staging / "log", history.run, checkpoint.lsn if checkpoint else None)

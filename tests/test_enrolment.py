@@ -128,7 +128,7 @@ def test_another_server_key_is_not_taken_silently(tmp_path: Path) -> None:
 
 
 def test_the_server_s_own_directory_is_not_a_site_s(tmp_path: Path) -> None:
-    assembly.initialize(tmp_path, template(run={"name": "tiny"}, sites={}))
+    roster.initialize(tmp_path, template(run={"name": "tiny"}, sites={}))
     before = (tmp_path / "run.toml").read_text()
     with pytest.raises(ConfigError, match=f"^{tmp_path} is the server's own; choose another directory for the site, "):
         prepare(site(tmp_path))
@@ -252,7 +252,7 @@ def test_an_answer_that_holds_no_settings_is_said(tmp_path: Path, payload: bytes
 def server(tmp_path: Path) -> RunConfig:
     control, bulk = free_ports(2)
     addresses = {"address": f"tcp://127.0.0.1:{control}", "bulk_address": f"tcp://127.0.0.1:{bulk}"}
-    return assembly.initialize(tmp_path / "run", template(run={"name": "tiny"}, sites={}, server=addresses))
+    return roster.initialize(tmp_path / "run", template(run={"name": "tiny"}, sites={}, server=addresses))
 
 
 @pytest.fixture

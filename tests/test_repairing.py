@@ -15,7 +15,7 @@ from shell.small_log import SilentDisk, inline
 from shell.test_log_faults import CALLS, Crash, CrashingDisk, crashing
 from small_run import SmallRun
 
-from hetero_async import assembly
+from hetero_async import roster
 from hetero_async.config import RunConfig
 from hetero_async.errors import EXIT_CORRUPT, ConfigError, LogCorrupt, UserError
 from hetero_async.formats.segment import SEGMENT_HEADER_BYTES, Scanner
@@ -44,7 +44,7 @@ def config(tmp_path: Path, run: SmallRun) -> RunConfig:
     standby = {"site": "there", "address": addresses[0], "bulk_address": addresses[1], "directory": "b"}
     server = {"address": addresses[2], "bulk_address": addresses[3]}
     text = template(run={"name": RUN, "samples": 64}, sites={}, server=server, standbys={"b": standby})
-    config = assembly.initialize(tmp_path / "run", text)
+    config = roster.initialize(tmp_path / "run", text)
     node = Node(config.directory)
     node.append(run.entries)
     node.archive_all(open_archive(str(tmp_path / "archive"), Path()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from hetero_async import assembly, roster
+from hetero_async import roster
 from hetero_async.config import RunConfig
 from hetero_async.errors import ConfigError, UserError
 from hetero_async.shell import keys as key_files
@@ -24,7 +24,7 @@ STANDBY = {"b": {"site": "shanghai", "address": "tcp://10.0.0.2:7710"}}
 def config(tmp_path: Path) -> RunConfig:
     """A server's own directory, with no site in it."""
     text = template(run={"name": "tiny"}, sites={}, server={"address": "tcp://10.0.0.1:7710"}, standbys=STANDBY)
-    return assembly.initialize(tmp_path / "run", text)
+    return roster.initialize(tmp_path / "run", text)
 
 
 def site_of(tmp_path: Path, workers: int) -> RunConfig:
@@ -206,7 +206,7 @@ def test_one_worker_s_new_key_leaves_the_others_and_their_order_alone(tmp_path: 
 
 
 def test_where_the_list_lies_a_worker_s_new_key_takes_the_old_one_s_place_at_once(tmp_path: Path) -> None:
-    config = assembly.initialize(tmp_path, template(run={"name": "tiny"}, sites={"here": 1}))
+    config = roster.initialize(tmp_path, template(run={"name": "tiny"}, sites={"here": 1}))
     old = public_of(config.keys / "here-0").decode()
     told = roster.rotate(config, ["here-0"])
     new = public_of(config.keys / "here-0").decode()

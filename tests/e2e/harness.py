@@ -26,11 +26,11 @@ import trio
 from e2e import tiny
 from e2e.lives import HEARTBEATS, PROMISED, WITNESS, ServerPlan, command_life, node_life, together_life, worker_life
 
-from hetero_async import assembly, looking
+from hetero_async import asking, looking, roster
+from hetero_async.asking import Status
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Beacon, Delta, Entry
 from hetero_async.core.state import State
-from hetero_async.looking import Status
 from hetero_async.replay import replay
 from hetero_async.shell.segments import read_log
 from hetero_async.tables import template
@@ -169,7 +169,7 @@ class Run:
             standbys={name: {"site": name, **self.place(name)} for name in standbys},
             witness=witness,
         )
-        self.config: RunConfig = assembly.initialize(directory, text)
+        self.config: RunConfig = roster.initialize(directory, text)
         self.names = [worker for _, worker in self.config.workers()]
         self.lives: list[Life] = []
 
@@ -248,7 +248,7 @@ class Run:
 
     async def _ask(self) -> Status:
         with trio.fail_after(PATIENCE_SECONDS):
-            async with looking.open_status(self.config, Silent()) as ask:
+            async with asking.open_status(self.config, Silent()) as ask:
                 while True:
                     with trio.move_on_after(0.5):  # a question that met a dying server is asked again
                         if answer := await ask():

@@ -55,6 +55,11 @@ def background(output: Path, *words: object) -> Iterator[subprocess.Popen[bytes]
         process.wait()
 
 
+def test_a_verb_that_does_not_need_torch_does_not_wait_for_it() -> None:
+    loaded = "import sys, hetero_async.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True).stdout == b"False\n"
+
+
 def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     toml = tmp_path / "my-run" / "run.toml"
     address = f"tcp://127.0.0.1:{free_port()}"

@@ -10,7 +10,7 @@ from e2e.harness import Run, forked
 from etcd_local import LocalCluster
 from shell.etcd_cluster import etcd, etcd_of_module  # noqa: F401, fixtures
 
-from hetero_async import looking
+from hetero_async import asking, looking
 from hetero_async.core.records import Delta, Promoted
 from hetero_async.shell.segments import end_of, first_lsn_of, segment_paths
 from hetero_async.watch.verify import Verdict
@@ -23,7 +23,7 @@ STEPS_BEFORE_HOLD = 40
 
 
 def promote(run: Run, name: str) -> list[str]:
-    return trio.run(looking.promote, run.config, name, False)
+    return trio.run(asking.promote, run.config, name, False)
 
 
 def wait_until_level(run: Run, name: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import trio
 from e2e.harness import Run
 
-from hetero_async import looking
+from hetero_async import asking, looking
 from hetero_async.core.records import Promoted
 
 EXIT_DAMAGED = 65
@@ -34,7 +34,7 @@ def test_a_server_on_an_older_copy_of_its_log_halts_until_the_operator_lets_it_g
 
         standby = run.start_standby("server")
         run.wait(lambda: "standing by" in standby.said, "it takes the operator's word")
-        assert trio.run(looking.promote, run.config, "server", True) == []
+        assert trio.run(asking.promote, run.config, "server", True) == []
         for life in workers:
             assert life.ending() == 0, run.story()
         verdict = looking.verify_directory(run.config.log, lambda _: None)

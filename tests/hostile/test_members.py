@@ -15,7 +15,7 @@ from hostile.attacks import FROM_WITHIN, crowd_of_dealers, framed, target_of, un
 from hostile.test_memory import target_of as member_of
 from shell.place import BEAT, Place, heartbeat, insist, moment, prepared, run, serving
 
-from hetero_async.assembly import endpoints
+from hetero_async.asking import endpoints
 from hetero_async.core.messages import Hello, Refused
 from hetero_async.ports import Incoming
 from hetero_async.quarantine import STRIKES_MAX

@@ -8,7 +8,7 @@ from typing import Any
 from e2e.harness import Life, Run
 from network.sites import Sites, enter
 
-from hetero_async.looking import Status
+from hetero_async.asking import Status
 from hetero_async.shell import wire
 
 PORT = 7710

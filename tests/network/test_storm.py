@@ -9,7 +9,7 @@ from e2e.harness import Life, Silent
 from network.sites import Sites, why_not
 from network.spread import SpreadRun
 
-from hetero_async.assembly import endpoints
+from hetero_async.asking import endpoints
 from hetero_async.core.messages import Beat, Heartbeat, Rejoin
 from hetero_async.shell.dial import DialLink, open_dial_link
 
