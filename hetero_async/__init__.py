@@ -1,5 +1,6 @@
 """Train one PyTorch model on accelerators in several datacentres, asynchronously, and lose nothing."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from hetero_async.config import RunConfig
@@ -16,6 +17,4 @@ def __getattr__(name: str) -> Any:
     """What needs torch, when it is first asked for: torch takes seconds to load, and most verbs do without."""
     if name not in ("Session", "join"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hetero_async import session
-
-    return getattr(session, name)
+    return getattr(importlib.import_module("hetero_async.session"), name)
