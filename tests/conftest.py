@@ -18,8 +18,13 @@ settings.register_profile("soak", settings.get_profile("everyday"), max_examples
 settings.load_profile("everyday")
 
 
+def pytest_configure() -> None:
+    gc.disable()  # all that is collected stays: looking through it for garbage finds none
+
+
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what was imported stays, and need not be looked through again and again
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

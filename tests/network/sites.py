@@ -6,6 +6,7 @@ source and destination, as in a network between the sites: their hosts see late 
 """
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -204,6 +205,7 @@ def enter(namespace: str) -> None:
         os.close(descriptor)
 
 
+@functools.cache
 def why_not() -> str:
     """Why this machine can have no sites; "" when it can."""
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]

@@ -88,7 +88,7 @@ def row(table: str, name: str, absent: str = "") -> str:
 def test_worlds_are_run_for_as_long_as_was_said(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worlds that were begun are run to their end."""
     monkeypatch.setattr(runner, "PARCEL", 1)
-    monkeypatch.setattr(cli.secrets, "randbelow", lambda below: 3)
+    monkeypatch.setattr(secrets, "randbelow", lambda below: 3)
     code, printed, complaint = verb("--minutes", "0.01", "--processes", "1", "--json")
     assert code == 0, complaint
     answer = json.loads(printed)
