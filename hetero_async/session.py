@@ -37,7 +37,7 @@ from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.devices import describe, dtype_name
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.replica import Replica
-from hetero_async.train import Training
+from hetero_async.train import Training, soon
 
 CLOSE_SECONDS = 5.0
 # A server that cannot be reached for so long will not come by waiting; the site's agent starts us again anyway.
@@ -119,14 +119,14 @@ class Session:
         if not math.isfinite(value):
             print(f"{self.worker}: {name} is {value}, which is not recorded", file=sys.stderr)
         elif self._token is not None and self._training is not None:
-            self._token.run_sync_soon(self._training.measured, name, float(value))
+            soon(self._token, self._training.measured, name, float(value))
 
     def close(self) -> None:
         """Leave the run. What is not pushed yet goes back to the pool for others to train on."""
         self._hook.remove()
         atexit.unregister(self.close)
         if self._thread.is_alive() and self._token is not None:
-            self._token.run_sync_soon(self._scope.cancel)
+            soon(self._token, self._scope.cancel)
             self._thread.join(CLOSE_SECONDS)
 
     # --- after each optimizer step, in the user's thread ---

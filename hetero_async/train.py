@@ -4,6 +4,8 @@ It lives in its own thread under trio, and meets the training loop at the Desk o
 go through `blocking`, so a heartbeat never waits for any of them.
 """
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable
 
@@ -70,7 +72,7 @@ class Training:
         token = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
-                self.desk.hand_over = lambda finished: token.run_sync_soon(self._take, nursery, finished)
+                self.desk.hand_over = functools.partial(soon, token, self._take, nursery)
                 nursery.start_soon(self._receive_control)
                 nursery.start_soon(self._receive_bulk)
                 nursery.start_soon(self._aim)
@@ -339,3 +341,9 @@ class Training:
 
 def _now_ms() -> int:
     return int(trio.current_time() * 1000)
+
+
+def soon(token: trio.lowlevel.TrioToken, call: Callable[..., object], *arguments: object) -> None:
+    """Have the background call it. Where that has ended nothing happens: the desk says why when it is next asked."""
+    with contextlib.suppress(trio.RunFinishedError):
+        token.run_sync_soon(call, *arguments)
