@@ -6,6 +6,7 @@ down before anybody hears of it. All intervals of waiting are shortened, so that
 """
 
 import errno
+import gc
 import io
 import itertools
 import json
@@ -23,7 +24,9 @@ import torch
 import trio
 from e2e import tiny
 
-import hetero_async
+import hetero_async.assembly
+import hetero_async.looking
+import hetero_async.session
 from hetero_async import bulk, cli, node, train, transfers
 from hetero_async.checkpoints import Checkpointer
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
@@ -164,6 +167,7 @@ def _speak_to(output: str, errors: str = "") -> None:
     for descriptor, path in ((1, output), (2, errors or output)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     torch.set_num_threads(1)
+    gc.freeze()  # what was inherited stays shared: no collection writes to it
 
 
 def _hurry() -> None:
