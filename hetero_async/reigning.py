@@ -70,7 +70,7 @@ class Keeper:
         observer: Observer,
         tell: Callable[[Witnessed], Awaitable[None]],
     ) -> None:
-        """`tell` passes what the witness says to the machine that decides."""
+        """`tell` passes what the witness says of who reigns to the machine; of the partner, `replication` is told."""
         self._witness = witness
         self._reign = reign
         self._mine = (reign.term, reign.server)
@@ -81,6 +81,7 @@ class Keeper:
         self._is_unsure = False  # what is on record: an answer did not come
         self._sure_until = 0.0
         self._was_away = False
+        self._count(reign.partner)
 
     async def run(self) -> None:
         """Until cancelled; then the lease is given back, so that nobody has to wait for its end."""
@@ -103,25 +104,30 @@ class Keeper:
         if self._is_unsure:
             self._reign = (await self._witness.look()).reign or self._reign
             self._is_unsure = False
+            self._count(self._reign.partner)
         if (self._reign.term, self._reign.server) != self._mine:
             return  # another reigns: the machine hears of it
         if await self._witness.renew() or await self._witness.claim(self._reign, self._reign):
             self._sure_until = began + self._lease_seconds
         else:
             self._is_unsure = True
-        partner = self._replication.wanted_partner(_ms(trio.current_time()))
-        if partner is not None and not self._is_unsure:
-            after = replace(self._reign, partner=partner)
-            if await self._witness.amend(self._reign, after):
-                self._observer.event("partner", standby=partner or "none")
-                self._reign = after
-            else:
-                self._is_unsure = True
+        self._count(None)
+        if self._is_unsure or (partner := self._replication.wanted_partner(_ms(trio.current_time()))) is None:
+            return
+        self._is_unsure = True  # until the answer is here
+        after = replace(self._reign, partner=partner)
+        if await self._witness.amend(self._reign, after):
+            self._observer.event("partner", standby=partner or "none")
+            self._reign, self._is_unsure = after, False
+            self._count(partner)
+
+    def _count(self, partner: str | None) -> None:
+        """Not by way of the machine's inbox: what waits there was true before the last change was asked for."""
+        if (self._reign.term, self._reign.server) == self._mine:
+            self._replication.witnessed(partner, _ms(self._sure_until))
 
     async def _say(self) -> None:
-        await self._tell(
-            Witnessed(now_ms=_ms(trio.current_time()), reign=self._reign, sure_until_ms=_ms(self._sure_until))
-        )
+        await self._tell(Witnessed(now_ms=_ms(trio.current_time()), reign=self._reign))
 
     async def _resign(self) -> None:
         try:

@@ -51,11 +51,10 @@ class Followed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witnessed:
-    """What the witness has on record, and until when it keeps anybody else from reigning (0: it does not)."""
+    """What the witness has on record."""
 
     now_ms: int
     reign: Reign
-    sure_until_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

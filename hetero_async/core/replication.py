@@ -6,8 +6,10 @@ this term. A standby that takes over has all that was released, and a server tha
 any more, whatever its clock says: that is the whole fence.
 
 With a witness, only the *partner's* confirmations count: the standby that the witness knows to have everything. The
-server changes partners only by changing that record first, so no other standby ever takes over by itself. Without a
-witness every standby's confirmation counts, because taking over is then the operator's decision and asks them all.
+server changes partners only by changing that record first, so no other standby ever takes over by itself. From the
+moment it asks for that change until it knows what became of it, a record is released when it would be with either
+partner. Without a witness every standby's confirmation counts, because taking over is then the operator's decision and
+asks them all.
 
 A server that is alone, with `when_alone = "continue"`, has the witness forget its partner and then releases by itself.
 """
@@ -45,6 +47,7 @@ class Replication:
         self.standings: dict[str, Standing] = {}
         self.partner = ""  # on the witness's record; with no witness always ""
         self.released = 0
+        self._proposed: str | None = None  # as partner; what became of it is not known
         self._sure_until_ms = 0
         self._holds_back = ""  # whom we wait for before the witness is told that it has everything
 
@@ -54,9 +57,12 @@ class Replication:
         standing.is_level = standing.seen > 0 and confirmed >= standing.seen
         standing.heard_ms, standing.confirmed, standing.seen = now_ms, max(standing.confirmed, confirmed), lsn
 
-    def witnessed(self, partner: str, sure_until_ms: int) -> None:
-        self.partner, self._sure_until_ms = partner, sure_until_ms
-        self._holds_back = ""
+    def witnessed(self, partner: str | None, sure_until_ms: int) -> None:
+        """`partner`: who is on record; None: that is not known, an answer did not come."""
+        self._sure_until_ms = sure_until_ms
+        if partner is not None:
+            self.partner, self._proposed = partner, None
+            self._holds_back = "" if partner else self._holds_back
 
     def release(self, now_ms: int, lsn: int) -> int:
         """The last record that may be spoken of, `lsn` being the last one that there is. It never goes back."""
@@ -64,22 +70,28 @@ class Replication:
         return self.released
 
     def _releasable(self, now_ms: int, lsn: int) -> int:
-        if self.is_by_itself:
-            return lsn if self.is_sure(now_ms) else 0
-        counted = self._counted()
-        return max((self.standings[standby].confirmed for standby in counted), default=0)
-
-    def _counted(self) -> list[str]:
-        """Whose confirmations release."""
+        by_itself = lsn if self.is_sure(now_ms) else 0
+        if self.rules.durability == LOCAL:
+            return by_itself
         if not self.rules.has_witness:
-            return list(self.standings)
-        return [standby for standby in (self.partner, self._holds_back) if standby in self.standings]
+            return max((standing.confirmed for standing in self.standings.values()), default=0)
+        if self.is_by_itself:
+            return by_itself
+        return min((self._confirmed(standby) for standby in self._partners() if standby), default=0)
+
+    def _confirmed(self, standby: str) -> int:
+        return self.standings[standby].confirmed if standby in self.standings else 0
+
+    def _partners(self) -> list[str]:
+        """All that may be on record, or shall soon be; "": nobody."""
+        proposed = [] if self._proposed is None else [self._proposed]
+        return [self.partner, *proposed, *([self._holds_back] if self._holds_back else [])]
 
     @property
     def is_by_itself(self) -> bool:
         """Whether our own disk is enough."""
-        alone = self.rules.when_alone == CONTINUE and self.rules.has_witness and not self.partner
-        return self.rules.durability == LOCAL or (alone and not self._holds_back)
+        may_be_alone = self.rules.when_alone == CONTINUE and self.rules.has_witness
+        return self.rules.durability == LOCAL or (may_be_alone and not any(self._partners()))
 
     def is_sure(self, now_ms: int) -> bool:
         """Whether nobody else can reign: the witness keeps our lease, or a standby has just spoken in our term."""
@@ -92,7 +104,7 @@ class Replication:
         return standby not in self._present(now_ms)
 
     def wanted_partner(self, now_ms: int) -> str | None:
-        """Whom the witness should have on record instead; None: nobody else.
+        """Whom the witness is to have on record instead, to be asked of it at once; None: nobody else.
 
         A standby is proposed when it has all that was released. Before that, while we are by ourselves and go on
         releasing, one that is nearly there is waited for.
@@ -104,12 +116,16 @@ class Replication:
             self._holds_back = ""
         for name in sorted(level):
             if self.standings[name].confirmed >= self.released:
-                return name
+                return self._propose(name)
         if level and not self.partner and self.rules.durability == REPLICATED:
             self._holds_back = min(level)
         if self.partner and (self.rules.durability == LOCAL or self.rules.when_alone == CONTINUE):
-            return ""
+            return self._propose("")
         return None
+
+    def _propose(self, partner: str) -> str:
+        self._proposed = partner
+        return partner
 
     def why_held(self, now_ms: int, lsn: int) -> str:
         """Why something waits, for people; "" when nothing does, or not for long."""

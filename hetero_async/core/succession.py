@@ -98,5 +98,3 @@ class Succession:
         reign = event.reign
         if reign.term > self._state.term or reign.server != self.name:
             self.deposed = f"{reign.server} has taken over, in term {reign.term}"
-        else:
-            self._replication.witnessed(reign.partner, event.sure_until_ms)

@@ -33,6 +33,11 @@ RENEWAL_SHARE, QUESTION_SHARE = 1 / 3, 2 / 3
 REIGN: TypeAdapter[Reign] = TypeAdapter(Reign)
 
 
+def reign_key(run: str) -> str:
+    """Which of etcd's keys holds the reign."""
+    return f"hetero-async/{run}/reign"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """Both keys as they are at one moment."""
@@ -67,7 +72,7 @@ class EtcdWitness:
     def __init__(self, members: Sequence[Member], run: str, lease_seconds: float) -> None:
         assert members, "no member of the cluster is given"
         self._members = list(members)  # whichever answered last is asked first
-        self._reign_key = f"hetero-async/{run}/reign"
+        self._reign_key = reign_key(run)
         self._holder_key = f"hetero-async/{run}/holder"
         self._lease_seconds = lease_seconds
         self._lease = 0  # the one that we hold; 0: none

@@ -63,9 +63,11 @@ class Account:
 
 class Judge:
     def __init__(
-        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1
-    ) -> None:
-        """`fail` is told of the first violation. `copies`: on so many of the nodes' disks is what is acknowledged."""
+        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1,
+        is_alone: Callable[[str], bool] = lambda node: False,
+    ) -> None:  # fmt: skip
+        """`fail` is told of the first violation. `copies`: on so many of the nodes' disks is what is acknowledged, but
+        by a node that `is_alone` on its own."""
         self.settings = settings
         self.violation: Violation | None = None
         self.accounts: dict[str, Account] = {}
@@ -75,6 +77,7 @@ class Judge:
         self._fail = fail
         self._nodes = nodes
         self._copies = copies
+        self._is_alone = is_alone
         self._hashes: dict[int, tuple[bytes, bytes]] = {}  # lsn → hashes of state and model
         self._reached: dict[str, int] = {}  # node → up to which record it has applied the story
         self._astray: dict[str, int] = {}  # node → after which record it is on a branch of its own
@@ -130,7 +133,7 @@ class Judge:
 
     def _is_safe(self, node: str, lsn: int, payload: bytes, disks: Mapping[str, SimulatedDisk]) -> bool:
         holders = [name for name in self._nodes if _holds(disks[name], lsn, payload, 1 if name != node else KEPT)]
-        return node in holders and len(holders) >= self._copies
+        return node in holders and (len(holders) >= self._copies or self._is_alone(node))
 
     def _lose(self, deltas: Mapping[Key, int], how: str) -> None:
         """Acknowledged, and no part of the run's history."""

@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import trio
 
+from hetero_async.core.reign import Reign
 from hetero_async.errors import WitnessAway
 from hetero_async.ports import Witness
 from hetero_async.shell.etcd import Kept, Put, Reading, Value
-from hetero_async.shell.witness import EtcdWitness
+from hetero_async.shell.witness import REIGN, EtcdWitness, reign_key
 from hetero_async.sim.network import Network
 from hetero_async.sim.process import Process
 
@@ -55,6 +56,11 @@ class Etcd:
         for put in puts:
             self._values[put.key] = Value(content=put.content, revision=self.revision, lease=put.lease)
         return True
+
+    def reign(self, run: str) -> Reign | None:
+        """What it holds, for whoever looks on."""
+        value = self._values.get(reign_key(run))
+        return None if value is None else REIGN.validate_json(value.content)
 
     def grant(self, seconds: int) -> int:
         self._granted += 1

@@ -17,12 +17,10 @@ from trio._core import _run as trio_run
 
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Message
-from hetero_async.core.replication import REPLICATED, WAIT
-from hetero_async.core.state import State
+from hetero_async.core.replication import CONTINUE, REPLICATED
 from hetero_async.desk import Desk
-from hetero_async.errors import ConfigError, Deposed, DiskFull, HeteroAsyncError, LogCorrupt, UserError, first_error
+from hetero_async.errors import ConfigError, Deposed, DiskFull, LogCorrupt, first_error
 from hetero_async.formats import chunks
-from hetero_async.looking import verify_directory
 from hetero_async.ports import Peer
 from hetero_async.serve import Serving
 from hetero_async.sim.archive import SimulatedArchive
@@ -30,6 +28,7 @@ from hetero_async.sim.chaos import Chaos
 from hetero_async.sim.checkers import Judge, Life, Violation
 from hetero_async.sim.clock import VirtualClock
 from hetero_async.sim.disk import SimulatedDisk, Troubles
+from hetero_async.sim.ending import Ending
 from hetero_async.sim.lives import NodeLife, WorkerLife
 from hetero_async.sim.network import DialEnd, Network
 from hetero_async.sim.plan import SERVER, WITNESS, Plan, WorkerPlan
@@ -40,7 +39,6 @@ from hetero_async.sim.witness import Etcd
 from hetero_async.sim.workload import Student, Workload
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
-from hetero_async.unarchiving import restore_run
 
 RESTART_SECONDS = 0.3
 # After the healing something must be trained in every such time, until all have come to their end.
@@ -123,13 +121,20 @@ class World:
     # What looks on; a world that is there for something else than being judged has others.
 
     def make_judge(self) -> Judge:
-        return Judge(self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies)
+        return Judge(
+            self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies, is_alone=self.is_alone
+        )
 
     @property
     def copies(self) -> int:
         """On so many disks is what is acknowledged."""
-        rules = self.plan.rules
-        return 2 if rules.durability == REPLICATED and rules.when_alone == WAIT else 1
+        return 2 if self.plan.rules.durability == REPLICATED else 1
+
+    def is_alone(self, node: str) -> bool:
+        """Whether the run lets it go on without a standby, and the witness knows that it does."""
+        reign = self.etcd.reign(self.plan.settings.run)
+        is_known = reign is not None and (reign.server, reign.partner) == (node, "")
+        return is_known and self.plan.rules.when_alone == CONTINUE
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return SimulatedDisk(directory, random)
@@ -205,52 +210,7 @@ class World:
         if unfinished:
             self.judge.violated("liveness", f"{', '.join(unfinished)} did not come to an end after the healing")
         else:
-            self._judge_finished()
-
-    def _judge_finished(self) -> None:
-        """Every node's log, as a power cut would leave it, is the run's as far as it goes; one has all of it."""
-        self.judge.finished(self.plan.settings.samples)
-        states = [state for node in self.plan.nodes if (state := self._verified(node)) is not None]
-        if self.judge.violation is None:
-            self._lost = min((self.judge.lost(state) for state in states), default=self.judge.acknowledged)
-        if self.archive is not None:
-            self._judge_archived(self.archive)
-
-    def _judge_archived(self, archive: SimulatedArchive) -> None:
-        """What comes back from the archive alone is the run as far as it goes."""
-        archive.is_well = True
-        archiving = self.serving.archiving if self.serving is not None else None
-        told = max(archiving.lsn, archiving.checkpoint_lsn) if archiving is not None else 0
-        try:
-            restored = restore_run(
-                archive, self.plan.settings.run, self._directory / "restored", lambda _: None, lambda _: None
-            )
-        except HeteroAsyncError as error:
-            if told:  # before, part of something may be there
-                self.judge.violated("archive", f"record {told} was called archived; restore: {error}")
-            return
-        state = restored.verdict.state
-        self.judge.recovered("archive", state, restored.verdict.model_hash)
-        if state.lsn < told:
-            self.judge.violated("archive", f"record {told} was called archived, and {state.lsn} is the last there")
-
-    def _verified(self, node: str) -> State | None:
-        self.processes[node].kill()
-        self.disks[node].cut_power()
-        log = self.disks[node].root / "log"
-        if node != SERVER and not any(log.glob("[0-9]*.log")):
-            return None  # it stood by for nothing yet
-        try:
-            verdict = verify_directory(log, lambda _: None)
-        except UserError:
-            return None  # a log without a record
-        except HeteroAsyncError as error:
-            self.judge.violated("3", f"verify: {error}")
-            return None
-        if not verdict.is_ok:
-            self.judge.violated("3", f"verify finds the log of {node} wanting")
-        self.judge.recovered(node, verdict.state, verdict.model_hash)
-        return verdict.state
+            self._lost = Ending(self, self._directory).judged()
 
     def _expected(self) -> list[WorkerPlan]:
         return [worker for worker in self.plan.workers if worker.name != self.plan.stays_away]

@@ -135,6 +135,33 @@ def test_a_server_by_itself_holds_back_for_a_standby_that_is_nearly_there() -> N
     assert replication.release(1, 14) == 12
 
 
+def test_it_goes_on_holding_back_when_the_witness_says_again_that_it_is_by_itself() -> None:
+    replication = Replication(CONTINUING)
+    replication.witnessed("", 10**9)
+    replication.release(0, 9)
+    replication.confirm("b", 5, 6, 0)
+    replication.confirm("b", 7, 9, 0)
+    assert replication.wanted_partner(0) is None
+    replication.witnessed("", 10**9)
+    assert replication.release(0, 12) == 9, "it waits for b"
+
+
+@pytest.mark.parametrize(("partner", "rules"), [("", CONTINUING), ("c", CONTINUING), ("c", WITNESSED)])
+def test_until_it_knows_which_partner_is_on_record_both_must_confirm(partner: str, rules: Durability) -> None:
+    replication, now_ms = Replication(rules), LEASE_MS
+    replication.witnessed(partner, 10**9)
+    level(replication, "c", 3, 0)
+    level(replication, "b", 4, now_ms)
+    assert replication.wanted_partner(now_ms) == "b"
+    replication.witnessed(None, 10**9)
+    replication.confirm("c", 6, 9, now_ms)
+    assert replication.release(now_ms, 9) == 4, "b may be on record"
+    replication.confirm("b", 9, 9, now_ms)
+    assert replication.release(now_ms, 9) == (6 if partner else 9), "and so may the one before"
+    replication.witnessed("b", 10**9)
+    assert replication.release(now_ms, 9) == 9
+
+
 def test_it_does_not_hold_back_any_more_when_that_standby_is_away() -> None:
     replication = Replication(CONTINUING)
     replication.witnessed("", 10**9)
@@ -180,7 +207,7 @@ STEPS = st.lists(
         st.tuples(st.just("write"), st.integers(1, 3)),
         st.tuples(st.just("confirm"), st.sampled_from("bc"), st.integers(0, 3)),
         st.tuples(st.just("time"), st.integers(1, LEASE_MS)),
-        st.tuples(st.just("witness"), st.booleans()),
+        st.tuples(st.just("witness"), st.booleans(), st.booleans()),
     ),
     max_size=60,
 )
@@ -190,10 +217,10 @@ STEPS = st.lists(
 def test_whoever_the_witness_would_let_take_over_has_all_that_was_released(
     steps: list[tuple[object, ...]], rules: Durability
 ) -> None:
-    """The witness's record is changed as the server wants it, before or after it hears of that."""
+    """The witness's record is changed as the server wants it, or not, and the server hears of that, or not yet."""
     replication, lsn, now_ms = Replication(rules), 0, 0
     has = {"b": 0, "c": 0}
-    partner = ""
+    partner, is_unsure = "", False
     replication.witnessed("", 0)
     for step in steps:
         match step:
@@ -204,14 +231,16 @@ def test_whoever_the_witness_would_let_take_over_has_all_that_was_released(
                 replication.confirm(standby, has[standby], lsn, now_ms)
             case ("time", int(passed)):
                 now_ms += passed
-            case ("witness", bool(is_heard)):
-                wanted = replication.wanted_partner(now_ms)
-                partner = partner if wanted is None else wanted
-                if is_heard:  # else the answer got lost: it is asked again before anything else is wanted of it
+            case ("witness", bool(is_heard), _) if is_unsure:
+                if is_heard:  # it looks before it wants anything else
                     replication.witnessed(partner, now_ms + LEASE_MS)
-                elif wanted is not None:
-                    assert not partner or has[partner] >= replication.released
-                    replication.witnessed(partner, now_ms)
+                    is_unsure = False
+            case ("witness", bool(is_heard), bool(is_done)):
+                wanted = replication.wanted_partner(now_ms)
+                is_unsure = wanted is not None and not is_heard
+                if wanted is not None and is_done:
+                    partner = wanted
+                replication.witnessed(None if is_unsure else partner, now_ms + LEASE_MS)
         before = replication.released
         assert before <= replication.release(now_ms, lsn) <= max(before, lsn)
         assert not partner or has[partner] >= replication.released

@@ -259,6 +259,21 @@ MUTANTS = (
         CLUSTER,
         first=16,
     ),
+    Mutant(
+        "a server that may go on alone does so although it has a partner",
+        "core/replication.py",
+        "(may_be_alone and not any(self._partners()))",
+        "may_be_alone",
+        CLUSTER,
+        first=2,
+    ),
+    Mutant(
+        "what was fetched for a damaged log is not written",
+        "shell/mending.py",
+        "                segment.pieces.append(packed)\n",
+        "",
+        CLUSTER,
+    ),
 )
 
 

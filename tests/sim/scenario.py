@@ -101,9 +101,10 @@ class NotingJudge(Judge):
     """Keeps the records as well, each with the time at which it was applied first."""
 
     def __init__(
-        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1
-    ) -> None:
-        super().__init__(settings, fail, nodes=nodes, copies=copies)
+        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1,
+        is_alone: Callable[[str], bool] = lambda node: False,
+    ) -> None:  # fmt: skip
+        super().__init__(settings, fail, nodes=nodes, copies=copies, is_alone=is_alone)
         self.entries: list[tuple[float, Entry]] = []  # of the run's history, as far as it goes now
         # A node's, each: up to which record it came back, up to which one it had settled, and its state's hash.
         self.recoveries: dict[str, list[tuple[int, int, bytes]]] = {node: [] for node in nodes}
@@ -171,7 +172,9 @@ class ScriptedWorld(World):
         self._chaos = ScriptedChaos(self, script)
 
     def make_judge(self) -> Judge:
-        return NotingJudge(self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies)
+        return NotingJudge(
+            self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies, is_alone=self.is_alone
+        )
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return NotingDisk(directory, random)
