@@ -41,11 +41,9 @@ class Lane(Protocol):
 
     async def receive(self) -> Incoming:
         """The next message. Cancel-atomic: a message is returned, or still waiting."""
-        ...
 
     async def send(self, key: bytes, message: Message, payload: bytes | memoryview = b"") -> bool:
         """Hand one message to the network. False: the peer is away or slow and it was dropped (peers ask again)."""
-        ...
 
 
 class Link(Protocol):
@@ -66,7 +64,6 @@ class Link(Protocol):
     @property
     def generation(self) -> int:
         """Grows with every new connection: what was under way on the old one is lost."""
-        ...
 
 
 class ServerLink(Link, Protocol):
@@ -81,18 +78,15 @@ class DialLink(Link, Protocol):
     @property
     def server(self) -> Peer:
         """Whom it is connected to, or dials at present."""
-        ...
 
     def turn(self, server: str = "") -> None:
         """Turn to the server of that name, or to the next one; a name that is not known is ignored."""
-        ...
 
 
 class Log(Protocol):
     @property
     def chain(self) -> bytes:
         """What links the last durable record to all before it."""
-        ...
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """Make the entries durable, all with one fdatasync.
@@ -100,20 +94,16 @@ class Log(Protocol):
         Raises DiskFull when there is no space (nothing of it is kept). When fsync itself fails it does not return:
         the process ends at once with exit code 74, because the page cache can no longer be trusted.
         """
-        ...
 
     def entries(self, after_lsn: int = 0) -> Iterator[Entry]:
         """Every record after that one. Raises LogCorrupt."""
-        ...
 
     def read(self, after_lsn: int, count_bytes: int) -> tuple[bytes, list[Entry]] | None:
         """The chain after that record and durable records behind it, about so many bytes of them, at least one where
         there is one. None when they are not held any more. May run beside `append`."""
-        ...
 
     def drop_before(self, lsn: int) -> None:
         """Delete whole segments that hold only records before this one."""
-        ...
 
 
 class KeptLog(Log, Protocol):
@@ -122,7 +112,6 @@ class KeptLog(Log, Protocol):
     @property
     def first_lsn(self) -> int:
         """The oldest record held."""
-        ...
 
     @property
     def last_lsn(self) -> int: ...
@@ -132,11 +121,9 @@ class KeptLog(Log, Protocol):
 
     def cut(self, lsn: int) -> Sequence[object]:
         """Put the records after that one aside, and say where they lie now. Not beside any other call."""
-        ...
 
     def reset(self, lsn: int = 0, term: int = 0, chain: bytes = bytes(16)) -> None:
         """Begin anew behind a checkpoint of that record. Not beside any other call."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +151,9 @@ class Store(Protocol):
     @property
     def warnings(self) -> Sequence[str]:
         """One line for each damaged checkpoint that `load_newest` passed over."""
-        ...
 
     def load_newest(self) -> Checkpoint | None:
         """The newest that is whole; None when there is none."""
-        ...
 
     async def save(self, checkpoint: Checkpoint) -> int:
         """Write, fsync, rename, fsync the directory, read back and compare, then drop all but the two newest.
@@ -176,19 +161,15 @@ class Store(Protocol):
         Returns up to which record the log is not needed any more (0: all of it is). Raises DiskFull; the older
         checkpoints are untouched then.
         """
-        ...
 
     def packed(self, lsn: int) -> tuple[int, bytes, "memoryview | bytes"] | None:
         """A checkpoint's record, and its two files as they are on disk; `lsn` 0: of the newest. None: not held."""
-        ...
 
     async def keep(self, manifest: bytes, arrays: bytes) -> Checkpoint:
         """Save a checkpoint that another server has made. Raises LogCorrupt, ConfigError, DiskFull."""
-        ...
 
     def drop_after(self, lsn: int) -> None:
         """Delete checkpoints of later records: they are of a history that is not the run's."""
-        ...
 
 
 class Promises(Protocol):
@@ -198,7 +179,6 @@ class Promises(Protocol):
 
     def save(self, term: int) -> None:
         """Durable on return; a failing disk ends the process."""
-        ...
 
 
 class Model(Protocol):
@@ -206,43 +186,33 @@ class Model(Protocol):
 
     def apply(self, entry: Entry) -> None:
         """Apply one log entry (Genesis, Delta, Stepped, Published; all others change nothing here)."""
-        ...
 
     def inspect(self, codec: str, payload: bytes) -> Facts:
         """Decode without keeping: is it whole, finite, of the run's size, and how long is it (L2)?"""
-        ...
 
     def inspect_initial(self, schema: bytes, payload: bytes) -> Facts:
         """The same for the initial parameters, before there is a run."""
-        ...
 
     def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
         """The genesis record's payload, and the hash of the parameters in it."""
-        ...
 
     def payload_limit(self, schema: bytes) -> int:
         """The most bytes that a delta, or the initial parameters, of the run's model (else of this schema) can have."""
-        ...
 
     def mismatch(self, schema: bytes) -> str:
         """One line that says how a schema differs from the run's (tensor, expected, found); empty when equal."""
-        ...
 
     def fetch(self, kind: str, number: int) -> bytes | None:
         """A publish or snapshot object as bytes, if it is held."""
-        ...
 
     def newest_publish(self) -> int:
         """Which one the shadow stands on."""
-        ...
 
     def oldest_publish(self) -> int:
         """The oldest publish still held: from there on, one by one is fewer bytes than a snapshot."""
-        ...
 
     def model_hash(self) -> bytes:
         """xxh3_128 over parameters, outer state and shadow."""
-        ...
 
     def snapshot(self) -> ModelSnapshot: ...
 
@@ -266,15 +236,12 @@ class Outbox(Protocol):
 
     def save(self, push: Push, payload: bytes) -> None:
         """Durable on return. Raises DiskFull."""
-        ...
 
     def drop(self, seq: int, is_acknowledged: bool) -> None:
         """Answered: forget it, but keep a note of an acknowledgement. Raises DiskFull."""
-        ...
 
     def load(self) -> dict[int, tuple[Push, bytes]]:
         """What an earlier life left, by seq. Damaged files are set aside."""
-        ...
 
 
 class Replica(Protocol):
@@ -282,19 +249,19 @@ class Replica(Protocol):
 
     def cut(self) -> object:
         """A round ends: its delta. The next is measured from here."""
-        ...
 
     def adopt(self, target: object) -> None:
         """Stand on the target and keep the round's progress."""
-        ...
 
     def reset(self, target: object) -> None:
         """Stand on the target with no progress."""
-        ...
 
 
 class Follower(Protocol):
-    """The worker's tensors as the background uses them; a delta and a target are opaque to it."""
+    """The worker's tensors as the background uses them; a delta and a target are opaque to it.
+
+    It is told which push (`pushed`) what was encoded last has become, and what the server did with it (`answered`).
+    """
 
     schema: bytes
     schema_hash: bytes
@@ -303,21 +270,21 @@ class Follower(Protocol):
 
     def encode(self, delta: object, codec: str) -> bytes: ...
 
+    def pushed(self, seq: int) -> None: ...
+
+    def answered(self, seq: int, is_accepted: bool) -> None: ...
+
     def norm(self, delta: object) -> float:
         """L2, as the server will find it: not finite for a delta that holds a NaN, an infinity or far too much."""
-        ...
 
     def take(self, kind: str, blob: bytes) -> int:
         """Move the shadow by a publish or snapshot object; returns its number. Raises PeerError."""
-        ...
 
     def merged_seq(self, worker: str) -> int:
         """Up to which seq a worker's deltas are in the shadow."""
-        ...
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
         """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,15 +301,12 @@ class Archive(Protocol):
 
     def put_new(self, name: str, content: bytes) -> None:
         """Durable there on return; the same content again is no error. Raises ArchiveConflict for another."""
-        ...
 
     def list(self, run: str = "") -> Mapping[str, Archived]:
         """Every object of a run, or of all runs, by its name."""
-        ...
 
     def get(self, name: str) -> bytes:
         """Raises FileNotFoundError when there is none."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,15 +324,12 @@ class Holdings(Protocol):
 
     def genesis(self) -> bytes | None:
         """The chain after the first record, which tells runs of one name apart; None when it is not held any more."""
-        ...
 
     def segment_after(self, lsn: int, with_open: bool) -> Held | None:
         """The oldest closed segment with records after that one, or the one still written to. Raises LogCorrupt."""
-        ...
 
     def checkpoint_after(self, lsn: int) -> Sequence[Held]:
         """The newest checkpoint's files in the order to be put, unless it is not newer. Raises LogCorrupt."""
-        ...
 
 
 class Witness(Protocol):
@@ -377,7 +338,6 @@ class Witness(Protocol):
 
     async def look(self) -> Sighting:
         """What is in force now; read from a majority, never from a lagging member."""
-        ...
 
     async def claim(self, before: Reign | None, after: Reign) -> bool:
         """Put `after` in the place of `before` and take the lease for `after.server`, all of it or nothing.
@@ -385,16 +345,12 @@ class Witness(Protocol):
         False when the reign is not `before` any more, or when another server holds the lease. `before` equal to
         `after` takes the lease again, after a restart or a pause.
         """
-        ...
 
     async def amend(self, before: Reign, after: Reign) -> bool:
         """Put `after` in the place of `before`, the lease as it is. False when the reign is not `before` any more."""
-        ...
 
     async def renew(self) -> bool:
         """Hold the lease for another `lease_seconds`. False when it has run out, or another holds it."""
-        ...
 
     async def resign(self) -> None:
         """Give the lease back at once, so that nobody has to wait for its end."""
-        ...

@@ -22,7 +22,9 @@ SITE_WORKERS_MAX = 1000
 DEFAULTS = RunSettings(run="")
 Merge = Literal["window", "per-push", "all"]
 Rule = Literal["nesterov", "lookahead", "sgd"]
-Codec = Literal["fp32", "bf16", "int8", "int4"]
+Codec = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"]
+# A publish that leaves out nearly all of its parameters would keep workers far from where the server stands.
+CodecDown = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit"]
 Durability = Literal["local", "replicated"]
 WhenAlone = Literal["wait", "continue"]
 
@@ -80,7 +82,7 @@ class TrainingTable(Table):
         default=DEFAULTS.norm_gate, ge=0, description="refuse a delta so many times longer than the median; 0: never"
     )
     codec_up: Codec = Field(default=cast(Codec, DEFAULTS.codec_up), description="how deltas are coded")
-    codec_down: Codec = Field(default=cast(Codec, DEFAULTS.codec_down), description="how publishes are coded")
+    codec_down: CodecDown = Field(default=cast(CodecDown, DEFAULTS.codec_down), description="how publishes are coded")
     publish_every: int = Field(default=DEFAULTS.publish_every, ge=1, description="outer steps between two publishes")
     lease_ttl_seconds: float = Field(
         default=DEFAULTS.lease_ttl_seconds,

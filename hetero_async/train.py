@@ -126,6 +126,7 @@ class Training:
         for push in owed.saves:
             await self._save(push)
         for dropped in owed.drops:
+            self.follower.answered(dropped.seq, not dropped.refusal)
             await self._on_disk(self.outbox.drop, dropped.seq, not dropped.refusal)
             if dropped.refusal:
                 self._payloads.pop(dropped.seq, None)
@@ -221,6 +222,7 @@ class Training:
         self._payloads[self.machine.seq + 1] = (codec, payload)
         self._rounds += 1
         self.machine.step(cut)
+        self.follower.pushed(self.machine.seq)
         self._is_target_old.set()
         await self._inbox_send.send(None)
 

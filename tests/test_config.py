@@ -184,7 +184,7 @@ BAD = [
     (
         "[server]",
         '[training]\ncodec_up = "int9"\n[server]',
-        'training.codec_up = "int9": must be one of fp32, bf16, int8, int4 (did you mean int8?)',
+        'training.codec_up = "int9": must be one of fp32, bf16, int8, int4, e3m0, 2bit, topk (did you mean int8?)',
     ),
     (
         "[server]",

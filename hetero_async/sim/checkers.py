@@ -5,7 +5,6 @@ saved and sent, records applied, acknowledgements on their way out. The numbers 
 ARCHITECTURE.md.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ from hetero_async.core.records import Delta, Entry, Published, RunSettings
 from hetero_async.core.state import State
 from hetero_async.shell.store import KEPT
 from hetero_async.sim.disk import SimulatedDisk
-from hetero_async.sim.story import Chapter, Key, Publish, Story
+from hetero_async.sim.story import Chapter, Key, Story
 from hetero_async.tensors.codecs import decode_payload
 from hetero_async.tensors.replica import read_object
 
@@ -25,12 +24,6 @@ OUTBOX_MAX = 8
 # What a server may hold: per worker, messages that wait for a standby and deltas that wait for a merge; checkpoints,
 # of which one may be damaged and one is being made.
 HELD_MAX, PENDING_MAX, CHECKPOINTS_MAX = 40, 8, KEPT + 2
-# Largest error of one value, as a share of the delta's largest value: half a step of the code, and rounding.
-CODEC_ERROR = {"fp32": 0.0, "bf16": 2**-8, "int8": 0.51 / 127, "int4": 0.51 / 7}
-# Of a sum of two fp32 values, as a share of the larger one.
-ROUNDING_ERROR = 2**-22
-# A round's progress survives so many moves of the parameters, each of which rounds.
-MOVES_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +32,6 @@ class Violation:
 
     invariant: str
     what: str
-
-
-@dataclass(slots=True)
-class Coded:
-    """A delta of one life: as it was encoded, or found in the outbox. `seq` is 0 until it is saved."""
-
-    codec: str
-    payload: bytes
-    trained: Sequence[int]
-    seq: int = 0
 
 
 @dataclass(slots=True)
@@ -203,7 +186,7 @@ class Judge:
         push, payload = self.account(delta.worker).saved[delta.seq]
         if (payload, push.ranges) != (entry.payload, delta.ranges):
             self.violated("1", f"{name} is in the log, and not as its worker saved it")
-        for position in _positions(delta.ranges):
+        for position in positions_of(delta.ranges):
             if (taker := story.takers.get(position)) is not None:
                 self.violated("2", f"position {position} is counted in {name}, and in delta {taker[1]} of {taker[0]}")
         versions_per_round = len(story.active) if self.settings.merge == "per-push" else 1
@@ -265,128 +248,6 @@ class Judge:
             self.violated("2", f"the run has ended, and {self.trained} of {positions} positions are trained")
 
 
-class Life:
-    """One life of a worker, as the judge saw it."""
-
-    def __init__(self, judge: Judge, worker: str) -> None:
-        self._judge = judge
-        self._worker = worker
-        self._consumed: list[int] = []  # positions of the steps since the last cut
-        self._moved = torch.zeros(1)  # what those steps did to the parameters
-        self._cuts: deque[tuple[list[int], torch.Tensor]] = deque()
-        self._rounds = 0  # deltas of this life and those that it found in the outbox
-        self._order: list[Coded] = []
-        self._aims: deque[tuple[torch.Tensor, int, list[int]]] = deque(maxlen=4)  # targets: deltas known, and missing
-
-    def found(self, outbox: dict[int, tuple[Push, bytes]]) -> None:
-        self._order = [Coded(push.codec, payload, (), seq) for seq, (push, payload) in sorted(outbox.items())]
-        self._rounds = len(outbox)
-        self._judge.account(self._worker).unanswered = dict.fromkeys(outbox, True)
-
-    def stepped(self, positions: Sequence[int], moved: torch.Tensor) -> None:
-        """One step on these samples has moved the parameters by −`moved`."""
-        self._consumed += positions
-        self._moved = self._moved + moved
-
-    def cut(self, delta: torch.Tensor) -> None:
-        """A round ends. Its delta is what its steps did, no step left out and none counted twice."""
-        error, bound = (delta - self._moved).abs().max().item(), ROUNDING_ERROR * MOVES_MAX
-        if not error <= bound and self._moved.isfinite().all():
-            self._judge.violated("6", f"a delta of {self._worker} differs by {error:g} from what its steps did")
-        self._cuts.append((self._consumed, delta.clone()))
-        self._consumed, self._moved = [], torch.zeros(1)
-        self._rounds += 1
-
-    def discarded(self) -> None:
-        """A round is not pushed: its delta must be one that cannot be."""
-        _, delta = self._cuts.popleft()
-        self._rounds -= 1
-        if delta.isfinite().all():
-            self._judge.violated("6", f"{self._worker} throws away a good round")
-
-    def encoded(self, codec: str, payload: bytes) -> None:
-        trained, delta = self._cuts.popleft()
-        self._order.append(Coded(codec, payload, sorted(trained)))
-        error = (decode_payload(codec, payload, delta.numel()) - delta).abs().max().item()
-        if not error <= CODEC_ERROR[codec] * delta.abs().max().item():
-            self._judge.violated("6", f"a delta of {self._worker} is coded with an error of {error:g}")
-
-    def saved(self, push: Push, payload: bytes) -> None:
-        """A delta is in the outbox: from now on it may be offered."""
-        account, name = self._judge.account(self._worker), f"delta {push.seq} of {self._worker}"
-        if push.seq in account.acknowledged:
-            self._judge.violated("1", f"{name} was acknowledged, and now the number is given to another")
-        coded = next(coded for coded in self._order if coded.seq == 0)
-        coded.seq = push.seq
-        if coded.payload != payload:
-            self._judge.violated("6", f"{name} is saved, and it is not what was encoded")
-        if list(coded.trained) != list(_positions(push.ranges)):
-            self._judge.violated("2", f"{name} reports {push.ranges}, and was trained on {coded.trained}")
-        account.saved[push.seq] = (push, payload)
-        account.unanswered[push.seq] = True
-        if len(account.unanswered) > OUTBOX_MAX:
-            self._judge.violated("7", f"{self._worker} has {len(account.unanswered)} unanswered deltas")
-
-    def dropped(self, seq: int, is_acknowledged: bool) -> None:
-        account = self._judge.account(self._worker)
-        account.unanswered.pop(seq, None)
-        key = (self._worker, seq)
-        if is_acknowledged and key not in self._judge.story.deltas and key not in self._judge.forgiven:
-            self._judge.violated("1", f"delta {seq} of {self._worker} is dropped as acknowledged, and was not admitted")
-
-    def aimed(self, publish: int, pending: Sequence[tuple[str, bytes]], target: torch.Tensor) -> None:
-        """Where the parameters shall stand: θ̂ − Σ own deltas that are neither in it nor refused, to the bit."""
-        aims = [self._aim(seen, pending) for seen in self._judge.story.seen_as(publish)]
-        known, missing = next(
-            ((known, missing) for expected, known, missing in aims if torch.equal(expected, target)), (-1, [])
-        )
-        if known < 0:
-            self._judge.violated("6", f"{self._worker} aims elsewhere than at publish {publish} less its open deltas")
-        self._aims.append((target, known, missing))
-
-    def _aim(self, seen: Publish, pending: Sequence[tuple[str, bytes]]) -> tuple[torch.Tensor, int, list[int]]:
-        """The right target, how many deltas of this life it takes account of, and which it cannot know of yet."""
-        judge, worker = self._judge, self._worker
-        nacked, let_go = judge.account(worker).nacked, judge.story.merged_in_vain(worker)
-        merged = seen.merged.get(worker, 0)
-        open_ = [coded for coded in self._order if coded.seq == 0 or coded.seq > merged]
-        left = deque(payload for _, payload in reversed(pending))
-        known: list[Coded] = []
-        missing: list[int] = []
-        for coded in reversed(open_):
-            if left and coded.payload == left[0]:
-                left.popleft()
-                known.insert(0, coded)
-            elif not (0 < coded.seq <= let_go or coded.seq in nacked or (worker, coded.seq) in judge.forgiven):
-                missing.append(coded.seq)  # it came while this was computed: the target is not for adoption
-        expected = seen.shadow.clone()
-        for coded in known:
-            expected.sub_(decode_payload(coded.codec, coded.payload, expected.numel()))
-        return expected, -1 if left else len(self._order) - len(missing), missing
-
-    def began(self, target: torch.Tensor) -> None:
-        """The parameters stand on a target, with no progress."""
-        _, known, missing = next((aim for aim in self._aims if aim[0] is target), (target, -1, []))
-        if known != self._rounds:
-            self._judge.violated(
-                "6", f"{self._worker} moves to a target that lacks its deltas {missing or 'of this round'}"
-            )
-
-    def began_again(self, target: torch.Tensor) -> None:
-        """The parameters stand on a target; what the round did before is gone, and must have been of no use."""
-        self.began(target)
-        if self._consumed and self._moved.isfinite().all():
-            self._judge.violated("6", f"{self._worker} throws away the progress of {len(self._consumed)} samples")
-        self._consumed, self._moved = [], torch.zeros(1)
-
-    def adopted(self, target: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-        """The parameters moved; `before` and `after` are the round's progress."""
-        self.began(target)
-        bound = ROUNDING_ERROR * max(1.0, target.abs().max().item())
-        if not (after - before).abs().max().item() <= bound and before.isfinite().all():
-            self._judge.violated("6", f"{self._worker} loses progress when it moves")
-
-
 def _holds(disk: SimulatedDisk, lsn: int, payload: bytes, checkpoints: int) -> bool:
     """Whether a record outlives any power cut there: in the log, or in so many checkpoints."""
     names = disk.durable_names(disk.root / "checkpoints")
@@ -395,5 +256,5 @@ def _holds(disk: SimulatedDisk, lsn: int, payload: bytes, checkpoints: int) -> b
     return is_covered or (log.exists() and disk.is_durable(payload, log))
 
 
-def _positions(ranges: Sequence[tuple[int, int]]) -> list[int]:
+def positions_of(ranges: Sequence[tuple[int, int]]) -> list[int]:
     return [position for start, stop in ranges for position in range(start, stop)]

@@ -19,8 +19,9 @@ from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSetti
 from hetero_async.core.state import State
 from hetero_async.desk import Desk
 from hetero_async.shell.disk import Disk
-from hetero_async.sim.checkers import Judge, Life, Violation
+from hetero_async.sim.checkers import Judge, Violation
 from hetero_async.sim.disk import SimulatedDisk
+from hetero_async.sim.lifetime import Life
 from hetero_async.sim.plan import Plan
 from hetero_async.sim.text import Reader, Reading
 from hetero_async.sim.trace import Trace

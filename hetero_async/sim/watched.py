@@ -12,7 +12,8 @@ from hetero_async.core.records import Entry, Published
 from hetero_async.serve import Serving
 from hetero_async.shell.disk import Disk
 from hetero_async.shell.outbox import FileOutbox
-from hetero_async.sim.checkers import Judge, Life
+from hetero_async.sim.checkers import Judge
+from hetero_async.sim.lifetime import Life
 from hetero_async.sim.trace import Trace
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.model import ServerModel
@@ -74,6 +75,10 @@ class WatchedFollower(Follower):
         if not math.isfinite(norm):
             self._life.discarded()
         return norm
+
+    def answered(self, seq: int, is_accepted: bool) -> None:
+        super().answered(seq, is_accepted)
+        self._life.answered(seq, is_accepted)
 
     def encode(self, delta: object, codec: str) -> bytes:
         payload = super().encode(delta, codec)

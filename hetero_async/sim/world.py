@@ -25,10 +25,11 @@ from hetero_async.ports import Peer
 from hetero_async.serve import Serving
 from hetero_async.sim.archive import SimulatedArchive
 from hetero_async.sim.chaos import Chaos
-from hetero_async.sim.checkers import Judge, Life, Violation
+from hetero_async.sim.checkers import Judge, Violation
 from hetero_async.sim.clock import VirtualClock
 from hetero_async.sim.disk import SimulatedDisk, Troubles
 from hetero_async.sim.ending import Ending
+from hetero_async.sim.lifetime import Life
 from hetero_async.sim.lives import NodeLife, WorkerLife
 from hetero_async.sim.network import DialEnd, Network
 from hetero_async.sim.plan import SERVER, WITNESS, Plan, WorkerPlan

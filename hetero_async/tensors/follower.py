@@ -7,7 +7,8 @@ import torch
 
 from hetero_async.core.messages import PUBLISH, SNAPSHOT
 from hetero_async.errors import PeerError
-from hetero_async.tensors.codecs import encode_payload
+from hetero_async.tensors.codecs import WITH_FEEDBACK, encode_payload
+from hetero_async.tensors.feedback import ErrorFeedback
 from hetero_async.tensors.replica import Replica, Shadow
 
 
@@ -18,6 +19,7 @@ class Follower:
         self._replica = replica
         self._numel = replica.schema.numel
         self._shadow: Shadow | None = None
+        self._feedback = ErrorFeedback()
 
     def initial_upload(self) -> bytes:
         """Called before the training loop has begun, so the parameters hold still."""
@@ -25,7 +27,13 @@ class Follower:
 
     def encode(self, delta: object, codec: str) -> bytes:
         assert isinstance(delta, torch.Tensor)
-        return encode_payload(codec, delta)
+        return self._feedback.encode(delta, codec) if codec in WITH_FEEDBACK else encode_payload(codec, delta)
+
+    def pushed(self, seq: int) -> None:
+        self._feedback.pushed(seq)
+
+    def answered(self, seq: int, is_accepted: bool) -> None:
+        self._feedback.answered(seq, is_accepted)
 
     def norm(self, delta: object) -> float:
         """The square root of the dot product that the server takes, too."""

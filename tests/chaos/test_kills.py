@@ -39,7 +39,7 @@ def test_a_worker_killed_in_the_middle_of_a_step_comes_back(tmp_path: Path) -> N
 
 def test_a_delta_that_was_admitted_but_not_acknowledged_is_sent_again_and_counted_once(tmp_path: Path) -> None:
     hold = tmp_path / "hold"
-    with Run(tmp_path / "run", codec_up="int4") as run:
+    with Run(tmp_path / "run", codec_up="2bit", codec_down="e3m0") as run:
         victim, other = run.names
         withhold = run.config.directory / WITHHOLD
         run.start_server()

@@ -228,6 +228,20 @@ MUTANTS = (
         "                    await self._network(self._archive.put_new, name, content)\n",
         first=16,
     ),
+    Mutant(
+        "a refused push leaves its residual behind",
+        "tensors/feedback.py",
+        "            if not is_accepted:\n                self._left_out.pop(seq, None)\n            elif",
+        "            if",
+        first=18,
+    ),
+    Mutant(
+        "what is left out of a push is forgotten",
+        "tensors/feedback.py",
+        "torch.add(delta, residual, alpha=DECAY)",
+        "delta",
+        first=12,
+    ),
     # --- several servers ---
     Mutant(
         "acknowledged before a standby has confirmed",

@@ -23,8 +23,9 @@ from hetero_async.core.replication import Durability
 from hetero_async.core.state import State
 from hetero_async.ports import Peer
 from hetero_async.sim.chaos import Chaos
-from hetero_async.sim.checkers import Judge, Life, Violation
+from hetero_async.sim.checkers import Judge, Violation
 from hetero_async.sim.disk import SimulatedDisk
+from hetero_async.sim.lifetime import Life
 from hetero_async.sim.network import Condition
 from hetero_async.sim.plan import SERVER, Plan, WorkerPlan
 from hetero_async.sim.trace import Trace

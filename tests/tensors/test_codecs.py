@@ -46,6 +46,12 @@ def test_bf16_rounds_to_the_nearest_and_to_even() -> None:
         ("int8", "laplace", 4e-5, 1e-4),
         ("int4", "gauss", 0.010, 0.014),
         ("int4", "laplace", 0.016, 0.024),
+        ("e3m0", "gauss", 0.036, 0.042),
+        ("e3m0", "laplace", 0.032, 0.038),
+        ("2bit", "gauss", 0.110, 0.125),
+        ("2bit", "laplace", 0.150, 0.190),
+        ("topk", "gauss", 0.86, 0.90),
+        ("topk", "laplace", 0.77, 0.81),
         ("bf16", "gauss", 1e-6, 5e-6),
         ("fp32", "gauss", 0.0, 0.0),
     ],
@@ -68,15 +74,18 @@ def test_raw_bytes_follow_from_the_length_alone(name: str, numel: int) -> None:
     assert there_and_back(name, values(numel, seed=1)).shape == (numel,)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("fp32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5), ("e3m0", 4.5), ("2bit", 2.5), ("topk", 148 / 512)],
+)
 def test_bits_a_parameter(name: str, bits: float) -> None:
-    assert CODECS[name].raw_bytes(64_000) * 8 == bits * 64_000
+    assert CODECS[name].raw_bytes(40_960) * 8 == bits * 40_960
 
 
 @given(
     name=st.sampled_from(NAMES),
-    numel=st.integers(0, 700),
-    cuts=st.lists(st.integers(0, 11), max_size=4),
+    numel=st.one_of(st.integers(0, 700), st.integers(4000, 9000)),
+    cuts=st.lists(st.integers(0, 140), max_size=4),
     seed=st.integers(0, 2**32),
 )
 def test_any_stretch_from_a_block_on_decodes_to_the_same_bits(
@@ -148,11 +157,11 @@ def test_the_vector_that_is_encoded_is_left_alone(name: str) -> None:
 @pytest.mark.parametrize("expected", [0, 1, 63, 129, 2**40, 2**90])
 def test_a_payload_of_another_length_is_a_peers_fault(name: str, expected: int) -> None:
     with pytest.raises(PeerError):
-        decode_payload(name, encode_payload(name, torch.ones(500)), expected)
+        decode_payload(name, encode_payload(name, torch.ones(50_000)), expected)
 
 
 def test_an_unknown_codec_is_a_peers_fault_and_the_known_ones_are_named() -> None:
-    with pytest.raises(PeerError, match="unknown codec gzip; known: fp32, bf16, int8, int4"):
+    with pytest.raises(PeerError, match="unknown codec gzip; known: fp32, bf16, int8, int4, e3m0, 2bit, topk"):
         decode_payload("gzip", b"", 1)
     with pytest.raises(PeerError, match="unknown codec"):
         encode_payload("gzip", torch.ones(1))

@@ -314,6 +314,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "cut off": ("fp32", lambda: encode_payload("fp32", values(100, seed=1))[:-1]),
     "followed by more": ("fp32", lambda: encode_payload("fp32", values(100, seed=1)) + b"x"),
     "unknown codec": ("pickle", lambda: encode_payload("fp32", torch.ones(100))),
+    "a place beyond the vector": ("topk", lambda: encode_payload("topk", values(4096, seed=1))),
     "one NaN": ("fp32", lambda: encode_payload("fp32", torch.ones(100).index_fill(0, torch.tensor([99]), torch.nan))),
     "an infinity": ("bf16", lambda: encode_payload("bf16", torch.full((100,), torch.inf))),
     "squares overflow": ("fp32", lambda: encode_payload("fp32", torch.full((100,), 1e30))),

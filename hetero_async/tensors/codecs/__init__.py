@@ -6,13 +6,22 @@ from hetero_async.errors import PeerError
 from hetero_async.formats.compression import compress, decompress
 from hetero_async.tensors.codecs.bf16 import Bf16
 from hetero_async.tensors.codecs.codec import BLOCK, Codec
+from hetero_async.tensors.codecs.e3m0 import E3m0
 from hetero_async.tensors.codecs.fp32 import Fp32
 from hetero_async.tensors.codecs.int4 import Int4
 from hetero_async.tensors.codecs.int8 import Int8
+from hetero_async.tensors.codecs.top_k import TopK
+from hetero_async.tensors.codecs.two_bit import TwoBit
 
-__all__ = ["BLOCK", "CODECS", "Codec", "codec_named", "decode_payload", "encode_payload", "open_payload"]
+__all__ = [
+    "BLOCK", "CODECS", "WITH_FEEDBACK", "Codec", "codec_named", "decode_payload", "encode_payload", "open_payload",
+]  # fmt: skip
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Bf16(), Int8(), Int4())}
+# So coarse that what they leave out must go into the next push (tensors/feedback.py).
+WITH_FEEDBACK = frozenset({"2bit", "topk"})
+
+_ALL: tuple[Codec, ...] = (Fp32(), Bf16(), Int8(), Int4(), E3m0(), TwoBit(), TopK())
+CODECS = {codec.name: codec for codec in _ALL}
 
 
 def codec_named(name: str) -> Codec:
@@ -31,7 +40,9 @@ def encode_payload(name: str, flat: torch.Tensor) -> bytes:
 def open_payload(name: str, payload: bytes, numel: int) -> torch.Tensor:
     """Decompressed, not decoded: uint8 on the CPU. Raises PeerError for anything but a whole payload of that size."""
     raw = decompress(payload, codec_named(name).raw_bytes(numel))
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    opened = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    CODECS[name].check(opened, numel)
+    return opened
 
 
 def decode_payload(name: str, payload: bytes, numel: int) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import from_planes, planes
+from hetero_async.tensors.codecs.codec import Codec, from_planes, planes
 
 WIDTH = 2
 
 
-class Bf16:
+class Bf16(Codec):
     name = "bf16"
 
     def raw_bytes(self, numel: int) -> int:

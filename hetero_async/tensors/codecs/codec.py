@@ -25,6 +25,10 @@ class Codec(Protocol):
         """Flat fp32, any device → uint8 [raw_bytes], same device."""
         ...
 
+    def check(self, raw: torch.Tensor, numel: int) -> None:
+        """Raises PeerError for bytes, of the right number, that are no coded vector; there may be none."""
+        return
+
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
         """Write elements start … start + len(out) − 1 of the vector of `numel` into `out` (fp32).
 
@@ -43,12 +47,17 @@ def padded_blocks(flat: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
 
 
+def absmax(blocks: torch.Tensor, levels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales s = max|x| / levels [blocks], and the same without the zeros, to divide by."""
+    # By a tensor: CUDA divides by a plain number by multiplying with its reciprocal, which rounds twice.
+    scales = blocks.abs().amax(dim=1).div_(torch.tensor(float(levels), device=blocks.device))
+    return scales, torch.where(scales > 0, scales, 1.0)
+
+
 def quantized(flat: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales [blocks] and whole numbers [blocks, BLOCK] within ±levels: q = round(x / s), s = max|x| / levels."""
     blocks = padded_blocks(flat)
-    # By a tensor: CUDA divides by a plain number by multiplying with its reciprocal, which rounds twice.
-    scales = blocks.abs().amax(dim=1).div_(torch.tensor(float(levels), device=flat.device))
-    divisors = torch.where(scales > 0, scales, 1.0)
+    scales, divisors = absmax(blocks, levels)
     return scales, blocks.div(divisors[:, None]).round_().clamp_(-levels, levels)
 
 
@@ -60,6 +69,17 @@ def dequantized(scales: torch.Tensor, numbers: torch.Tensor, out: torch.Tensor) 
     )
     if rest := out.numel() - whole * BLOCK:
         torch.mul(numbers[whole * BLOCK :][:rest], scales[whole], out=out[whole * BLOCK :])
+
+
+def packed_nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """Codes of four bits, two a byte; their number is even."""
+    return codes[0::2] | (codes[1::2] << 4)
+
+
+def nibbles(packed: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """`count` codes from an even `start` on."""
+    stretch = packed[start // 2 : (start + count + 1) // 2]
+    return torch.stack([stretch & 15, stretch >> 4], dim=1).view(-1)[:count]
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import from_planes, planes
+from hetero_async.tensors.codecs.codec import Codec, from_planes, planes
 
 WIDTH = 4
 
 
-class Fp32:
+class Fp32(Codec):
     name = "fp32"
 
     def raw_bytes(self, numel: int) -> int:

@@ -2,13 +2,22 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import BLOCK, as_bytes, block_count, dequantized, quantized
+from hetero_async.tensors.codecs.codec import (
+    BLOCK,
+    Codec,
+    as_bytes,
+    block_count,
+    dequantized,
+    nibbles,
+    packed_nibbles,
+    quantized,
+)
 
 LEVELS = 7
 OFFSET = 8
 
 
-class Int4:
+class Int4(Codec):
     name = "int4"
 
     def raw_bytes(self, numel: int) -> int:
@@ -16,12 +25,9 @@ class Int4:
 
     def encode(self, flat: torch.Tensor) -> torch.Tensor:
         scales, numbers = quantized(flat, LEVELS)
-        nibbles = numbers.add_(OFFSET).to(torch.uint8).view(-1)
-        return torch.cat([as_bytes(scales), nibbles[0::2] | (nibbles[1::2] << 4)])
+        return torch.cat([as_bytes(scales), packed_nibbles(numbers.add_(OFFSET).to(torch.uint8).view(-1))])
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
         split = 4 * block_count(numel)
         scales = raw[:split].view(torch.float32)[start // BLOCK :]
-        packed = raw[split:][start // 2 : (start + out.numel() + 1) // 2]
-        numbers = torch.stack([packed & 15, packed >> 4], dim=1).view(-1).to(torch.int8).sub_(OFFSET)
-        dequantized(scales, numbers[: out.numel()], out)
+        dequantized(scales, nibbles(raw[split:], start, out.numel()).to(torch.int8).sub_(OFFSET), out)

@@ -2,14 +2,14 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import BLOCK, block_count, dequantized, quantized
+from hetero_async.tensors.codecs.codec import BLOCK, Codec, block_count, dequantized, quantized
 
 LEVELS = 127
 # Elements coded at a time: few enough to need little memory, enough to keep an accelerator busy.
 PIECE = 16_384 * BLOCK
 
 
-class Int8:
+class Int8(Codec):
     name = "int8"
 
     def raw_bytes(self, numel: int) -> int:

@@ -1,0 +1,89 @@
+"""How many bits a parameter each codec takes on real deltas, beside their entropy, and what it leaves out.
+
+The deltas are those of a byte-level transformer that one worker trains: rounds early and late. The entropy is what a
+coder must spend that takes one code at a time: of int8 to 2bit the codes' own, with their scales as they are; of fp32
+and bf16 that of each plane of bytes; of topk the choice of 64 among 4096, log₂ of a binomial, with its codes' own.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import count, islice
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hetero_async.sim.text import Reading, Shape
+from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload
+from hetero_async.tensors.codecs.codec import nibbles
+from hetero_async.tensors.codecs.magnitudes import crumbs
+from hetero_async.tensors.codecs.top_k import CHUNK, KEPT
+
+STEPS_PER_ROUND, BATCH = 32, 8
+ROUNDS = (2, 10, 40)
+PLANES = {"fp32": 4, "bf16": 2}
+CODE_BITS = {"int8": 8, "int4": 4, "e3m0": 4, "2bit": 2, "topk": 2}
+# zstd looks for repetitions, of which there are none: what it saves is what its entropy coder does.
+BITS_OVER_ENTROPY_MAX = 1.15
+
+
+def test_zstd_comes_close_to_the_entropy_of_real_deltas() -> None:
+    deltas = [delta for number, delta in enumerate(islice(rounds(), max(ROUNDS)), 1) if number in ROUNDS]
+    table = Table(title=f"{deltas[0].numel():,} parameters, rounds {', '.join(map(str, ROUNDS))}")
+    for column in ("codec", "bits laid out", "sent", "entropy", "energy left out"):
+        table.add_column(column, justify="left" if column == "codec" else "right")
+    for name, codec in CODECS.items():
+        sent = [8 * len(encode_payload(name, delta)) / delta.numel() for delta in deltas]
+        floor = [entropy(name, delta) for delta in deltas]
+        left_out = [energy_left_out(name, delta) for delta in deltas]
+        laid_out = 8 * codec.raw_bytes(deltas[0].numel()) / deltas[0].numel()
+        table.add_row(name, f"{laid_out:.2f}", *(listed(figures) for figures in (sent, floor)), listed(left_out, 4))
+        assert max(s / f for s, f in zip(sent, floor, strict=True)) <= BITS_OVER_ENTROPY_MAX, name
+    print()
+    Console(width=110).print(table)
+
+
+def rounds() -> Iterator[torch.Tensor]:
+    """Their deltas, flat fp32."""
+    reading = Reading(Shape(), seed=0, evaluated_windows=1)
+    student, samples = reading.student("fp32", 0), count()
+    parameters = list(student.model.parameters())
+    while True:
+        before = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
+        for _ in range(STEPS_PER_ROUND):
+            student.progress = min(1.0, student.progress + 1 / (STEPS_PER_ROUND * max(ROUNDS)))
+            student.step([sample % reading.samples for sample in islice(samples, BATCH)])
+        yield before - torch.nn.utils.parameters_to_vector(parameters).detach()
+
+
+def entropy(name: str, delta: torch.Tensor) -> float:
+    """Bits a parameter."""
+    raw, numel = CODECS[name].encode(delta), delta.numel()
+    if name in PLANES:
+        return sum(entropy_of(plane) for plane in raw.view(PLANES[name], -1))
+    bits = CODE_BITS[name]
+    if name == "topk":
+        chunks = math.ceil(numel / CHUNK)
+        places = (math.lgamma(CHUNK + 1) - math.lgamma(KEPT + 1) - math.lgamma(CHUNK - KEPT + 1)) / math.log(2)
+        codes = crumbs(raw[-chunks * KEPT * bits // 8 :])
+        return chunks * (places + 32 + KEPT * entropy_of(codes)) / numel
+    code_bytes = math.ceil(numel / 64) * 64 * bits // 8
+    packed, side = raw[-code_bytes:], 8 * (len(raw) - code_bytes) / numel
+    codes = {8: lambda: packed, 4: lambda: nibbles(packed, 0, numel), 2: lambda: crumbs(packed)}[bits]()
+    return side + entropy_of(codes)
+
+
+def entropy_of(symbols: torch.Tensor) -> float:
+    """Bits a symbol."""
+    shares = torch.bincount(symbols.int()).double() / symbols.numel()
+    shares = shares[shares > 0]
+    return float(-(shares * shares.log2()).sum())
+
+
+def energy_left_out(name: str, delta: torch.Tensor) -> float:
+    error = decode_payload(name, encode_payload(name, delta), delta.numel()) - delta
+    return float((error.norm() / delta.norm()) ** 2)
+
+
+def listed(figures: list[float], digits: int = 2) -> str:
+    return " / ".join(f"{figure:.{digits}f}" for figure in figures)
