@@ -4,7 +4,7 @@ Used by standby.py. What makes it safe is not here: a standby that is taking ove
 (core/standby.py), and what was never confirmed was never acknowledged (core/replication.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import trio
 
@@ -95,7 +95,8 @@ class Takeover:
         against = await self._against(positions)
         if machine.lsn == 0 or (against and not in_spite):
             return against
-        reign = Reign(term=max([machine.term, machine.vowed, *terms]) + 1, server=machine.name)
+        known = max([machine.term, machine.vowed, *terms])
+        reign = Reign(term=_own_term(known, machine.name, positions), server=machine.name)
         machine.vow(reign.term)
         positions = await ask(reign.term)
         refused = [name for name, position in positions.items() if position is not None and not position.is_granted]
@@ -150,6 +151,12 @@ class Takeover:
         with trio.move_on_after(HANDOVER_SECONDS):
             while self._machine.lsn < goal:  # noqa: ASYNC110, the log grows by another task
                 await trio.sleep(LOOK_SECONDS)
+
+
+def _own_term(known: int, name: str, others: Iterable[str]) -> int:
+    """The next term that no other node would take: two that are promoted without knowing of each other take two."""
+    nodes = sorted([name, *others])
+    return known + 1 + (nodes.index(name) - known - 1) % len(nodes)
 
 
 def _now_ms() -> int:

@@ -13,7 +13,7 @@ from hetero_async.core.replication import Durability
 from hetero_async.core.standby import Heard, Standby, Stored
 from hetero_async.core.state import State
 from hetero_async.errors import WitnessAway
-from hetero_async.takeover import Takeover
+from hetero_async.takeover import Takeover, _own_term
 
 LSN, TERM = 20, 2
 Answers = Mapping[str, Position | None]
@@ -124,15 +124,21 @@ def test_a_standby_without_records_takes_nothing_over_whatever_is_said() -> None
 def test_its_term_is_above_every_one_that_anybody_knows() -> None:
     scene = Scene()
     assert scene.at_word({"a": at(LSN), "c": at(LSN, term=7)}) == []
-    assert scene.asked == [0, 8]
-    assert scene.takeover.reign == Reign(term=8, server="b")
+    assert scene.asked == [0, 10]
+    assert scene.takeover.reign == Reign(term=10, server="b")
+
+
+@pytest.mark.parametrize("known", range(2, 9))
+def test_of_nodes_that_are_promoted_apart_each_begins_a_term_of_its_own(known: int) -> None:
+    terms = [_own_term(known, name, {"a", "b", "c"} - {name}) for name in "abc"]
+    assert sorted(terms) == [known + 1, known + 2, known + 3]
 
 
 def test_a_term_that_was_granted_to_another_is_not_taken() -> None:
     scene = Scene()
     everybody = {"a": at(LSN), "c": at(LSN)}
     lines = scene.at_word(everybody, {**everybody, "c": at(LSN, is_granted=False)})
-    assert lines == ["c has granted term 3 to another: try again"]
+    assert lines == ["c has granted term 4 to another: try again"]
     assert not scene.has_begun and not scene.machine.is_taking_over
 
 

@@ -24,6 +24,7 @@ BROKEN_ONCE = {
     5578: "a server that had restarted refused a worker as its own successor",
     6162: "after a promotion that failed, a server began again and again in a term that its standbys had given away",
     10214: "the judge did not know what a server publishes that was deposed and has not heard of it",
+    1930807886: "two standbys that were promoted apart, at an operator's insistence, began the same term",
     1559156225: "bits that rot in the simulator were whole after a power cut: a server went on from a damaged log",
 }
 

@@ -329,8 +329,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
 def test_a_hostile_delta_is_refused_with_a_reason(kind: str) -> None:
     codec, payload = HOSTILE[kind]
     facts = Run(Flat(100)).server.inspect(codec, payload())
-    assert facts.refusal
-    assert "\n" not in facts.refusal.reason
+    assert facts.refusal and "\n" not in facts.refusal.reason
 
 
 @given(codec=st.text(max_size=9) | st.sampled_from(sorted(CODECS)), payload=st.binary(max_size=200))
