@@ -41,14 +41,15 @@ class ErrorFeedback:
 
     def answered(self, seq: int, is_accepted: bool) -> None:
         """From any thread, at once: it counts from the next push on."""
-        self._answers.append((seq, is_accepted))
+        if self._left_out:  # else nobody will look at it: it was coded without feedback, or is of an earlier life
+            self._answers.append((seq, is_accepted))
 
     def _settle(self) -> None:
         while self._answers:
             seq, is_accepted = self._answers.popleft()
             if not is_accepted:
                 self._left_out.pop(seq, None)
-            elif seq in self._left_out:  # else it is of an earlier life
+            elif seq in self._left_out:
                 self._accepted[seq] = True
         while self._left_out and self._accepted.pop(first := next(iter(self._left_out)), False):
             self._residual = _fed(self._residual, self._left_out.pop(first))

@@ -72,6 +72,7 @@ def test_an_answer_to_an_earlier_life_s_push_changes_nothing() -> None:
     feedback, other = ErrorFeedback(), ErrorFeedback()
     for seq, is_accepted in ((1, True), (2, False)):
         feedback.answered(seq, is_accepted)
+    assert not feedback._answers, "what nobody waits for is not gathered"
     assert [pushed(feedback, seq) for seq in (7, 8)] == [pushed(other, seq) for seq in (7, 8)]
 
 
