@@ -6,12 +6,13 @@ On a node's own host its operator's socket answers, elsewhere the node itself, o
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from hetero_async import ports
 from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import Fence, Position, StatusReport, StatusRequest
 from hetero_async.ports import Observer
@@ -49,22 +50,30 @@ def endpoints(config: RunConfig, without: str = "") -> list[Endpoint]:
 
 async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Position | None]:
     """Tell all other nodes, as this one, of a term (0: only ask); where each stands, None: it did not answer."""
-    positions: dict[str, Position | None] = {}
     secret = config.keys / f"{name}.secret"
 
-    async def ask(other: Endpoint) -> None:
-        positions[other.name] = None
+    async def ask(other: Endpoint) -> Position:
+        async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
+            return await asked(link, Fence(term=term))
+
+    return await ask_all({other.name: functools.partial(ask, other) for other in endpoints(config, without=name)})
+
+
+async def ask_all(questions: Mapping[str, Callable[[], Awaitable[Position]]]) -> dict[str, Position | None]:
+    """All nodes at once; None: no answer in time."""
+    positions: dict[str, Position | None] = dict.fromkeys(sorted(questions))
+
+    async def ask(name: str) -> None:
         with trio.move_on_after(ASK_SECONDS):
-            async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
-                positions[other.name] = await asked(link, Fence(term=term))
+            positions[name] = await questions[name]()
 
     async with trio.open_nursery() as nursery:
-        for other in endpoints(config, without=name):
-            nursery.start_soon(ask, other)
-    return dict(sorted(positions.items()))
+        for name in questions:
+            nursery.start_soon(ask, name)
+    return positions
 
 
-async def asked(link: DialLink, fence: Fence) -> Position:
+async def asked(link: ports.DialLink, fence: Fence) -> Position:
     """The answer of the node that is dialled; its caller's deadline ends the wait."""
     while True:
         with trio.move_on_after(ASK_AGAIN_SECONDS):
@@ -114,8 +123,8 @@ def for_one_question() -> str:
 def why_no_status(config: RunConfig) -> str:
     if nodes_here(config):
         return f"no server answers on {config.directory}; start it with: hetero-async serve --run {config.path}"
-    asked = ", ".join(endpoint.control for endpoint in endpoints(config))
-    return f"no answer from {asked} in {STATUS_SECONDS:g} s"
+    addresses = ", ".join(endpoint.control for endpoint in endpoints(config))
+    return f"no answer from {addresses} in {STATUS_SECONDS:g} s"
 
 
 async def _ask_here(config: RunConfig) -> Status | None:

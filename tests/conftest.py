@@ -1,6 +1,7 @@
 """How much random testing: every test run tries some cases, `make soak` tries many more. And what is tested first."""
 
 import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,15 @@ settings.register_profile("soak", settings.get_profile("everyday"), max_examples
 settings.load_profile("everyday")
 
 
-def pytest_configure() -> None:
-    gc.disable()  # all that is collected stays: looking through it for garbage finds none
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """All that is collected stays: looking through it for garbage finds none."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -70,28 +70,24 @@ class Replication:
         return self.released
 
     def _releasable(self, now_ms: int, lsn: int) -> int:
-        by_itself = lsn if self.is_sure(now_ms) else 0
-        if self.rules.durability == LOCAL:
-            return by_itself
+        if self.is_by_itself:
+            return lsn if self.is_sure(now_ms) else 0
         if not self.rules.has_witness:
             return max((standing.confirmed for standing in self.standings.values()), default=0)
-        if self.is_by_itself:
-            return by_itself
-        return min((self._confirmed(standby) for standby in self._partners() if standby), default=0)
+        return min(map(self._confirmed, self._partners()), default=0)
 
     def _confirmed(self, standby: str) -> int:
         return self.standings[standby].confirmed if standby in self.standings else 0
 
     def _partners(self) -> list[str]:
-        """All that may be on record, or shall soon be; "": nobody."""
-        proposed = [] if self._proposed is None else [self._proposed]
-        return [self.partner, *proposed, *([self._holds_back] if self._holds_back else [])]
+        """All that may be on record, or shall soon be."""
+        return [standby for standby in (self.partner, self._proposed, self._holds_back) if standby]
 
     @property
     def is_by_itself(self) -> bool:
         """Whether our own disk is enough."""
         may_be_alone = self.rules.when_alone == CONTINUE and self.rules.has_witness
-        return self.rules.durability == LOCAL or (may_be_alone and not any(self._partners()))
+        return self.rules.durability == LOCAL or (may_be_alone and not self._partners())
 
     def is_sure(self, now_ms: int) -> bool:
         """Whether nobody else can reign: the witness keeps our lease, or a standby has just spoken in our term."""

@@ -105,11 +105,11 @@ class Ending:
         disk.process = None  # whoever mends is no part of the world
         disk.flip_bit(segment, sure)
         source = random.choice(sources)
-        held = (first_lsn_of(segment), last_lsn)
         if source == ARCHIVE:
             fetch, is_held = self._from_archive(), last_lsn <= archived
         else:
-            fetch, is_held = self._from_node(source, random), self._holds(source, states[source].lsn, *held)
+            fetch, oldest = self._from_node(source, random), segment_paths(self._log(source))[0]
+            is_held = first_lsn_of(oldest) <= first_lsn_of(segment) and last_lsn <= states[source].lsn
         name = f"{segment.name} of {damaged}, mended from {source}"
         try:
             mended = list(Mending(self._log(damaged), self._run, source, fetch, disk).mend())
@@ -120,9 +120,6 @@ class Ending:
         after = self._verified(damaged)
         if not mended or after is None or after.digest() != states[damaged].digest():
             self._judge.violated("repair", f"{name}, is not what it was")
-
-    def _holds(self, node: str, last_held: int, first_lsn: int, last_lsn: int) -> bool:
-        return first_lsn_of(segment_paths(self._log(node))[0]) <= first_lsn and last_lsn <= last_held
 
     def _from_node(self, node: str, random: Random) -> Fetch:
         def fetch(lsn: int, _: bytes | None) -> tuple[bytes, Sequence[Entry]]:

@@ -3,12 +3,14 @@
 world.py starts them, again and again. What assembly.py and session.py put together for real is put together here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
 from hetero_async.archiving import Archiving
+from hetero_async.asking import ask_all, asked
 from hetero_async.core.messages import Fence, Hello, Message, Position
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 # A training loop that must wait looks so often whether it may go on.
 LOOK_SECONDS = 0.1
-ASK_SECONDS, ASK_AGAIN_SECONDS = 4.0, 1.0
 
 
 class NodeLife:
@@ -148,31 +149,16 @@ class NodeLife:
         return EtcdWitness([member], world.plan.settings.run, rules.lease_ms / 1000)
 
     async def _ask(self, term: int) -> dict[str, Position | None]:
-        positions: dict[str, Position | None] = {}
-
-        async def ask(other: str) -> None:
-            positions[other] = None
-            with trio.move_on_after(ASK_SECONDS):
-                positions[other] = await self._asked(other, Fence(term=term))
-
-        async with trio.open_nursery() as nursery:
-            for other in self._world.plan.nodes:
-                if other != self._name:
-                    nursery.start_soon(ask, other)
-        return dict(sorted(positions.items()))
+        others = [node for node in self._world.plan.nodes if node != self._name]
+        return await ask_all({other: functools.partial(self._asked, other, Fence(term=term)) for other in others})
 
     async def _asked(self, other: str, fence: Fence) -> Position:
         end = DialEnd(self._world.network, self._process, [other], role="standby", key=f"{self._name} asks".encode())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.run)
-            while True:
-                with trio.move_on_after(ASK_AGAIN_SECONDS):
-                    while not await end.control.send(end.server.key, fence):  # noqa: ASYNC110, the deadline ends it
-                        await trio.sleep(LOOK_SECONDS)
-                    while not isinstance(message := (await end.control.receive()).message, Position):
-                        pass
-                    nursery.cancel_scope.cancel()
-                    return message
+            position = await asked(end, fence)
+            nursery.cancel_scope.cancel()
+        return position
 
 
 class WorkerLife:

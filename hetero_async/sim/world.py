@@ -87,6 +87,7 @@ def play(world: "World") -> None:
 
 class World:
     liveness_seconds = LIVENESS_SECONDS
+    judge_type = Judge
 
     def __init__(self, plan: Plan, directory: Path, workload: Workload, trace: Trace) -> None:
         self.plan = plan
@@ -122,7 +123,7 @@ class World:
     # What looks on; a world that is there for something else than being judged has others.
 
     def make_judge(self) -> Judge:
-        return Judge(
+        return self.judge_type(
             self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies, is_alone=self.is_alone
         )
 

@@ -119,14 +119,20 @@ def test_one_that_lacks_a_released_record_is_no_partner() -> None:
     assert replication.wanted_partner(LEASE_MS) == "b"
 
 
-def test_a_server_by_itself_holds_back_for_a_standby_that_is_nearly_there() -> None:
-    """Otherwise one that releases as it writes would never find anybody who has all of it."""
+def holding_back() -> Replication:
+    """By itself, and waiting for b, which is nearly there."""
     replication = Replication(CONTINUING)
     replication.witnessed("", 10**9)
     assert replication.release(0, 9) == 9
     replication.confirm("b", 5, 6, 0)
     replication.confirm("b", 7, 9, 0)
     assert replication.wanted_partner(0) is None
+    return replication
+
+
+def test_a_server_by_itself_holds_back_for_a_standby_that_is_nearly_there() -> None:
+    """Otherwise one that releases as it writes would never find anybody who has all of it."""
+    replication = holding_back()
     assert replication.release(0, 12) == 9, "it waits for b"
     replication.confirm("b", 12, 12, 1)
     assert replication.wanted_partner(1) == "b"
@@ -136,12 +142,7 @@ def test_a_server_by_itself_holds_back_for_a_standby_that_is_nearly_there() -> N
 
 
 def test_it_goes_on_holding_back_when_the_witness_says_again_that_it_is_by_itself() -> None:
-    replication = Replication(CONTINUING)
-    replication.witnessed("", 10**9)
-    replication.release(0, 9)
-    replication.confirm("b", 5, 6, 0)
-    replication.confirm("b", 7, 9, 0)
-    assert replication.wanted_partner(0) is None
+    replication = holding_back()
     replication.witnessed("", 10**9)
     assert replication.release(0, 12) == 9, "it waits for b"
 
@@ -163,12 +164,7 @@ def test_until_it_knows_which_partner_is_on_record_both_must_confirm(partner: st
 
 
 def test_it_does_not_hold_back_any_more_when_that_standby_is_away() -> None:
-    replication = Replication(CONTINUING)
-    replication.witnessed("", 10**9)
-    replication.release(0, 9)
-    replication.confirm("b", 5, 6, 0)
-    replication.confirm("b", 7, 9, 0)
-    assert replication.wanted_partner(0) is None
+    replication = holding_back()
     assert replication.wanted_partner(LEASE_MS) is None
     assert replication.release(LEASE_MS, 12) == 12
 

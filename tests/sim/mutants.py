@@ -276,7 +276,7 @@ MUTANTS = (
     Mutant(
         "a server that may go on alone does so although it has a partner",
         "core/replication.py",
-        "(may_be_alone and not any(self._partners()))",
+        "(may_be_alone and not self._partners())",
         "may_be_alone",
         CLUSTER,
         first=2,

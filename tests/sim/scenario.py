@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import trio
@@ -23,7 +24,7 @@ from hetero_async.core.replication import Durability
 from hetero_async.core.state import State
 from hetero_async.ports import Peer
 from hetero_async.sim.chaos import Chaos
-from hetero_async.sim.checkers import Judge, Violation
+from hetero_async.sim.checkers import Judge
 from hetero_async.sim.disk import SimulatedDisk
 from hetero_async.sim.lifetime import Life
 from hetero_async.sim.network import Condition
@@ -101,11 +102,8 @@ def make_plan(
 class NotingJudge(Judge):
     """Keeps the records as well, each with the time at which it was applied first."""
 
-    def __init__(
-        self, settings: RunSettings, fail: Callable[[Violation], None], *, nodes: Sequence[str] = (), copies: int = 1,
-        is_alone: Callable[[str], bool] = lambda node: False,
-    ) -> None:  # fmt: skip
-        super().__init__(settings, fail, nodes=nodes, copies=copies, is_alone=is_alone)
+    def __init__(self, *arguments: Any, nodes: Sequence[str], **more: Any) -> None:
+        super().__init__(*arguments, nodes=nodes, **more)
         self.entries: list[tuple[float, Entry]] = []  # of the run's history, as far as it goes now
         # A node's, each: up to which record it came back, up to which one it had settled, and its state's hash.
         self.recoveries: dict[str, list[tuple[int, int, bytes]]] = {node: [] for node in nodes}
@@ -152,6 +150,8 @@ class ScriptedChaos(Chaos):
 class ScriptedWorld(World):
     """After the script all is healed, and the run must come to its end as in every other world."""
 
+    judge_type = NotingJudge
+
     def __init__(
         self,
         plan: Plan,
@@ -171,11 +171,6 @@ class ScriptedWorld(World):
         workload = workload or Regression(plan.dataset_samples, plan.seed)
         super().__init__(plan, directory, workload, Trace(self.lines.append))
         self._chaos = ScriptedChaos(self, script)
-
-    def make_judge(self) -> Judge:
-        return NotingJudge(
-            self.plan.settings, self._failed, nodes=self.plan.nodes, copies=self.copies, is_alone=self.is_alone
-        )
 
     def make_disk(self, directory: Path, random: Random) -> SimulatedDisk:
         return NotingDisk(directory, random)

@@ -20,8 +20,7 @@ __all__ = [
 # So coarse that what they leave out must go into the next push (tensors/feedback.py).
 WITH_FEEDBACK = frozenset({"2bit", "topk"})
 
-_ALL: tuple[Codec, ...] = (Fp32(), Bf16(), Int8(), Int4(), E3m0(), TwoBit(), TopK())
-CODECS = {codec.name: codec for codec in _ALL}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Bf16(), Int8(), Int4(), E3m0(), TwoBit(), TopK())}
 
 
 def codec_named(name: str) -> Codec:

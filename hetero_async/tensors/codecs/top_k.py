@@ -26,7 +26,7 @@ class TopK(Codec):
         chunks = torch.nn.functional.pad(flat, (0, _chunk_count(flat.numel()) * CHUNK - flat.numel())).view(-1, CHUNK)
         # Stable, for where two are equal any choice would do, and all CPUs must make the same one.
         kept = chunks.abs().sort(dim=1, descending=True, stable=True).indices[:, :KEPT]
-        counts = _kept_counts(flat.numel()).to(flat.device)[:, None]
+        counts = _kept_counts(flat.numel(), 0, len(chunks)).to(flat.device)[:, None]
         is_kept = torch.arange(KEPT, device=flat.device) < counts
         places = torch.where(is_kept, kept, CHUNK).sort(dim=1).values
         values = torch.where(is_kept, chunks.gather(1, places.clamp(max=CHUNK - 1)), 0.0)
@@ -36,29 +36,30 @@ class TopK(Codec):
 
     def check(self, raw: torch.Tensor, numel: int) -> None:
         """Raises PeerError for a place beyond the vector. Each lies behind the one before: a gap is no less than 0."""
-        counts, places = _kept_counts(numel)[:, None], self._places(raw, numel, slice(None))
+        chunk_count = _chunk_count(numel)
+        counts, places = _kept_counts(numel, 0, chunk_count)[:, None], self._places(raw, numel, 0, chunk_count)
         last = places.gather(1, counts - 1)
         if (last[:-1] >= CHUNK).any() or (last[-1:] >= _last_size(numel)).any():
             raise PeerError("a place in a topk payload lies beyond its chunk")
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        chunk_count = _chunk_count(numel)
-        wanted = slice(start // CHUNK, _chunk_count(start + out.numel()))
-        levels = raw[: LEVELS * LEVEL_BYTES * chunk_count].view(torch.bfloat16).view(-1, LEVELS)[wanted]
-        codes = crumbs(raw[-chunk_count * KEPT // 4 :] if chunk_count else raw).view(-1, KEPT)[wanted]
-        places = self._places(raw, numel, wanted)
-        is_kept = torch.arange(KEPT) < _kept_counts(numel)[wanted, None]
-        places = places + CHUNK * torch.arange(wanted.start, wanted.stop)[:, None] - start
+        chunk_count, first, stop = _chunk_count(numel), start // CHUNK, _chunk_count(start + out.numel())
+        levels = raw[: LEVELS * LEVEL_BYTES * chunk_count].view(torch.bfloat16).view(-1, LEVELS)[first:stop]
+        packed = raw[(LEVELS * LEVEL_BYTES + GAP_BYTES * KEPT) * chunk_count :][first * KEPT // 4 : stop * KEPT // 4]
+        codes = crumbs(packed).view(-1, KEPT)
+        places = self._places(raw, numel, first, stop)
+        is_kept = torch.arange(KEPT) < _kept_counts(numel, first, stop)[:, None]
+        places = places + CHUNK * torch.arange(first, stop)[:, None] - start
         is_kept &= (places >= 0) & (places < out.numel())
         out.zero_()
         out[places[is_kept]] = restored(levels, codes)[is_kept]
 
-    def _places(self, raw: torch.Tensor, numel: int, wanted: slice) -> torch.Tensor:
+    def _places(self, raw: torch.Tensor, numel: int, first: int, stop: int) -> torch.Tensor:
         """int64 [chunks, KEPT], within their chunk; behind the kept ones of a chunk they mean nothing."""
         begin = LEVELS * LEVEL_BYTES * _chunk_count(numel)
         stored = raw[begin:][: GAP_BYTES * KEPT * _chunk_count(numel)]
-        gaps = from_planes(stored, GAP_BYTES, 0, stored.numel() // GAP_BYTES).view(torch.int16)
-        return (gaps.view(-1, KEPT)[wanted].long() % (1 << 16) + 1).cumsum(dim=1) - 1
+        gaps = from_planes(stored, GAP_BYTES, first * KEPT, (stop - first) * KEPT).view(torch.int16)
+        return (gaps.view(-1, KEPT).long() % (1 << 16) + 1).cumsum(dim=1) - 1
 
 
 def _chunk_count(numel: int) -> int:
@@ -69,8 +70,9 @@ def _last_size(numel: int) -> int:
     return (numel - 1) % CHUNK + 1
 
 
-def _kept_counts(numel: int) -> torch.Tensor:
-    """int64 [chunks]: the last chunk, which may be smaller, keeps the same share, and at least one."""
-    counts = torch.full((_chunk_count(numel),), KEPT)
-    counts[-1:] = -(-_last_size(numel) * KEPT // CHUNK)
+def _kept_counts(numel: int, first: int, stop: int) -> torch.Tensor:
+    """int64 [chunks]: the last of all, which may be smaller, keeps the same share, and at least one."""
+    counts = torch.full((stop - first,), KEPT)
+    if stop == _chunk_count(numel):
+        counts[-1:] = -(-_last_size(numel) * KEPT // CHUNK)
     return counts
