@@ -21,7 +21,8 @@ SITE_WORKERS_MAX = 1000
 
 DEFAULTS = RunSettings(run="")
 Merge = Literal["window", "per-push", "all"]
-Rule = Literal["nesterov", "lookahead", "sgd"]
+Rule = Literal["nesterov", "lookahead", "delayed-nesterov", "sgd"]
+Weights = Literal["workers", "tokens"]
 Codec = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"]
 # A publish that leaves out nearly all of its parameters would keep workers far from where the server stands.
 CodecDown = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit"]
@@ -70,7 +71,19 @@ class TrainingTable(Table):
     rule: Rule = Field(default=cast(Rule, DEFAULTS.rule), description="how the server steps")
     outer_learning_rate: float = Field(default=DEFAULTS.outer_learning_rate, gt=0, le=10, description="of that step")
     momentum: float = Field(default=DEFAULTS.momentum, ge=0, lt=1, description="of that step")
+    weights: Weights = Field(
+        default=cast(Weights, DEFAULTS.weights),
+        description="a merge averages over workers, or over what they trained on",
+    )
+    staleness_exponent: float = Field(
+        default=DEFAULTS.staleness_exponent, ge=0, le=4, description="a: a delta of age t weighs (1 + t)^-a"
+    )
+    warm_up_rounds: int = Field(
+        default=DEFAULTS.warm_up_rounds, ge=0, description="the first deltas of a late joiner weigh less"
+    )
+    quorum: int = Field(default=DEFAULTS.quorum, ge=1, description="fewer workers' deltas wait for the next window")
     steps_per_round: int = Field(default=DEFAULTS.steps_per_round, ge=1, description="of the fastest worker")
+    dylu: bool = Field(default=DEFAULTS.dylu, description="slower workers do fewer steps a round (DyLU)")
     seconds_per_round: float = Field(
         default=DEFAULTS.seconds_per_round, ge=0, description="a round's length; 0: steps_per_round decides it"
     )

@@ -1,25 +1,29 @@
 """When the pending deltas are merged into an outer step, with which weights, and when the outcome is published.
 
 Called by core/server.py, which writes down what comes of it: `Stepped` and `Published` are decisions, and whoever
-applies them only computes. Deadlines are pace.py's.
+applies them only computes. Deadlines are pace.py's, the step's coefficients are outer.py's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
+from hetero_async.core.outer import RULES
 from hetero_async.core.pace import Windows
 from hetero_async.core.records import Published, RunSettings, Stepped
 from hetero_async.core.state import PendingDelta, State
 
 
 def is_due(state: State, settings: RunSettings, windows: Windows, now_ms: int) -> bool:
-    """Whether to merge what has arrived. A window that is over is done with, even when nothing has."""
+    """Whether to merge what has arrived. A window that is over is done with, even when too little has."""
     arrived = {pending.worker: True for pending in state.pending.values()}
     awaited = [worker for worker in state.active if state.ledger.held(worker)]
     have_all = arrived and not any(worker not in arrived for worker in awaited)
-    if not (have_all and _ends_early(state, settings)) and not windows.is_due(now_ms, awaited, arrived):
+    if have_all and _ends_early(state, settings):
+        windows.merged()
+        return True
+    if not windows.is_due(now_ms, awaited, arrived):
         return False
     windows.merged()
-    return bool(arrived)
+    return bool(arrived) and (bool(have_all) or len(arrived) >= settings.quorum)
 
 
 def _ends_early(state: State, settings: RunSettings) -> bool:
@@ -29,24 +33,64 @@ def _ends_early(state: State, settings: RunSettings) -> bool:
 
 def stepped(state: State, settings: RunSettings) -> Stepped:
     """One outer step over all pending deltas."""
-    weight = weight_of_each(state.pending.values(), state.active, settings.merge)
+    coefficients = RULES[settings.rule].coefficients(state, settings)
     return Stepped(
         version=state.version + 1,
         deltas=tuple(state.pending),
-        weights=(weight,) * len(state.pending),
-        gain=settings.outer_learning_rate,
+        weights=weights_of(list(state.pending.values()), state.active, state.version, settings),
+        **coefficients._asdict(),
     )
 
 
-def weight_of_each(merged: Iterable[PendingDelta], active: Sequence[str], merge: str) -> float:
-    """The weight of every delta of one step: the mean over workers of the sum of each worker's deltas.
+def weights_of(
+    merged: Collection[PendingDelta], active: Sequence[str], version: int, settings: RunSettings
+) -> tuple[float, ...]:
+    """The weight of each delta in a step over `merged` that follows `version`.
 
-    A worker's several deltas are one stretch of progress cut in pieces, so they add up; workers are averaged: those of
-    the step, or, where each push is a step of its own, all that are active. Also asked by whoever takes deltas out.
+    Also asked by whoever takes deltas out.
     """
-    if merge == "per-push":
-        return 1.0 / max(1, len(active))
-    return 1.0 / max(1, len({delta.worker for delta in merged if delta.steps}))
+    shares = _shares(merged, active, settings)
+    return tuple(
+        share * _of_age(version - delta.anchor_version, settings) * _of_youth(delta.nth, settings)
+        for share, delta in zip(shares, merged, strict=True)
+    )
+
+
+def _shares(merged: Collection[PendingDelta], active: Sequence[str], settings: RunSettings) -> list[float]:
+    """What each delta would weigh if all were fresh and their workers long since at work.
+
+    workers  the mean over workers of the sum of each worker's deltas: its several deltas are one stretch of progress
+             cut in pieces, so they add up. Of the step's workers, or, where each push is a step, of all active ones.
+    tokens   the same, but weighed by what each knows. A delta of h steps with b samples each is h times the mean
+             gradient with a noise of variance h/b, so the best estimate weighs it by b; and the sum stands for as many
+             steps as the worker of the average *sample* took, Σnh/Σn with n = bh, and not that of the average worker:
+             a slow worker, whom DyLU gives few steps, does not hold back what the fast ones have learned. Equal workers
+             weigh 1/K, as above.
+    """
+    if settings.merge == "per-push":
+        return [1.0 / max(1, len(active))] * len(merged)
+    steps: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    for delta in merged:
+        steps[delta.worker] = steps.get(delta.worker, 0) + delta.steps
+        samples[delta.worker] = samples.get(delta.worker, 0) + delta.samples
+    if settings.weights == "workers" or not any(steps.values()):
+        return [1.0 / max(1, sum(taken > 0 for taken in steps.values()))] * len(merged)
+    everything = sum(samples.values())
+    average_steps = sum(samples[worker] * steps[worker] for worker in steps) / everything
+    batch = {worker: samples[worker] / max(1, steps[worker]) for worker in steps}
+    return [batch[delta.worker] * average_steps / everything for delta in merged]
+
+
+def _of_age(staleness: int, settings: RunSettings) -> float:
+    """(1 + τ)^−a, FedAsync's polynomial (Xie et al. 2019, arXiv 1903.03934, §5.2) and FedBuff's with a = ½; a = 0
+    weighs old and new alike."""
+    return float((1 + staleness) ** -settings.staleness_exponent)
+
+
+def _of_youth(nth: int, settings: RunSettings) -> float:
+    """Whoever joins a run under way begins with an empty inner optimizer, whose first steps are wild."""
+    return min(1.0, nth / (settings.warm_up_rounds + 1)) if nth else 1.0
 
 
 def published(state: State, settings: RunSettings) -> Published | None:

@@ -30,7 +30,7 @@ def steps_for(rate: float, reference: float, settings: RunSettings) -> int:
     """H of a worker: as many steps as it does while the reference worker does `steps_per_round`."""
     if settings.seconds_per_round > 0:
         return max(1, round(rate * settings.seconds_per_round)) if rate > 0 else settings.steps_per_round
-    if rate <= 0 or reference <= 0:
+    if rate <= 0 or reference <= 0 or not settings.dylu:
         return settings.steps_per_round
     return max(1, min(settings.steps_per_round, int(settings.steps_per_round * rate / reference)))
 

@@ -21,10 +21,15 @@ class RunSettings:
     samples: int = 0
     passes: float = 0.0
     merge: str = "window"  # window | per-push | all
-    rule: str = "nesterov"  # nesterov | lookahead | sgd
+    rule: str = "nesterov"  # one of outer.py's
     outer_learning_rate: float = 0.7
     momentum: float = 0.9
+    weights: str = "workers"  # workers | tokens
+    staleness_exponent: float = 0.0  # 0: old deltas weigh what new ones do
+    warm_up_rounds: int = 1  # of whoever joins a run under way: its first deltas weigh less
+    quorum: int = 1  # so many workers make a merge; fewer wait for the next window
     steps_per_round: int = 32  # H of the fastest worker
+    dylu: bool = True  # a slower worker's H follows its speed; false: all have the same
     seconds_per_round: float = 0.0  # when not zero, a window's length; H follows from it
     grace: float = 0.25  # how long a merge waits after its deadline, as a share of the window
     max_staleness: int = 4  # rounds
@@ -106,12 +111,15 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """One outer step: the deltas (by lsn) it merges, each with its weight, and the step's gain (learning rate)."""
+    """One outer step: the deltas (by lsn) it merges, each with its weight, and the step's coefficients (outer.py)."""
 
     version: int
     deltas: tuple[int, ...]
     weights: tuple[float, ...]
     gain: float
+    decay: float = 0.0
+    intake: float = 0.0
+    pull: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

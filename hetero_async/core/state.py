@@ -58,6 +58,8 @@ class Member:
     steps: int = 0
     samples: int = 0
     deltas: int = 0
+    began: int = 0  # the version that its present life joined at
+    rounds: int = 0  # deltas of that life
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class PendingDelta:
     anchor_version: int
     steps: int
     samples: int
+    nth: int = 0  # of its worker's deltas since that joined a run under way; 0: the worker was there from the start
 
 
 @dataclass(slots=True)
@@ -209,7 +212,7 @@ class State:
         self.ledger.release(record.worker, ranges.intersection(self.ledger.held(record.worker), record.kept))
         self.ledger.lease(record.worker, ranges.difference(record.kept, self.ledger.held(record.worker)))
         member.site, member.incarnation, member.active = record.site, record.incarnation, True
-        member.key = record.key
+        member.key, member.began, member.rounds = record.key, self.version, 0
         given = self.contributions.setdefault(record.key, Contribution(worker=record.worker, site=record.site))
         given.worker, given.site = record.worker, record.site
         given.lives += 1
@@ -230,12 +233,14 @@ class State:
         assert 0 <= self.staleness(record.anchor_version) <= self.staleness_bound(), "no delta is staler than the bound"
         self.ledger.train(record.worker, record.ranges)
         samples = ranges.size(record.ranges)
+        member.rounds += 1
         self.pending[lsn] = PendingDelta(
             worker=record.worker,
             seq=record.seq,
             anchor_version=record.anchor_version,
             steps=record.steps,
             samples=samples,
+            nth=member.rounds if member.began else 0,
         )
         self.norms = [*self.norms, record.norm][-NORMS_KEPT:]
         member.last_seq, member.last_hash, member.last_lsn = record.seq, record.payload_hash.hex(), lsn

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
-from hetero_async.core.records import Delta, Entry, Genesis, Published, Settings, Stepped
+from hetero_async.core.records import Delta, Entry, Genesis, Published, Stepped
 from hetero_async.errors import LogCorrupt, PeerError, UserError
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
+from hetero_async.tensors import outer
 from hetero_async.tensors.codecs import BLOCK, CODECS, decode_payload, encode_payload, open_payload
-from hetero_async.tensors.outer import RULES
 from hetero_async.tensors.replica import hash_of, read_object, write_object
 from hetero_async.tensors.schema import Schema, difference
 
@@ -64,8 +64,6 @@ class ServerModel:
         self.theta = torch.empty(0)
         self.buffers: list[torch.Tensor] = []
         self._constants = b""
-        self._rule = "sgd"
-        self._momentum = 0.0
         self._pending: dict[int, Pending] = {}
         self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0))
         self._publishes: dict[int, bytes] = {}
@@ -91,8 +89,6 @@ class ServerModel:
         match entry.record:
             case Genesis() as genesis:
                 self._begin(genesis, entry.payload)
-            case Settings() as changed:  # all but the rule: its buffers are the run's from genesis on
-                self._momentum = changed.settings.momentum
             case Delta() as delta:
                 self._pending[entry.lsn] = Pending(delta.codec, entry.payload)
             case Stepped() as stepped:
@@ -108,8 +104,7 @@ class ServerModel:
         if hash_of(self.theta) != genesis.parameters_hash:
             raise LogCorrupt("the initial parameters are not those that the genesis record names")
         self._constants = bytes(constants)
-        self._rule, self._momentum = genesis.settings.rule, genesis.settings.momentum
-        self.buffers = [torch.zeros_like(self.theta) for _ in range(RULES[self._rule].buffers)]
+        self.buffers = [torch.zeros_like(self.theta) for _ in range(outer.buffers_of(genesis.settings.rule))]
         note = replace(NOTHING_PUBLISHED, shadow_hash=genesis.parameters_hash)
         self._standing = Standing(note, self.theta.clone())
         self.schema = schema  # last: from here on there is something to fetch
@@ -120,14 +115,14 @@ class ServerModel:
         merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
         raws = [(CODECS[delta.codec], open_payload(delta.codec, delta.payload, numel)) for delta in merged]
         g, decoded = torch.empty(PASS_BLOCK), torch.empty(PASS_BLOCK)
-        rule = RULES[self._rule]
+        coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
         for start, stop in _blocks(numel):
             mean, one = g[: stop - start].zero_(), decoded[: stop - start]
             for (codec, raw), weight in zip(raws, stepped.weights, strict=True):
                 codec.decode(raw, numel, start, one)
                 mean.add_(one.mul_(weight))
             buffers = [buffer[start:stop] for buffer in self.buffers]
-            rule.step(self.theta[start:stop], buffers, mean, one, stepped.gain, self._momentum)
+            outer.step(self.theta[start:stop], buffers, mean, one, coefficients)
 
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
@@ -230,8 +225,6 @@ class ServerModel:
             "schema": _bytes_array(self.schema.to_bytes()),
             "constants": _bytes_array(self._constants),
             "publish": _bytes_array(write_object(self._standing.note, b"")),
-            "rule": _bytes_array(self._rule.encode()),
-            "momentum": numpy.array([self._momentum]),
         }
         arrays |= {f"buffer/{number}": buffer.numpy().copy() for number, buffer in enumerate(self.buffers)}
         arrays |= {
@@ -255,8 +248,8 @@ class ServerModel:
         self._constants = arrays["constants"].tobytes()
         note, _ = read_object(arrays["publish"].tobytes())
         self._standing = Standing(note, _vector(arrays["shadow"]))
-        self._rule, self._momentum = arrays["rule"].tobytes().decode(), float(arrays["momentum"][0])
-        self.buffers = [_vector(arrays[f"buffer/{number}"]) for number in range(RULES[self._rule].buffers)]
+        kept = sum(name.startswith("buffer/") for name in arrays)
+        self.buffers = [_vector(arrays[f"buffer/{number}"]) for number in range(kept)]
         self._pending = dict(_pending(arrays))
         self._publishes, self._snapshots = {}, {}
 

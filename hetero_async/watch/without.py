@@ -164,7 +164,7 @@ def _step(
         rebuilt.steps_skipped += 1
         return
     if len(merged) < len(stepped.deltas) or len(active) < len(state.active):
-        weight = merging.weight_of_each(merged.values(), active, state.settings.merge)
+        weights = merging.weights_of(merged.values(), active, stepped.version - 1, state.settings)
         rebuilt.steps_changed += len(merged) < len(stepped.deltas)
-        stepped = replace(stepped, deltas=tuple(merged), weights=(weight,) * len(merged))
+        stepped = replace(stepped, deltas=tuple(merged), weights=weights)
     rebuilt.model.apply(replace(entry, record=stepped))

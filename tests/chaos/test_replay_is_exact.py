@@ -15,11 +15,11 @@ from hetero_async.core.records import Delta, RunSettings, Stepped
 from hetero_async.shell.log import FileLog
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.codecs import CODECS
-from hetero_async.tensors.outer import RULES
 
 # So many samples that every codec comes twice, in merges of two.
 ROUNDS = len(CODECS)
 WORKERS = ("a-0", "a-1")
+RULES = ("nesterov", "lookahead", "sgd")  # whole rounds are what `delayed-nesterov` has no word of its own for
 REPLAY = """
 import sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def wide_model() -> torch.nn.Module:
 
 def recorded(directory: Path, rule: str) -> str:
     """Write a run with every codec up, and one of them down, and return the line that a replay must print."""
-    codec_down = list(CODECS)[list(RULES).index(rule) % len(CODECS)]
+    codec_down = list(CODECS)[RULES.index(rule) % len(CODECS)]
     settings = RunSettings(run="small", samples=2 * 8 * ROUNDS, merge="all", rule=rule, codec_down=codec_down)
     run = SmallRun(settings, wide_model)
     for worker in WORKERS:

@@ -1,10 +1,12 @@
 """When there is an outer step, what each of its deltas weighs, and when its outcome is published."""
 
+from dataclasses import replace
+
 import pytest
 
 from hetero_async.core import merging
 from hetero_async.core.ledger import Ledger
-from hetero_async.core.merging import weight_of_each
+from hetero_async.core.merging import weights_of
 from hetero_async.core.pace import Windows
 from hetero_async.core.records import Published, RunSettings, Stepped
 from hetero_async.core.state import Member, PendingDelta, State
@@ -12,8 +14,8 @@ from hetero_async.core.state import Member, PendingDelta, State
 NOW_MS = 1000
 
 
-def delta(worker: str, steps: int = 4) -> PendingDelta:
-    return PendingDelta(worker=worker, seq=1, anchor_version=0, steps=steps, samples=8)
+def delta(worker: str, steps: int = 4, samples: int = 8) -> PendingDelta:
+    return PendingDelta(worker=worker, seq=1, anchor_version=0, steps=steps, samples=samples)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,49 @@ def delta(worker: str, steps: int = 4) -> PendingDelta:
 def test_workers_are_averaged_and_a_workers_deltas_add_up(
     merge: str, merged: list[PendingDelta], active: list[str], weight: float
 ) -> None:
-    assert weight_of_each(merged, active, merge) == weight
+    settings = RunSettings(run="r", merge=merge)
+    assert weights_of(merged, active, 0, settings) == (weight,) * len(merged)
+
+
+def weights(*merged: PendingDelta, version: int = 0, **settings: object) -> list[float]:
+    return list(weights_of(merged, ["a", "b", "c"], version, replace(RunSettings(run="r"), **settings)))
+
+
+def test_equal_workers_weigh_the_same_by_tokens_as_by_workers() -> None:
+    merged = [delta("a"), delta("b"), delta("c")]
+    assert weights(*merged, weights="tokens") == pytest.approx(weights(*merged))
+
+
+def test_by_tokens_a_slow_worker_does_not_hold_back_what_a_fast_one_has_learned() -> None:
+    fast, *slow = merged = [delta("a", 32, 32 * 8), *(delta(worker, 2, 2 * 8) for worker in "bcd")]
+    expected = (32**2 + 3 * 2**2) / 38**2
+    assert weights(*merged, weights="tokens") == pytest.approx([expected] * 4)
+    assert sum(
+        weight * pushed.steps for weight, pushed in zip(weights(*merged, weights="tokens"), merged, strict=True)
+    ) == pytest.approx(
+        (fast.samples * fast.steps + sum(pushed.samples * pushed.steps for pushed in slow))
+        / sum(pushed.samples for pushed in merged)
+    )
+
+
+def test_by_tokens_a_delta_weighs_by_its_batch_and_pieces_add_up_to_the_whole() -> None:
+    small, large = delta("a", 4, 4 * 8), delta("b", 4, 4 * 24)
+    found = weights(small, large, weights="tokens")
+    assert found[1] == pytest.approx(3 * found[0])
+    halves = weights(delta("a", 2, 2 * 8), delta("a", 2, 2 * 8), large, weights="tokens")
+    assert halves == pytest.approx([found[0], found[0], found[1]])
+
+
+def test_old_deltas_weigh_less_where_that_is_asked_for() -> None:
+    old = PendingDelta(worker="a", seq=1, anchor_version=1, steps=4, samples=8)
+    assert weights(old, version=4) == [1.0]
+    assert weights(old, version=4, staleness_exponent=0.5) == [0.5]
+
+
+def test_the_first_deltas_of_a_late_joiner_weigh_less() -> None:
+    pushed = [PendingDelta(worker="a", seq=1, anchor_version=0, steps=4, samples=8, nth=nth) for nth in range(5)]
+    assert [weights(one, warm_up_rounds=2)[0] for one in pushed] == pytest.approx([1.0, 1 / 3, 2 / 3, 1.0, 1.0])
+    assert weights(pushed[1], warm_up_rounds=0) == [1.0]
 
 
 def state_of(
@@ -76,15 +120,23 @@ def test_a_merge_is_due_when_all_who_hold_samples_have_pushed_or_the_grace_is_ov
     assert windows.merge_ms == (merge_ms if merge_ms and merge_ms > NOW_MS and not is_due else None)
 
 
+def test_fewer_than_the_quorum_wait_for_the_next_window_unless_they_are_all() -> None:
+    settings = RunSettings(run="r", quorum=2)
+    for pushed, leased, is_due in (("a", "ab", False), ("ab", "abc", True), ("a", "a", True)):
+        windows = Windows(number=1, deadline_ms=NOW_MS, merge_ms=NOW_MS)
+        assert merging.is_due(state_of(pushed, leased=leased), settings, windows, NOW_MS) == is_due
+        assert windows.merge_ms is None, "this window is over"
+
+
 def test_nobody_waits_for_a_worker_that_holds_no_samples() -> None:
     windows = Windows(number=1, deadline_ms=NOW_MS, merge_ms=NOW_MS + 1)
     assert merging.is_due(state_of("a", leased="a"), RunSettings(run="r"), windows, NOW_MS)
 
 
 def test_a_step_takes_all_that_is_pending() -> None:
-    settings = RunSettings(run="r", outer_learning_rate=0.25)
+    settings = RunSettings(run="r", outer_learning_rate=0.25, momentum=0.5)
     assert merging.stepped(state_of("aab"), settings) == Stepped(
-        version=5, deltas=(10, 11, 12), weights=(0.5, 0.5, 0.5), gain=0.25
+        version=5, deltas=(10, 11, 12), weights=(0.5, 0.5, 0.5), decay=0.5, intake=1.0, gain=0.25, pull=0.125
     )
 
 

@@ -131,20 +131,20 @@ MUTANTS = (
     Mutant(
         "chance in apply",
         "tensors/model.py",
-        "stepped.gain, self._momentum)",
-        "stepped.gain * (1 + 1e-3 * __import__('random').random()), self._momentum)",
+        "stepped.gain, stepped.pull)",
+        "stepped.gain * (1 + 1e-3 * __import__('random').random()), stepped.pull)",
     ),
     Mutant(
         "a clock in apply",
         "tensors/model.py",
-        "stepped.gain, self._momentum)",
-        "stepped.gain * (1 + 1e-3 * (__import__('time').monotonic() % 1)), self._momentum)",
+        "stepped.gain, stepped.pull)",
+        "stepped.gain * (1 + 1e-3 * (__import__('time').monotonic() % 1)), stepped.pull)",
     ),
     Mutant(
         "the shadow moves without a record",
         "tensors/model.py",
-        "            rule.step(",
-        "            self._standing.shadow[start:stop].add_(1e-3)\n            rule.step(",
+        "            outer.step(",
+        "            self._standing.shadow[start:stop].add_(1e-3)\n            outer.step(",
     ),
     Mutant(
         "a chunk that comes twice counts twice",

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import torch
 
+from hetero_async.core.outer import RULES
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Record, RunSettings, Stepped
+from hetero_async.core.state import State
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
@@ -57,7 +59,7 @@ class Run:
         self._version = self._publish = 0
         schema = self.replica.schema
         payload, parameters_hash = self.server.genesis_payload(schema.to_bytes(), self.replica.initial_upload())
-        settings = settings or RunSettings(run="test")
+        self._settings = settings = settings or RunSettings(run="test")
         genesis = Genesis(key="k", settings=settings, schema_hash=schema.hash, parameters_hash=parameters_hash)
         self.append(genesis, payload)
 
@@ -76,9 +78,11 @@ class Run:
     def step(self, weights: Sequence[float] | None = None, gain: float = 0.7) -> None:
         """Merge all that is pending, with equal weights unless told otherwise."""
         deltas, self._deltas = tuple(self._deltas), []
+        settings = replace(self._settings, outer_learning_rate=gain)
+        coefficients = RULES[settings.rule].coefficients(State(version=self._version), settings)._asdict()
         self._version += 1
         weights = tuple(weights or [1 / len(deltas)] * len(deltas))
-        self.append(Stepped(version=self._version, deltas=deltas, weights=weights, gain=gain))
+        self.append(Stepped(version=self._version, deltas=deltas, weights=weights, **coefficients))
 
     def publish(self, codec: str = "fp32", merged: tuple[tuple[str, int], ...] = ()) -> int:
         self._publish += 1

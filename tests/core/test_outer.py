@@ -1,0 +1,49 @@
+"""What each outer rule decides, as its paper has it."""
+
+import pytest
+
+from hetero_async.core.outer import RULES, Coefficients
+from hetero_async.core.records import RunSettings
+from hetero_async.core.state import Member, State
+
+ETA, MU = 0.7, 0.9
+SETTINGS = RunSettings(run="r", outer_learning_rate=ETA, momentum=MU)
+
+
+def moved(rule: str, deltas: list[float], merge: str = "window", workers: int = 1) -> float:
+    """How far one parameter moves by these merged deltas, one step each."""
+    state = State(members={f"w{number}": Member(site="s", active=True) for number in range(workers)})
+    settings = RunSettings(run="r", merge=merge, outer_learning_rate=ETA, momentum=MU)
+    theta = m = 0.0
+    for g in deltas:
+        found = RULES[rule].coefficients(state, settings)
+        m = found.decay * m + found.intake * g
+        theta += found.gain * g + found.pull * m
+        state.version += 1
+    return theta
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("sgd", Coefficients(decay=0.0, intake=0.0, gain=ETA, pull=0.0)),
+        ("nesterov", Coefficients(decay=MU, intake=1.0, gain=ETA, pull=ETA * MU)),
+        ("lookahead", Coefficients(decay=MU, intake=1.0 - MU, gain=ETA, pull=ETA * MU)),
+        ("delayed-nesterov", Coefficients(decay=MU, intake=1.0, gain=ETA, pull=ETA * MU)),
+    ],
+)
+def test_each_rule_decides_what_its_formula_says(rule: str, expected: Coefficients) -> None:
+    assert RULES[rule].coefficients(State(), SETTINGS) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rule", "reach"), [("sgd", ETA), ("nesterov", ETA / (1 - MU)), ("lookahead", ETA * (1 + MU))])
+def test_a_constant_delta_moves_the_parameters_by_the_rules_gain(rule: str, reach: float) -> None:
+    assert moved(rule, [1.0] * 1001) - moved(rule, [1.0] * 1000) == pytest.approx(reach)
+
+
+def test_delayed_nesterov_makes_of_a_turn_of_pushes_what_nesterov_makes_of_its_mean() -> None:
+    rounds = [[0.3, -0.1, 0.5, 0.2], [0.1, 0.4, -0.2, 0.6], [0.7, 0.2, 0.1, 0.3]]
+    pushes = [delta / 4 for deltas in rounds for delta in deltas]
+    means = [sum(deltas) / 4 for deltas in rounds]
+    assert moved("delayed-nesterov", pushes, "per-push", 4) == pytest.approx(moved("nesterov", means))
+    assert moved("nesterov", pushes, "per-push", 4) != pytest.approx(moved("nesterov", means), rel=0.05)
