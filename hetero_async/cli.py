@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from hetero_async import agent, asking, cli_keys, cli_log, roster
 from hetero_async.cli_sim import sim
+from hetero_async.cli_study import study
 from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
 from hetero_async.errors import (
@@ -237,6 +238,7 @@ app.command()(repair)
 app.command()(cli_log.audit)
 app.command()(cli_log.replay)
 app.command()(sim)
+app.command()(study)
 
 
 def main() -> None:

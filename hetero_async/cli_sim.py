@@ -5,9 +5,7 @@ import json
 import math
 import os
 import secrets
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,43 +24,21 @@ def sim(
     faults: Annotated[str, typer.Option(help='With --seed: only these of its faults ("2,5", or "none").')] = "",
     seeds: Annotated[str, typer.Option(metavar="A..B", help="Run the worlds from A to B - 1.")] = "",
     minutes: Annotated[float, typer.Option(help="Run new worlds for so long.")] = 0.0,
-    world: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Train in the world described there.")] = None,
-    out: Annotated[Path, typer.Option(help="With --world: where its figures and its picture go.")] = Path(
-        "runs/worlds"
-    ),
     processes: Annotated[int, typer.Option(help="How many at once; 0: one a core.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
 ) -> None:
     """Run the real code in simulated worlds where everything fails, and check every promise.
 
     Example: hetero-async sim --seeds 0..1000
-
-    With --world it trains a real model in a world of your making instead, in virtual time, and draws how fast it
-    learned: which rule, which codec, which link. Example: hetero-async sim --world examples/worlds/rules.toml
     """
-    if world is not None:
-        _study(world, out, processes, as_json)
-    elif seed is not None:
+    if seed is not None:
         _sim_one(seed, _numbers(faults), as_json)
     elif seeds or minutes:
         first, stop = _stretch(seeds) if seeds else (secrets.randbelow(1 << 32), None)
         worlds = itertools.count(first) if stop is None else range(first, stop)
         _sim_many(worlds, processes or os.cpu_count() or 1, 60 * minutes or math.inf, as_json)
     else:
-        raise UserError("say which worlds: --seed 7, --seeds 0..1000, --minutes 10 or --world FILE.toml")
-
-
-def _study(world: Path, out: Path, processes: int, as_json: bool) -> None:
-    from hetero_async.sim import learning
-
-    done = learning.study(world, out, lambda line: print(line, file=sys.stderr), processes)
-    if as_json:
-        print(json.dumps(done.summary()))
-    else:
-        for line in done.lines():
-            print(line)
-    if done.problems:
-        raise HeteroAsyncError(f"{len(done.problems)} runs did not come to their end: {done.problems[0]}")
+        raise UserError("say which worlds: --seed 7, --seeds 0..1000 or --minutes 10")
 
 
 def _sim_one(seed: int, faults: list[int] | None, as_json: bool) -> None:

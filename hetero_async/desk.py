@@ -104,6 +104,11 @@ class Desk:
             self.steps += 1
             self.round_steps += 1
 
+    @property
+    def is_dry(self) -> bool:
+        """Whether the server has no more samples to give."""
+        return self._is_dry
+
     def is_round_due(self) -> bool:
         """At the window's deadline, or after the assigned steps where there is none; at last when stretched out."""
         with self._lock:

@@ -47,7 +47,7 @@ LAYERS = [
     {"tables", "complaints", "config", "watch"},
     {"session", "integrations", "assembly", "agent", "asking", "looking", "roster", "enrolment", "unarchiving"},
     {"sim"},
-    {"", "__main__", "cli", "cli_keys", "cli_log", "cli_sim", "repairing", "restoring"},
+    {"", "__main__", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -61,9 +61,9 @@ ONLY_IN = {
     "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
     "obstore": {"shell"},
-    "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "repairing", "restoring"},
+    "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli", "cli_keys", "cli_log", "cli_sim", "repairing", "restoring"},
+    "rich": {"watch", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

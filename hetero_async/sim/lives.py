@@ -173,7 +173,7 @@ class WorkerLife:
         disk, number = world.disks[plan.name], world.next_life()
         blocking = Worktime(process, world.random(f"work {number}"), world.plan.work_seconds, disk.taken)
         life = world.make_life(plan.name)
-        student = world.workload.student(plan.dtype, number)
+        student = world.workload.student(plan, number)
         replica = WatchedReplica(student.model, life)
         follower = WatchedFollower(replica, life)
         desk = Desk(trio.current_time)
@@ -216,12 +216,18 @@ class WorkerLife:
             await trio.sleep(LOOK_SECONDS)
         while (positions := rounds.draw(plan.batch)) is not None:
             if not positions:
-                await trio.sleep(LOOK_SECONDS)
-                rounds.adopt()
+                # At the end there is nothing to wait for but the others.
+                await self._wait(rounds, 0.0 if desk.is_dry else LOOK_SECONDS)
                 continue
-            await self._process.work(plan.step_seconds * random.uniform(0.8, 1.25))
+            seconds = plan.step_seconds * random.uniform(0.8, 1.25)
+            await self._process.work(seconds)
+            self._world.worked_seconds += seconds
             train(positions)
             rounds.end_step()
             while desk.is_stretched_out():
-                await trio.sleep(LOOK_SECONDS)
-                rounds.adopt()
+                await self._wait(rounds, LOOK_SECONDS)
+
+    async def _wait(self, rounds: Rounds, lost_seconds: float) -> None:
+        await trio.sleep(LOOK_SECONDS)
+        self._world.waited_seconds += lost_seconds
+        rounds.adopt()

@@ -4,8 +4,9 @@ The judge's account costs more than the training, and random worlds are where it
 world is collected here; learning.py runs them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -13,6 +14,7 @@ import torch
 import trio
 
 from hetero_async.core import ranges
+from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Ack, Message, Nack, Push
 from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Stepped
@@ -51,6 +53,7 @@ class Recorder(Judge):
     def __init__(self, settings: RunSettings, fail: Callable[[Violation], None], reading: Reading, points: int) -> None:
         super().__init__(settings, fail)
         self.curve: list[Point] = []
+        self.choosing_loss = math.nan  # the last loss, on text that nothing is reported of
         self._reading = reading
         self._every = settings.samples / points  # samples
         self._lsn = 0
@@ -98,6 +101,8 @@ class Recorder(Judge):
         tokens = self._samples * self._reading.shape.context
         loss = self._reading.evaluate(parameters)
         self.curve.append(Point(trio.current_time(), tokens, self._steps, self._stepped, loss))
+        if self._samples == self.settings.samples:
+            self.choosing_loss = self._reading.choose(parameters)
 
     def settled(self, node: str, state: State, model_hash: bytes) -> None:
         pass
@@ -107,9 +112,17 @@ class Recorder(Judge):
 
 
 class RecordedModel(ServerModel):
-    def __init__(self, recorder: Recorder) -> None:
+    """`lost`: the share of deltas that are refused for no reason."""
+
+    def __init__(self, recorder: Recorder, lost: float, random: Random) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recorder, self._lost_share, self._random = recorder, lost, random
+
+    def inspect(self, codec: str, payload: bytes) -> Facts:
+        facts = super().inspect(codec, payload)
+        if self._lost_share and self._random.random() < self._lost_share:
+            return replace(facts, refusal=NotAdmitted("lost on purpose", Cause.LATE))
+        return facts
 
     def apply(self, entry: Entry) -> None:
         super().apply(entry)
@@ -164,8 +177,8 @@ class LastingDisk(SimulatedDisk):
 
 
 class LearningWorld(World):
-    def __init__(self, plan: Plan, directory: Path, reading: Reading, points: int) -> None:
-        self._reading, self._points = reading, points
+    def __init__(self, plan: Plan, directory: Path, reading: Reading, points: int, lost: float = 0.0) -> None:
+        self._reading, self._points, self._lost_share = reading, points, lost
         self._is_disk_safe = all(any(word in fault.kind for word in SPARE_DISKS) for fault in plan.faults)
         super().__init__(plan, directory, reading, Trace())
         # A round of the slowest worker, its delta and a publish over the thinnest link, all of it twice.
@@ -185,7 +198,7 @@ class LearningWorld(World):
         return LastingDisk(directory, random) if self._is_disk_safe else SimulatedDisk(directory, random)
 
     def make_model(self, node: str) -> ServerModel:
-        return RecordedModel(self.recorder)
+        return RecordedModel(self.recorder, self._lost_share, self.random(f"losses {self.next_life()}"))
 
     def make_life(self, worker: str) -> Life:
         return Bystander(self.judge, worker)

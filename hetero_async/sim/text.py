@@ -1,31 +1,22 @@
-"""A learning study's workload: a small byte-level transformer on the source files of Python's own standard library.
+"""A learning study's workload: a small byte-level transformer on real text (corpus.py).
 
-The text is on every machine that has this software, and it is real: a rule that is better here is not better by the
-grace of a toy problem. Called by learning.py; knows nothing of workers or of virtual time.
+Called by learning.py; knows nothing of workers or of virtual time.
 """
 
-import functools
 import math
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own idiom
-import xxhash
 from torch import Tensor, nn
 
+from hetero_async.sim.corpus import Corpus
+from hetero_async.sim.plan import WorkerPlan
 from hetero_async.sim.workload import DTYPES
 from hetero_async.tensors.replica import Replica
 
-# Folders that a distribution may leave out, or that hold tables instead of programs.
-LEFT_OUT = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
-)
-TEXT_BYTES_MAX = 8_000_000
-VALIDATION_EVERY = 10  # files
 EVALUATED_AT_ONCE = 64  # windows
 SYMBOLS = 256
 WARM_UP = 0.05  # share of the run in which the learning rate rises
@@ -42,39 +33,7 @@ class Shape:
     heads: int = 4
     context: int = 64  # bytes that one prediction can look back on
     learning_rate: float = 3e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    training: Tensor  # uint8
-    validation: Tensor
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal where two machines train on the same text."""
-        whole = xxhash.xxh3_128()
-        for part in (self.training, self.validation):
-            whole.update(part.numpy().data)
-        return whole.hexdigest()
-
-
-@functools.cache
-def standard_library() -> Text:
-    """The library's files in the order of their names, every tenth one for validation."""
-    root, room = Path(sysconfig.get_path("stdlib")), TEXT_BYTES_MAX
-    texts: list[bytes] = []
-    for path in sorted(root.rglob("*.py")):
-        size = path.stat().st_size
-        if LEFT_OUT.isdisjoint(path.relative_to(root).parts) and size <= room:
-            room -= size
-            texts.append(path.read_bytes())
-    validation = b"".join(texts[::VALIDATION_EVERY])
-    training = b"".join(text for number, text in enumerate(texts) if number % VALIDATION_EVERY)
-    return Text(_bytes(training), _bytes(validation))
-
-
-def _bytes(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    optimizer: str = "adamw"  # adamw | sgd
 
 
 class Layer(nn.Module):
@@ -125,16 +84,19 @@ def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
 
 
 class Reading:
-    """Fulfils Workload: sample n is a window of `context` bytes, and the byte after each of them."""
+    """Fulfils Workload: sample n is a window of `context` bytes, and the byte after each of them, of its reader's text.
 
-    def __init__(self, shape: Shape, seed: int, evaluated_windows: int) -> None:
+    A reader's text is that of its site: all sites' is the same, or each has its own.
+    """
+
+    def __init__(self, shape: Shape, seed: int, evaluated_windows: int, corpus: Corpus) -> None:
         self.shape = shape
-        text = standard_library()
-        self._text, self._offsets = text.training, torch.arange(shape.context + 1)
-        self.samples = (len(text.training) - 1) // shape.context
+        self._corpus, self._offsets = corpus, torch.arange(shape.context + 1)
+        self.samples = sum(self._windows_in(text) for text in corpus.training)
         self._seed = seed
-        starts = torch.linspace(0, len(text.validation) - shape.context - 1, evaluated_windows).long()
-        self._evaluated = text.validation[starts[:, None] + self._offsets].long()
+        self._reported, self._chosen = (
+            self._spread(parts, evaluated_windows) for parts in (corpus.reporting, corpus.choosing)
+        )
         self._model = Transformer(shape, seed)
         self._examined = Replica(self._model)
 
@@ -142,43 +104,66 @@ class Reading:
     def parameters(self) -> int:
         return self._examined.schema.numel
 
-    def student(self, dtype: str, seed: int) -> "Reader":
+    def student(self, plan: WorkerPlan, seed: int) -> "Reader":
         """Every life begins with the same model, as one script would: `seed`, which tells lives apart, has no say."""
-        return Reader(self, Transformer(self.shape, self._seed).to(DTYPES[dtype]))
+        return Reader(self, Transformer(self.shape, self._seed).to(DTYPES[plan.dtype]), self._corpus.of_site(plan.site))
 
-    def windows(self, samples: Sequence[int]) -> Tensor:
-        starts = torch.tensor(samples) * self.shape.context
-        return self._text[starts[:, None] + self._offsets].long()
+    def windows(self, text: Tensor, samples: Sequence[int]) -> Tensor:
+        starts = torch.tensor(samples) % self._windows_in(text) * self.shape.context
+        return text[starts[:, None] + self._offsets].long()
 
-    @torch.no_grad()
     def evaluate(self, parameters: Tensor) -> float:
         """Validation loss (nats per byte) of these parameters (flat, in the schema's order), in fp32."""
+        return self._examine(parameters, self._reported)
+
+    def choose(self, parameters: Tensor) -> float:
+        """The same on other text: for choosing between settings, which would spoil what is reported."""
+        return self._examine(parameters, self._chosen)
+
+    @torch.no_grad()
+    def _examine(self, parameters: Tensor, windows: Tensor) -> float:
         self._examined.reset(parameters)
-        parts = self._evaluated.split(EVALUATED_AT_ONCE)
-        return sum(len(part) * loss_of(self._model, part).item() for part in parts) / len(self._evaluated)
+        return sum(len(part) * loss_of(self._model, part).item() for part in windows.split(EVALUATED_AT_ONCE)) / len(
+            windows
+        )
+
+    def _windows_in(self, text: Tensor) -> int:
+        return (len(text) - 1) // self.shape.context
+
+    def _spread(self, parts: Sequence[Tensor], windows: int) -> Tensor:
+        """As many windows of each part, at equal distances."""
+        chosen: list[Tensor] = []
+        for part in parts:
+            starts = torch.linspace(0, len(part) - self.shape.context - 1, max(1, windows // len(parts))).long()
+            chosen.append(part[starts[:, None] + self._offsets].long())
+        return torch.cat(chosen)
 
 
 class Reader:
     """Fulfils Student."""
 
-    def __init__(self, reading: Reading, model: Transformer) -> None:
+    def __init__(self, reading: Reading, model: Transformer, text: Tensor) -> None:
         self.model: nn.Module = model
         self.progress = 0.0  # of the run, 0 … 1: what the learning rate follows
-        self._reading = reading
+        self._reading, self._text = reading, text
         self._parameters = list(model.parameters())
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=reading.shape.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
+        self._optimizer = _optimizer(reading.shape, self._parameters)
 
     def step(self, samples: Sequence[int]) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = self._reading.shape.learning_rate * schedule(self.progress)
-        loss = loss_of(self.model, self._reading.windows(samples))
+        loss = loss_of(self.model, self._reading.windows(self._text, samples))
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, CLIP_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(loss.detach())
+
+
+def _optimizer(shape: Shape, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if shape.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=shape.learning_rate, momentum=0.9, fused=True)
+    return torch.optim.AdamW(parameters, lr=shape.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
 def schedule(progress: float) -> float:

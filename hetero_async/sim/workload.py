@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+from hetero_async.sim.plan import WorkerPlan
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FEATURES, HIDDEN, OUTPUTS = 6, 8, 3
 
@@ -21,7 +23,7 @@ class Student(Protocol):
 class Workload(Protocol):
     samples: int
 
-    def student(self, dtype: str, seed: int) -> Student:
+    def student(self, plan: WorkerPlan, seed: int) -> Student:
         """A fresh model with an optimizer, initialized by the seed."""
         ...
 
@@ -36,15 +38,15 @@ class Regression:
         teacher = torch.randn(FEATURES, OUTPUTS, generator=chance)
         self.outputs = torch.tanh(self.inputs @ teacher)
 
-    def student(self, dtype: str, seed: int) -> "RegressionStudent":
+    def student(self, plan: WorkerPlan, seed: int) -> "RegressionStudent":
         chance = torch.Generator().manual_seed(seed)
         model = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, OUTPUTS)
-        ).to(DTYPES[dtype])
+        ).to(DTYPES[plan.dtype])
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=chance))
-        return RegressionStudent(self, model, DTYPES[dtype])
+        return RegressionStudent(self, model, DTYPES[plan.dtype])
 
 
 @dataclass(slots=True)

@@ -86,7 +86,7 @@ def play(world: "World") -> None:
 
 
 class World:
-    liveness_seconds = LIVENESS_SECONDS
+    liveness_seconds: float = LIVENESS_SECONDS
     judge_type = Judge
 
     def __init__(self, plan: Plan, directory: Path, workload: Workload, trace: Trace) -> None:
@@ -104,6 +104,7 @@ class World:
         self.leaving: dict[str, trio.CancelScope] = {}  # a worker's, to end it by a signal
         self.held: dict[str, float] = {}  # until when a process is not started again
         self.ends: list[DialEnd] = []  # of all workers' lives
+        self.worked_seconds = self.waited_seconds = 0.0  # of all workers together
         self.serving: Serving | None = None  # the newest that has begun to
         self.reigning = SERVER  # who that was
         self.positions: dict[str, tuple[int, int]] = {}  # of each node's log: last term, last record

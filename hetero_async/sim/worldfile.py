@@ -18,13 +18,14 @@ from pydantic import BaseModel, Field, ValidationError
 from hetero_async.complaints import NAME, NAME_ALLOWED
 from hetero_async.core.records import RunSettings
 from hetero_async.errors import ConfigError
+from hetero_async.sim.corpus import Corpus, domains, standard_library
 from hetero_async.sim.network import Condition
 from hetero_async.sim.plan import FAULTS, Fault, Plan, WorkerPlan
 from hetero_async.sim.text import Shape
 from hetero_async.tables import Table, TrainingTable
 
 # What a variant may have of its own; the rest is what makes a comparison one.
-VARIED = ("run", "model", "sites")
+VARIED = ("run", "model", "sites", "faults", "lost_pushes", "steps", "samples")
 # A run that ends by halting has nothing to show.
 FATAL_FAULTS = ("damage log",)
 OF_SITE = ("link", "way", "site", "messages", "connections")
@@ -43,6 +44,8 @@ class ModelTable(Table):
     heads: int = Field(default=SHAPE.heads, ge=1, le=16)
     context: int = Field(default=SHAPE.context, ge=4, le=1024)
     learning_rate: float = Field(default=SHAPE.learning_rate, gt=0, le=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    text: Literal["shared", "by site"] = "shared"  # by site: a domain of text for each
     batch: int = Field(default=16, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=1 << 32)  # of the first weights; each run's own seed is added
 
@@ -82,22 +85,32 @@ class WorldTable(Table):
     model: ModelTable = ModelTable()
     sites: dict[str, SiteTable]
     faults: list[FaultTable] = Field(default=[])
+    lost_pushes: float = Field(default=0.0, ge=0, lt=1)  # this share is refused, and its samples go to others
     evaluation: EvaluationTable = EvaluationTable()
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One world of a study; with a seed it is one simulated run."""
+    """One world of a study; with a seed it is one simulated run. `case`: where on the file's axes it lies."""
 
     name: str
     world: WorldTable
+    case: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.case}: {self.name}" if self.case else self.name
 
     @property
     def samples(self) -> int:
         return self.world.samples or self.world.steps * self.world.model.batch
 
     def shape(self) -> Shape:
-        return Shape(**self.world.model.model_dump(exclude={"batch", "seed"}))
+        return Shape(**self.world.model.model_dump(exclude={"batch", "seed", "text"}))
+
+    def corpus(self) -> Corpus:
+        """Raises UserError where this machine lacks it."""
+        return domains(tuple(self.world.sites)) if self.world.model.text == "by site" else standard_library()
 
     def workers(self) -> tuple[WorkerPlan, ...]:
         return tuple(
@@ -125,7 +138,7 @@ class Variant:
 
     def settings(self) -> dict[str, Any]:
         """JSON-able: everything that makes this world what it is, defaults included."""
-        return {"samples": self.samples, **self.world.model_dump(include={"run", "model", "sites", "evaluation"})}
+        return {"samples": self.samples, **self.world.model_dump(exclude={"name", "seeds", "steps", "samples"})}
 
 
 def _condition(site: SiteTable) -> Condition:
@@ -133,21 +146,74 @@ def _condition(site: SiteTable) -> Condition:
     return Condition(delay=site.delay, jitter=site.jitter, loss=site.loss, bytes_per_second=rate)
 
 
-def load(path: Path) -> list[Variant]:
-    """All variants of a world file; the file itself where it has none. Raises ConfigError, one line."""
+class CellTable(Table):
+    """What a file's variants are compared for: those to `reach` must come so near to the best of `choose`."""
+
+    title: str
+    choose: list[str] = Field(min_length=1)  # tried with the first seed; the best by other text goes on with the rest
+    reach: dict[str, float] = Field(min_length=1)  # nats above the yardstick's loss, at most
+    faster_than: str = ""  # a variant of which `reach` may take this share of the time
+    time_share: float = Field(default=1.0, gt=0)
+    idle_share: float = Field(default=1.0, ge=0, le=1)  # of the workers' time, at most
+    once: list[str] = Field(default=[])  # variants that are run with the first seed only
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFile:
+    name: str
+    variants: list[Variant]
+    cell: CellTable | None
+
+
+def load(path: Path) -> StudyFile:
+    """All variants of a world file, in every case; the file itself where it has none. Raises ConfigError, one line.
+
+    `[axes.A.B]` is what is different at B on the axis A; every variant is run in every combination of them.
+    """
     content = _read(path)
-    given = content.pop("variants", {})
-    base = _checked(path, content, ())
-    if not given:
-        return [Variant(base.name, base)]
-    variants = []
-    for name, changes in _tables(path, ("variants",), given):
-        where = ("variants", name)
-        for key, _ in _tables(path, where, changes):
-            if key not in VARIED:
-                raise _unknown(path, (*where, key), changes[key], VARIED)
-        variants.append(Variant(name, _checked(path, _replaced(content, changes), where)))
-    return variants
+    given, axes, cell = content.pop("variants", {}), content.pop("axes", {}), content.pop("cell", None)
+    name = _checked(path, content, ()).name
+    variants: list[Variant] = []
+    for case, base in _cases(path, content, axes):
+        if not given:
+            variants.append(Variant(name, _checked(path, base, ("axes",)), case))
+        for variant, changes in _tables(path, ("variants",), given):
+            where = ("variants", variant)
+            _check_varied(path, where, changes)
+            variants.append(Variant(variant, _checked(path, _replaced(base, changes), where), case))
+    return StudyFile(name, variants, None if cell is None else _cell(path, cell, list(given)))
+
+
+def _cases(path: Path, content: dict[str, Any], axes: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    cases: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), content)]
+    for axis, places in _tables(path, ("axes",), axes):
+        for place, changes in _tables(path, ("axes", axis), places):
+            _check_varied(path, ("axes", axis, place), changes)
+        cases = [
+            ((*case, f"{axis} {place}"), _replaced(base, changes))
+            for case, base in cases
+            for place, changes in places.items()
+        ]
+    return ((", ".join(case), base) for case, base in cases)
+
+
+def _check_varied(path: Path, where: Sequence[str], changes: object) -> None:
+    for key, value in _tables(path, where, changes):
+        if key not in VARIED:
+            raise _unknown(path, (*where, key), value, VARIED)
+
+
+def _cell(path: Path, given: object, variants: Sequence[str]) -> CellTable:
+    try:
+        cell = CellTable.model_validate(given)
+    except ValidationError as error:
+        raise _complaint(path, error, ("cell",)) from None
+    named = [("choose", cell.choose), ("reach", list(cell.reach)), ("once", cell.once)]
+    for key, names in [*named, ("faster_than", [cell.faster_than] if cell.faster_than else [])]:
+        for name in names:
+            if name not in variants:
+                raise ConfigError(f"{path}: cell.{key} = {_shown(name)}: must be one of {', '.join(variants)}")
+    return cell
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -191,7 +257,8 @@ def _complaint(path: Path, error: ValidationError, where: Sequence[str]) -> Conf
     location, value = detail["loc"], detail["input"]
     key = (*where, *map(str, location))
     if detail["type"] == "extra_forbidden":
-        return _unknown(path, key, value, list(_table_at(location[:-1]).model_fields))
+        table = CellTable if where == ("cell",) else _table_at(location[:-1])
+        return _unknown(path, key, value, list(table.model_fields))
     allowed = detail["msg"].replace("Input should be", "must be").replace("valid dictionary or instance of", "table,")
     if detail["type"] == "missing":
         return ConfigError(f"{path}: {_key(key)} is missing")

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hetero_async.sim.corpus import standard_library
+from hetero_async.sim.plan import WorkerPlan
 from hetero_async.sim.text import Reading, Shape
 from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload
 from hetero_async.tensors.codecs.codec import nibbles
@@ -45,8 +47,8 @@ def test_zstd_comes_close_to_the_entropy_of_real_deltas() -> None:
 
 def rounds() -> Iterator[torch.Tensor]:
     """Their deltas, flat fp32."""
-    reading = Reading(Shape(), seed=0, evaluated_windows=1)
-    student, samples = reading.student("fp32", 0), count()
+    reading = Reading(Shape(), seed=0, evaluated_windows=1, corpus=standard_library())
+    student, samples = reading.student(WorkerPlan(name="w", site="s", step_seconds=1.0), 0), count()
     parameters = list(student.model.parameters())
     while True:
         before = torch.nn.utils.parameters_to_vector(parameters).detach().clone()

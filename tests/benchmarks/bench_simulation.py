@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from hetero_async.sim.learning import run
+from hetero_async.sim.plan import WorkerPlan
 from hetero_async.sim.text import Reading
 from hetero_async.sim.worldfile import load
 
@@ -52,7 +53,7 @@ def test_simulated_steps_cost_little_more_than_bare_ones(tmp_path: Path) -> None
 
 def bare_seconds(reading: Reading, batch: int) -> float:
     """Half of the steps with the same model, batch and optimizer, in a loop that does nothing else."""
-    reader, samples = reading.student("fp32", 0), iter(range(reading.samples))
+    reader, samples = reading.student(WorkerPlan(name="w", site="s", step_seconds=1.0), 0), iter(range(reading.samples))
     began = time.process_time()
     for _ in range(STEPS // 2):
         reader.step(list(islice(samples, batch)))

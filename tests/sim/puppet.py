@@ -27,7 +27,7 @@ from hetero_async.core.ranges import Ranges
 from hetero_async.core.records import Left
 from hetero_async.ports import Lane
 from hetero_async.sim.network import DialEnd
-from hetero_async.sim.plan import SERVER
+from hetero_async.sim.plan import SERVER, WorkerPlan
 from hetero_async.sim.process import Process
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.follower import Follower
@@ -45,7 +45,8 @@ class Puppet:
         self.heard: list[Message] = []
         self.wanted: list[Want] = []
         self._world = world
-        self._follower = Follower(Replica(world.workload.student("fp32", 0).model))
+        student = world.workload.student(WorkerPlan(name="puppet", site="puppet", step_seconds=1.0), 0)
+        self._follower = Follower(Replica(student.model))
         self._end = DialEnd(world.network, process, [SERVER])
         self._blobs: dict[int, bytes] = {}
         self._requests = 0

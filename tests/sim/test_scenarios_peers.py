@@ -14,6 +14,7 @@ from sim.scenario import LEASE_SECONDS, PUPPET, ScriptedWorld, make_plan, positi
 from hetero_async.core.messages import Ack, Message, Nack, Refused, Rejoin
 from hetero_async.core.records import Delta, Left
 from hetero_async.quarantine import STRIKES_MAX
+from hetero_async.sim.plan import WorkerPlan
 from hetero_async.sim.workload import Regression, RegressionStudent
 
 STALENESS = 2
@@ -273,8 +274,8 @@ class Spoiling(Regression):
 
     spoilt = False
 
-    def student(self, dtype: str, seed: int) -> "SpoilingStudent":
-        student = super().student(dtype, seed)
+    def student(self, plan: WorkerPlan, seed: int) -> "SpoilingStudent":
+        student = super().student(plan, seed)
         self.spoilt, is_first = True, not self.spoilt
         return SpoilingStudent(student.workload, student.model, student.dtype, 10 if is_first else 0)
 
