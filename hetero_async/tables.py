@@ -21,7 +21,7 @@ SITE_WORKERS_MAX = 1000
 
 DEFAULTS = RunSettings(run="")
 Merge = Literal["window", "per-push", "all"]
-Rule = Literal["nesterov", "lookahead", "delayed-nesterov", "sgd"]
+Rule = Literal["auto", "nesterov", "lookahead", "delayed-nesterov", "sgd"]
 Weights = Literal["workers", "tokens"]
 Codec = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"]
 # A publish that leaves out nearly all of its parameters would keep workers far from where the server stands.
@@ -69,8 +69,10 @@ class TrainingTable(Table):
         description="the server steps at deadlines, at every delta, or when all have pushed",
     )
     rule: Rule = Field(default=cast(Rule, DEFAULTS.rule), description="how the server steps")
-    outer_learning_rate: float = Field(default=DEFAULTS.outer_learning_rate, gt=0, le=10, description="of that step")
-    momentum: float = Field(default=DEFAULTS.momentum, ge=0, lt=1, description="of that step")
+    outer_learning_rate: float = Field(
+        default=DEFAULTS.outer_learning_rate, gt=0, le=10, description="of that step; auto has its own"
+    )
+    momentum: float = Field(default=DEFAULTS.momentum, ge=0, lt=1, description="of that step; auto has its own")
     weights: Weights = Field(
         default=cast(Weights, DEFAULTS.weights),
         description="a merge averages over workers, or over what they trained on",

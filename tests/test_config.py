@@ -191,7 +191,11 @@ BAD = [
         '[training]\nmerge = "all "\n[server]',
         'training.merge = "all ": must be one of window, per-push, all (did you mean all?)',
     ),
-    ("[server]", "[training]\nrule = 3\n[server]", "training.rule = 3: must be one of nesterov, lookahead, sgd"),
+    (
+        "[server]",
+        "[training]\nrule = 3\n[server]",
+        "training.rule = 3: must be one of auto, nesterov, lookahead, delayed-nesterov, sgd",
+    ),
     (
         "[server]",
         "[training]\nmomentum = 1\n[server]",

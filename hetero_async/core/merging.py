@@ -37,7 +37,7 @@ def stepped(state: State, settings: RunSettings) -> Stepped:
     return Stepped(
         version=state.version + 1,
         deltas=tuple(state.pending),
-        weights=weights_of(list(state.pending.values()), state.active, state.version, settings),
+        weights=weights_of(state.pending.values(), state.active, state.version, settings),
         **coefficients._asdict(),
     )
 
@@ -104,4 +104,11 @@ def published(state: State, settings: RunSettings) -> Published | None:
     if state.version - state.publish_versions[state.publish] < limit:
         return None
     merged = tuple((name, member.merged_seq) for name, member in state.members.items())
-    return Published(number=state.publish + 1, version=state.version, codec=settings.codec_down, merged=merged)
+    is_last = state.is_trained and not state.pending
+    return Published(
+        number=state.publish + 1,
+        version=state.version,
+        codec=settings.codec_down,
+        merged=merged,
+        ahead=0.0 if is_last else RULES[settings.rule].ahead(state, settings),
+    )

@@ -21,7 +21,7 @@ class RunSettings:
     samples: int = 0
     passes: float = 0.0
     merge: str = "window"  # window | per-push | all
-    rule: str = "nesterov"  # one of outer.py's
+    rule: str = "auto"  # one of outer.py's
     outer_learning_rate: float = 0.7
     momentum: float = 0.9
     weights: str = "workers"  # workers | tokens
@@ -124,12 +124,17 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The shadow moves to publish `number`. `merged`: per worker, up to which seq its deltas are in it."""
+    """The shadow moves to publish `number`. `merged`: per worker, up to which seq its deltas are in it.
+
+    `ahead`: it shows θ − ahead·m instead of θ, where the momentum m will have taken the parameters by the time that
+    what is learned from this publish is merged.
+    """
 
     number: int
     version: int
     codec: str
     merged: tuple[tuple[str, int], ...]
+    ahead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,11 +171,9 @@ class Server:
         if self.state.settings is not None:
             return
         genesis = Genesis(
-            key=event.key,
-            settings=self.settings,
-            schema_hash=event.schema_hash,
-            parameters_hash=event.parameters_hash,
-        )
+            key=event.key, settings=self.settings,
+            schema_hash=event.schema_hash, parameters_hash=event.parameters_hash,
+        )  # fmt: skip
         self._record(genesis, event.payload)
 
     def _join(self, event: Received, hello: Hello) -> None:
@@ -335,11 +333,9 @@ class Server:
         self._applied = self.state.publish
         self._announcements[self.state.publish] = self.state.lsn
         beacon = Beacon(
-            version=self.state.version,
-            publish=self.state.publish,
-            model_hash=event.model_hash,
-            state_hash=self.state.digest(),
-        )
+            version=self.state.version, publish=self.state.publish,
+            model_hash=event.model_hash, state_hash=self.state.digest(),
+        )  # fmt: skip
         self._record(beacon)
 
     def _announce(self, publish: int) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from statistics import fmean
 from typing import Any
 
 from hetero_async.core import ranges
@@ -103,6 +104,7 @@ class State:
     contributions: dict[str, Contribution] = field(default_factory=dict)  # by key
     pending: dict[int, PendingDelta] = field(default_factory=dict)  # by lsn, ascending
     norms: list[float] = field(default_factory=list)
+    lag: float = 0.0  # mean staleness of the last step's deltas
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)  # name → value, version
 
     def fold(self, entry: Entry) -> None:
@@ -185,6 +187,7 @@ class State:
             contributions={key: Contribution(**given) for key, given in dumped["contributions"].items()},
             pending={int(lsn): PendingDelta(**pending) for lsn, pending in dumped["pending"].items()},
             norms=list(dumped["norms"]),
+            lag=dumped["lag"],
             metrics={name: (value, version) for name, (value, version) in dumped["metrics"].items()},
         )
 
@@ -254,6 +257,7 @@ class State:
         assert record.deltas and len(record.deltas) == len(record.weights), (
             "a step merges something, each with its weight"
         )
+        self.lag = fmean(self.staleness(self.pending[merged].anchor_version) for merged in record.deltas)
         for merged in record.deltas:
             pending = self.pending.pop(merged)
             member = self.members[pending.worker]

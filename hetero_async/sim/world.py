@@ -213,7 +213,10 @@ class World:
         if unfinished:
             self.judge.violated("liveness", f"{', '.join(unfinished)} did not come to an end after the healing")
         else:
-            self._lost = Ending(self, self._directory).judged()
+            self._judge_finished()
+
+    def _judge_finished(self) -> None:
+        self._lost = Ending(self, self._directory).judged()
 
     def _expected(self) -> list[WorkerPlan]:
         return [worker for worker in self.plan.workers if worker.name != self.plan.stays_away]

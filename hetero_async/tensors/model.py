@@ -127,7 +127,10 @@ class ServerModel:
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
         before = self._standing.shadow
-        payload = encode_payload(published.codec, torch.sub(self.theta, before))
+        change = torch.sub(self.theta, before)
+        for m in self.buffers if published.ahead else ():
+            change.sub_(torch.mul(m, published.ahead))
+        payload = encode_payload(published.codec, change)
         shadow = decode_payload(published.codec, payload, before.numel()).add_(before)
         note = PublishNote(
             number=published.number,

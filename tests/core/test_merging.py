@@ -134,7 +134,7 @@ def test_nobody_waits_for_a_worker_that_holds_no_samples() -> None:
 
 
 def test_a_step_takes_all_that_is_pending() -> None:
-    settings = RunSettings(run="r", outer_learning_rate=0.25, momentum=0.5)
+    settings = RunSettings(run="r", rule="nesterov", outer_learning_rate=0.25, momentum=0.5)
     assert merging.stepped(state_of("aab"), settings) == Stepped(
         version=5, deltas=(10, 11, 12), weights=(0.5, 0.5, 0.5), decay=0.5, intake=1.0, gain=0.25, pull=0.125
     )
@@ -164,3 +164,16 @@ def test_a_publish_is_due_as_often_as_asked_and_whenever_somebody_waits_for_it(
     merged = tuple((worker, ord(worker)) for worker in "abc")
     expected = Published(number=3, version=4, codec="fp32", merged=merged) if is_due else None
     assert merging.published(state, settings) == expected
+
+
+def test_publishes_look_ahead_while_there_is_more_to_learn_and_the_last_one_does_not() -> None:
+    settings = RunSettings(run="r", rule="auto")
+    state = state_of("")
+    state.version, state.publish_versions, state.lag = 100, {2: 99}, 1.0
+    state.ledger.trained = ()
+    on_the_way = merging.published(state, settings)
+    state.ledger.trained = ((0, 64),)
+    last = merging.published(state, settings)
+    assert on_the_way is not None
+    assert last is not None
+    assert on_the_way.ahead > 0 == last.ahead

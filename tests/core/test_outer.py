@@ -47,3 +47,46 @@ def test_delayed_nesterov_makes_of_a_turn_of_pushes_what_nesterov_makes_of_its_m
     means = [sum(deltas) / 4 for deltas in rounds]
     assert moved("delayed-nesterov", pushes, "per-push", 4) == pytest.approx(moved("nesterov", means))
     assert moved("nesterov", pushes, "per-push", 4) != pytest.approx(moved("nesterov", means), rel=0.05)
+
+
+# --- auto ---
+
+
+def momentum(version: int, workers: int = 4, **settings: str) -> float:
+    state = State(version=version, members={f"w{n}": Member(site="s", active=True) for n in range(workers)})
+    return RULES["auto"].coefficients(state, RunSettings(run="r", **settings)).decay
+
+
+def test_auto_follows_a_lasting_direction_by_the_sum_of_all_workers_progress() -> None:
+    for workers in (1, 4, 16):
+        reach = moved("auto", [1.0] * 1001, workers=workers) - moved("auto", [1.0] * 1000, workers=workers)
+        assert reach == pytest.approx(workers)
+
+
+def test_auto_has_no_momentum_at_first_and_gains_it_merge_by_merge() -> None:
+    assert [momentum(version) for version in (0, 3, 6, 9, 100)] == pytest.approx([0.0, 0.5, 2 / 3, 0.75, 0.75])
+    assert [momentum(100, workers) for workers in (1, 2, 8)] == pytest.approx([0.0, 0.5, 0.875])
+
+
+def test_auto_leaves_momentum_to_a_codec_that_has_it() -> None:
+    assert momentum(100, codec_up="topk") == 0.0
+    assert momentum(100, codec_up="2bit") == 0.75
+
+
+def test_auto_makes_of_a_turn_of_pushes_what_it_makes_of_their_mean() -> None:
+    rounds = [[0.3, -0.1], [0.1, 0.4], [0.7, 0.2], [0.2, 0.2]]
+    pushes = [delta / 2 for deltas in rounds for delta in deltas]
+    assert moved("auto", pushes, "per-push", 2) == pytest.approx(moved("auto", [sum(d) / 2 for d in rounds], workers=2))
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_auto_publishes_where_the_momentum_will_have_led_when_the_answer_is_merged(late: int) -> None:
+    state = State(version=100, lag=float(late), members={f"w{n}": Member(site="s", active=True) for n in range(4)})
+    ahead = RULES["auto"].ahead(state, SETTINGS)
+    m, further = 1.0, 0.0
+    for _ in range(late):  # merges that bring nothing new
+        found = RULES["auto"].coefficients(state, SETTINGS)
+        m *= found.decay
+        further += found.pull * m
+    assert ahead == pytest.approx(further)
+    assert RULES["nesterov"].ahead(state, SETTINGS) == 0.0

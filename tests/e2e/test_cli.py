@@ -65,7 +65,7 @@ def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     made = say("init", toml.parent, "--name", "tiny", "--site", "here=2", "--samples", 4000, "--address", address)
     assert f"next: hetero-async serve --run {toml}" in made
-    toml.write_text(re.sub(r'^rule = "nesterov"', 'rule = "sgd"', toml.read_text(), flags=re.MULTILINE))
+    toml.write_text(re.sub(r'^rule = "auto"', 'rule = "sgd"', toml.read_text(), flags=re.MULTILINE))
     outputs = tmp_path / "server.output", tmp_path / "here.output"
     hold = tmp_path / "hold"  # so that the run is not over before it was looked at
     script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01", "--hold", hold]

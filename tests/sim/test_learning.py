@@ -200,7 +200,11 @@ def test_a_world_whose_sites_read_different_texts_learns_them_all(tmp_path: Path
     ("old", "new", "complaint"),
     [
         ('rule = "sgd"', 'rul = "sgd"', 'run.rul = "sgd": unknown key (did you mean rule?); known keys: merge, '),
-        ('rule = "sgd"', 'rule = "adam"', "run.rule = \"adam\": must be 'nesterov', 'lookahead', 'delayed-nesterov' or 'sgd'"),
+        (
+            'rule = "sgd"',
+            'rule = "adam"',
+            "run.rule = \"adam\": must be 'auto', 'nesterov', 'lookahead', 'delayed-nesterov' or 'sgd'",
+        ),
         ("layers = 1", "layers = 0", "model.layers = 0: must be greater than or equal to 1"),
         ("width = 16", "width = 15", "model.width = 15: must be a multiple of model.heads = 2"),
         ("steps = 60", "", "steps = 0: must be greater than 0"),

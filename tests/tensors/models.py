@@ -84,9 +84,9 @@ class Run:
         weights = tuple(weights or [1 / len(deltas)] * len(deltas))
         self.append(Stepped(version=self._version, deltas=deltas, weights=weights, **coefficients))
 
-    def publish(self, codec: str = "fp32", merged: tuple[tuple[str, int], ...] = ()) -> int:
+    def publish(self, codec: str = "fp32", merged: tuple[tuple[str, int], ...] = (), ahead: float = 0.0) -> int:
         self._publish += 1
-        self.append(Published(number=self._publish, version=self._version, codec=codec, merged=merged))
+        self.append(Published(number=self._publish, version=self._version, codec=codec, merged=merged, ahead=ahead))
         return self._publish
 
 

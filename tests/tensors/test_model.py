@@ -73,6 +73,16 @@ def test_a_pass_over_blocks_gives_the_bits_of_the_plain_formula(rule: str) -> No
     assert torch.equal(run.server.theta, theta)
 
 
+def test_a_publish_can_anticipate_the_momentum_and_the_next_one_need_not() -> None:
+    run = Run(Flat(300))
+    run.push(values(300, seed=1))
+    run.step()
+    (m,) = run.server.buffers
+    for ahead in (0.5, 0.0):
+        run.publish(ahead=ahead)
+        torch.testing.assert_close(run.server.shadow, run.server.theta - ahead * m, rtol=0, atol=1e-7)
+
+
 def test_deltas_wait_for_the_step_that_names_them() -> None:
     run = Run(Flat(100))
     before = run.server.model_hash()
