@@ -9,7 +9,7 @@ ROUNDS ?= 1
 JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local run-local-failover test lint bench soak clean
+.PHONY: help run-local run-local-failover test lint bench study soak clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ lint: $(INSTALLED) ## style, format and types
 
 bench: $(INSTALLED) ## how fast the parts are on this machine
 	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
+
+study: $(INSTALLED) ## what tests/benchmarks/learning/ has not shown yet (hours; goes on where it was), then the table
+	@$(PYTHON) -m hetero_async study
 
 soak: $(INSTALLED) ## look for rare faults: MINUTES=30 of simulated worlds, FUZZ_MINUTES=10 of each decoder, then all tests with more cases
 	@$(PYTHON) -m hetero_async sim --minutes $(MINUTES)

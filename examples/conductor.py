@@ -38,7 +38,7 @@ SCRIPT = Path(__file__).with_name("byte_gpt.py")
 BATCH = 8
 # site → workers, dtype, and how many times slower than the fastest its steps are made
 SITES = {"amsterdam": (2, "fp32", 1), "shanghai": (1, "bf16", 2), "office": (1, "fp32", 4)}
-TRAINING = {"outer_learning_rate": 1.0, "momentum": 0.5, "lease_ttl_seconds": 6.0}
+TRAINING = {"lease_ttl_seconds": 6.0}
 STEP_SECONDS = 0.03
 LOOK_SECONDS = 0.5
 # The run is over long before; a demo that hangs must say so instead of hanging on.

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -89,6 +89,10 @@ class Figure:
     def idle_share(self) -> float:
         return max(run.idle_share for run in self.runs)
 
+    def seconds_to(self, loss: float) -> float:
+        """Mean virtual time until the loss had fallen to this; infinite where one run never came there."""
+        return fmean(_seconds_to(run, loss) for run in self.runs)
+
     def bytes_per_round(self, way: str) -> float:
         """Of one worker, up or down, per acknowledged delta."""
         return fmean(getattr(run, f"bytes_{way}") / max(1, run.acknowledged) for run in self.runs)
@@ -105,6 +109,17 @@ class Figure:
             "bytes_up_per_round": round(self.bytes_per_round("up")),
             "bytes_down_per_round": round(self.bytes_per_round("down")),
         }
+
+
+def _seconds_to(run: Run, loss: float) -> float:
+    """Between two points of the curve the loss is taken to fall evenly."""
+    before = (0.0, math.inf)
+    for seconds, _, _, _, found in run.curve:
+        if found is not None and found <= loss:
+            share = (before[1] - loss) / (before[1] - found) if math.isfinite(before[1]) else 1.0
+            return before[0] + share * (seconds - before[0])
+        before = (seconds, math.inf if found is None else found)
+    return math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +144,8 @@ class Verdict:
         return self.excess <= self.goal and is_fast and self.reached.idle_share <= self.idle_share
 
     def summary(self) -> dict[str, Any]:
-        """JSON-able."""
+        """JSON-able. `time_to_yardstick`: until the yardstick's final loss was reached, as a share of its own time."""
+        to_it = self.reached.seconds_to(self.yardstick.loss) / self.yardstick.seconds
         return {
             "cell": self.title,
             "yardstick": self.yardstick.summary(),
@@ -138,6 +154,7 @@ class Verdict:
             "goal": self.goal,
             "time_ratio": None if self.time_ratio is None else round(self.time_ratio, 3),
             "time_share": self.time_share if self.time_ratio is not None else None,
+            "time_to_yardstick": round(to_it, 3) if math.isfinite(to_it) else None,
             "met": self.is_met,
         }
 
@@ -256,11 +273,21 @@ def find(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def _share(studies: Sequence[Study]) -> None:
+    """What is the same world in two studies is run once."""
+    known = {key: done for study in studies for key, done in study.book.runs.items()}
+    for study in studies:
+        for variant, seed in study.lacking():
+            if done := known.get(_key(variant.settings(), seed)):
+                study.book.add(replace(done, variant=variant.name, case=variant.case))
+
+
 def run_all(studies: Sequence[Study], told: Callable[[str], None], processes: int = 0) -> None:
     """Run what the studies lack, so many at once; 0: one a core. `told` is given a line as each run ends."""
     for study in studies:
         for variant in study.file.variants:
             check(variant)
+    _share(studies)
     if not any(study.lacking() for study in studies):
         return
     at_once = processes or os.cpu_count() or 1
@@ -277,5 +304,6 @@ def run_all(studies: Sequence[Study], told: Callable[[str], None], processes: in
             for done in wait(under_way, return_when=FIRST_COMPLETED).done:
                 study, _ = under_way.pop(done)
                 study.book.add(done.result())
+                _share(studies)
                 left = sum(len(study.lacking()) for study in studies)
                 told(f"[{left} left] {study.file.name}: {done.result().told()}")

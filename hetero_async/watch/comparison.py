@@ -27,7 +27,7 @@ def render_comparison(title: str, figures: Sequence[Mapping[str, Any]]) -> Rende
 def render_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line a cell: what it is measured by, what was reached, and whether that was the goal."""
     table = Table(title="learning: what had to be reached, and what was")
-    for column in ("cell", "yardstick", "reached", "excess", "goal", "time", "met"):
+    for column in ("cell", "yardstick", "reached", "excess", "goal", "time", "time to it", "met"):
         table.add_column(column, justify="left" if column in ("cell", "yardstick") else "right")
     for verdict in verdicts:
         yardstick, excess, time = verdict["yardstick"], verdict["excess"], verdict["time_ratio"]
@@ -38,6 +38,7 @@ def render_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> RenderableType:
             "diverged" if excess is None else f"{excess:+.3f}",
             f"{verdict['goal']:+.2f}",
             "" if time is None else f"{time:.2f} of {verdict['time_share']:.2f}",
+            "never" if verdict["time_to_yardstick"] is None else f"{verdict['time_to_yardstick']:.2f}",
             "yes" if verdict["met"] else "no",
             style="" if verdict["met"] else "bold red",
         )

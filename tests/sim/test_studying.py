@@ -230,3 +230,23 @@ def test_nothing_is_run_where_nothing_is_lacking(tmp_path: Path) -> None:
     study = studied(tmp_path, WORLD + CELL)
     fill(study, {"low": 2.5, "high": 2.0, "slow": 2.2, "ours": 2.01})
     run_all([study], lambda line: pytest.fail(line))
+
+
+def test_a_world_that_two_studies_share_is_run_once(tmp_path: Path) -> None:
+    study = studied(tmp_path, WORLD + CELL)
+    fill(study, {"low": 2.5, "high": 2.0, "slow": 2.2, "ours": 2.01})
+    (tmp_path / "other.toml").write_text(WORLD + "[variants.mine.run]\nmomentum = 0.5\n")
+    other = Study.open(tmp_path / "other.toml", None)
+    run_all([study, other], lambda line: pytest.fail(line))
+    (figure,) = other.figures("")
+    assert (figure.variant, figure.loss) == ("mine", 2.01)
+
+
+def test_the_time_to_a_loss_is_read_off_the_curve(tmp_path: Path) -> None:
+    study = studied(tmp_path, WORLD + CELL)
+    fill(study, {"low": 2.5, "high": 2.0, "slow": 2.2, "ours": 1.0})
+    (verdict,) = study.verdicts()
+    assert verdict.reached.seconds_to(5.5) == 0.0
+    assert verdict.reached.seconds_to(3.25) == pytest.approx(5.0)
+    assert math.isinf(verdict.reached.seconds_to(0.9))
+    assert verdict.summary()["time_to_yardstick"] == pytest.approx((5.5 - 2.0) / (5.5 - 1.0), abs=1e-3)

@@ -51,8 +51,7 @@ def test_an_outer_step_moves_the_parameters_by_the_weighted_mean() -> None:
     run.push(first)
     run.push(second)
     run.step(weights=(0.75, 0.25), gain=0.5)
-    mean = torch.tensor(0.75) * first + torch.tensor(0.25) * second
-    assert torch.equal(run.server.theta, start - torch.tensor(0.5) * mean)
+    assert torch.equal(run.server.theta, start - 0.5 * (0.75 * first + 0.25 * second))
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
@@ -68,8 +67,7 @@ def test_a_pass_over_blocks_gives_the_bits_of_the_plain_formula(rule: str) -> No
         mean = torch.zeros(NUMEL)
         for codec, payload, weight in zip(codecs, payloads, weights, strict=True):
             mean = mean + decode_payload(codec, payload, NUMEL) * torch.tensor(weight)
-        coefficients = RULES[rule].coefficients(State(version=version), settings)
-        outer.step(theta, buffers, mean, torch.empty(NUMEL), coefficients)
+        outer.step(theta, buffers, mean, torch.empty(NUMEL), RULES[rule].coefficients(State(version=version), settings))
     assert torch.equal(run.server.theta, theta)
 
 
