@@ -7,6 +7,7 @@ waits here, and `doing` says for what.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ LOOK_SECONDS = 0.5
 # to: what is left of the present one, and one more while a request is on its way. A server that falls silent then never
 # makes the loop wait for samples before it has to wait for the answer to its delta.
 ROUNDS_AHEAD = 2
+# The quickest of so many answers says how far the server is; the others say what else held them up.
+ANSWERS_KEPT = 8
 # Weight of the newest step in the running mean of step times: about the last 20 steps count.
 RATE_WEIGHT = 0.1
 
@@ -54,8 +57,10 @@ class Desk:
         self._handed_over: dict[int, Ranges] = {}  # by round; not in the outbox yet
         self._is_dry = False  # the server has no free position left
         self._target: Target | None = None
-        self._window = 0
+        self._window = self._served_window = 0  # the present one, and the last that a round was cut for
         self._deadline: float | None = None
+        self._cut_at = 0.0
+        self._answer_seconds: deque[float] = deque(maxlen=ANSWERS_KEPT)  # from cuts to their answers
         self._is_overdue = False
         self._seconds_per_step = 0.0
         self._last_step: float | None = None
@@ -110,14 +115,19 @@ class Desk:
         return self._is_dry
 
     def is_round_due(self) -> bool:
-        """At the window's deadline, or after the assigned steps where there is none; at last when stretched out."""
+        """With the last step that leaves the delta time to be at the server by the window's deadline; after the
+        assigned steps where there is none; at last when stretched out.
+
+        News of a deadline have been on their way as long as a delta will be, so a whole answer's time is set aside.
+        """
         with self._lock:
             if self.round_steps == 0 or not self._consumed or self.is_busy:
                 return False
             if self._is_overdue:
                 return True
             if self._deadline is not None and self.round_steps < max(1, self.stretch) * self.steps_per_round:
-                return self._clock() >= self._deadline
+                ahead = self._seconds_per_step + min(self._answer_seconds, default=0.0)
+                return self._clock() + ahead > self._deadline
             return self.round_steps >= self.steps_per_round
 
     def is_stretched_out(self) -> bool:
@@ -139,9 +149,11 @@ class Desk:
             self.rounds += 1
             self._handed_over[self.rounds] = finished.ranges
             self.is_busy = True
-            self._is_overdue = False
-            if self._deadline is not None and self._deadline <= self._clock():
-                self._deadline = None
+            self._cut_at = self._clock()
+            if self._is_overdue:
+                self._is_overdue = False  # it was the last window's, and the present one goes on
+            elif self._deadline is not None:
+                self._served_window, self._deadline = self._window, None
         self.hand_over(finished)
 
     def begin_again(self) -> None:
@@ -214,8 +226,11 @@ class Desk:
         """
         with self._lock:
             self._is_overdue |= window > self._window and self._deadline is not None
+            if window < self._window:
+                self._served_window = 0  # another process of the server counts anew
             self._window = window
-            self._deadline = None if seconds_left is None else self._clock() + seconds_left
+            is_open = seconds_left is not None and window > self._served_window
+            self._deadline = self._clock() + (seconds_left or 0.0) if is_open else None
             self.steps_per_round = steps
 
     def offer_target(self, target: Target) -> None:
@@ -227,7 +242,9 @@ class Desk:
         """How it stands with the first `rounds` rounds; one cut since then is in flight as well."""
         with self._lock:
             self._handed_over = {number: held for number, held in self._handed_over.items() if number > rounds}
-            self.is_busy = in_flight or rounds < self.rounds
+            was_busy, self.is_busy = self.is_busy, in_flight or rounds < self.rounds
+            if was_busy and not self.is_busy:
+                self._answer_seconds.append(self._clock() - self._cut_at)
             self.must_wait = self.stretch == 0 and (unmerged or rounds < self.rounds)
             self.progress = progress
             self._lock.notify_all()

@@ -49,7 +49,77 @@ def test_with_a_deadline_a_round_is_due_then_whatever_the_steps() -> None:
     step(desk, 3)
     clock.seconds += 2.9
     assert not desk.is_round_due()
-    clock.seconds += 0.1
+    clock.seconds += 0.2
+    assert desk.is_round_due()
+
+
+def test_a_round_ends_with_the_last_step_that_is_over_before_the_deadline() -> None:
+    clock = Clock()
+    desk = opened(steps=8, clock=clock)
+    desk.pace(1, 3.5, 8)
+    for number in range(1, 4):
+        clock.seconds += 1.0
+        step(desk)
+        assert desk.is_round_due() == (number == 3), "another second would end behind it"
+
+
+def answered(desk: Desk, clock: Clock, seconds: float) -> None:
+    step(desk)
+    desk.cut("delta")
+    clock.seconds += seconds
+    settled(desk)
+
+
+def test_the_time_that_an_answer_takes_is_set_aside_as_well() -> None:
+    clock = Clock()
+    desk = opened(steps=20, clock=clock)
+    for _ in range(3):
+        answered(desk, clock, 1.0)
+    desk.pace(1, 5.0, 20)
+    for seconds in range(1, 6):
+        step(desk)
+        assert desk.is_round_due() == (seconds == 5), "the next would end, and its delta be there, behind it"
+        clock.seconds += 1.0
+
+
+def test_an_answer_that_something_else_held_up_says_nothing_about_the_way() -> None:
+    clock = Clock()
+    desk = opened(steps=20, clock=clock)
+    for seconds in (1.0, 30.0):
+        answered(desk, clock, seconds)
+    desk.pace(1, 30.0, 20)
+    step(desk)
+    clock.seconds += 1.0
+    assert not desk.is_round_due()
+
+
+def test_a_window_is_served_once_however_often_it_is_named() -> None:
+    clock = Clock()
+    desk = opened(steps=2, clock=clock)
+    desk.pace(1, 1.0, 2)
+    clock.seconds += 1.1
+    step(desk)
+    assert desk.is_round_due()
+    desk.cut("delta")
+    settled(desk)
+    desk.pace(1, 0.1, 2)
+    step(desk)
+    assert not desk.is_round_due(), "its delta is under way already"
+    desk.pace(2, 0.1, 2)
+    clock.seconds += 0.2
+    assert desk.is_round_due()
+
+
+def test_a_server_that_has_restarted_counts_its_windows_anew() -> None:
+    clock = Clock()
+    desk = opened(steps=20, clock=clock)
+    desk.pace(7, 0.0, 20)
+    step(desk)
+    desk.cut("delta")
+    settled(desk)
+    desk.pace(1, 1.0, 20)
+    step(desk)
+    clock.seconds += 1.1
     assert desk.is_round_due()
 
 

@@ -1,0 +1,85 @@
+"""The inner optimizer's state as bytes, so that a worker that is started again goes on with it.
+
+Tensors and numbers only, as safetensors: nothing that was read is ever executed. Hyperparameters are not in it: they
+are the script's.
+"""
+
+import json
+from collections.abc import Iterator
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from hetero_async.errors import PeerError
+
+ABOUT = "about"
+
+
+def packed(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """A copy on the CPU: `INDEX/NAME` of every parameter's state, in the order of the parameter groups.
+
+    Called between two steps; what comes back is its taker's own. Empty where a state is no tensor or number.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, torch.Tensor | int | float):
+                return {}
+            tensors[f"{index}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+    about = json.dumps({"optimizer": type(optimizer).__name__}).encode()
+    return tensors | {ABOUT: torch.frombuffer(bytearray(about), dtype=torch.uint8)} if tensors else {}
+
+
+def to_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    return safetensors.torch.save(tensors)
+
+
+def restore(optimizer: torch.optim.Optimizer, content: bytes) -> None:
+    """Give the optimizer its state back. Raises PeerError, and changes nothing, where it is another optimizer's."""
+    tensors = _tensors(content)
+    kind = _kind(tensors.pop(ABOUT, None))
+    if kind != type(optimizer).__name__:
+        raise PeerError(f"it is of {kind}, and the optimizer is {type(optimizer).__name__}")
+    parameters = _parameters(optimizer)
+    found: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        if not index.isdigit() or int(index) >= len(parameters):
+            raise PeerError(f"it has a state of parameter {index}, and the optimizer has {len(parameters)} parameters")
+        parameter = parameters[int(index)]
+        if value.dim() and value.shape != parameter.shape:
+            shapes = f"{tuple(value.shape)}, and the parameter is {tuple(parameter.shape)}"
+            raise PeerError(f"its {name} of parameter {index} is {shapes}")
+        # Counters stay where optimizers keep them, on the CPU, unless they are asked to be capturable.
+        device = parameter.device if value.dim() or _is_capturable(optimizer) else value.device
+        found.setdefault(parameter, {})[name] = value.to(device)
+    for parameter, state in found.items():
+        optimizer.state[parameter] = state
+
+
+def _tensors(content: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, KeyError) as error:
+        raise PeerError(f"not an optimizer's state: {error}") from error
+
+
+def _kind(about: torch.Tensor | None) -> str:
+    try:
+        return str(json.loads(bytes(about.tolist()))["optimizer"]) if about is not None else "nothing known"
+    except (ValueError, KeyError, TypeError) as error:
+        raise PeerError(f"not an optimizer's state: {error}") from error
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return list(_each(optimizer))
+
+
+def _each(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _is_capturable(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("capturable") or group.get("fused") for group in optimizer.param_groups)
