@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Where this project's own studies lie.
 KEPT = Path("tests/benchmarks/learning")
+# Where nobody says how wide a line may be.
+FILE_WIDTH = 128
 
 
 def study(
@@ -64,7 +66,7 @@ def _summary(study: "Study") -> dict[str, object]:
 
 
 def _tell(studies: list["Study"], pictures: list[Path]) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     for study in studies:
         if study.file.cell is None:
             for case in study.cases:

@@ -9,6 +9,7 @@ publish. Everything slow happens in the background thread that `join` starts.
 """
 
 import atexit
+import functools
 import importlib.metadata
 import math
 import secrets
@@ -29,6 +30,7 @@ from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
+from hetero_async.inner_state import InnerState
 from hetero_async.rounds import Rounds
 from hetero_async.shell.dial import open_dial_link, until_stopped
 from hetero_async.shell.outbox import FileOutbox
@@ -79,6 +81,8 @@ class Session:
         self._replica = Replica(model)
         self._rounds = Rounds(self._desk, self._replica, forget=lambda: optimizer.state.clear())
         self._follower = Follower(self._replica)
+        self._inner = InnerState(optimizer, config.worker_directory(worker) / "optimizer.kept", worker)
+        self._is_warm = self._inner.restore()
         self._token: trio.lowlevel.TrioToken | None = None
         self._training: Training | None = None
         self._addresses = ", ".join(endpoint.control for endpoint in endpoints(config))
@@ -128,6 +132,8 @@ class Session:
         if self._thread.is_alive() and self._token is not None:
             soon(self._token, self._scope.cancel)
             self._thread.join(CLOSE_SECONDS)
+            if not self._desk.is_finished:
+                self._inner.write_last()
 
     # --- after each optimizer step, in the user's thread ---
 
@@ -135,9 +141,15 @@ class Session:
         if _was_skipped(optimizer):
             return
         self._rounds.end_step()
+        if tensors := self._inner.copy_if_due(self._desk.rounds):
+            self._keep(tensors)
         while self._desk.is_stretched_out():
             self._desk.wait("waiting for the server")
             self._rounds.adopt()
+
+    def _keep(self, tensors: dict[str, torch.Tensor]) -> None:
+        if self._token is not None and self._training is not None:
+            soon(self._token, self._training.keep, functools.partial(self._inner.write, tensors))
 
     def _draw(self, count: int) -> list[int] | None:
         while (positions := self._rounds.draw(count)) == []:
@@ -195,6 +207,7 @@ class Session:
             device=describe(self._replica.device),
             dtype=dtype_name(self._replica.dtype),
             life=secrets.token_bytes(8),
+            is_warm=self._is_warm,
         )
         async with open_dial_link(
             endpoints(config),

@@ -62,6 +62,8 @@ class Training:
         self._is_target_old = trio.Event()
         self._is_finishing = False
         self._is_leaving = False
+        self._is_keeping = False
+        self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Until cancelled, finished or refused. Raises RefusedError with the server's reason."""
@@ -72,6 +74,7 @@ class Training:
         token = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 self.desk.hand_over = functools.partial(soon, token, self._take, nursery)
                 nursery.start_soon(self._receive_control)
                 nursery.start_soon(self._receive_bulk)
@@ -92,6 +95,20 @@ class Training:
     def measured(self, name: str, value: float) -> None:
         """To be called in this thread."""
         self.machine.step(Measured(name=name, value=value))
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """To be called in this thread: have something written beside all else, unless the last is still under way."""
+        if self._nursery is not None and not self._is_keeping and not self._is_leaving:
+            self._is_keeping = True
+            self._nursery.start_soon(self._keep, write)
+
+    async def _keep(self, write: Callable[[], None]) -> None:
+        try:
+            await self.blocking(write)
+        except DiskFull as error:
+            self.observer.event("optimizer state not kept", reason=str(error))
+        finally:
+            self._is_keeping = False
 
     async def _leave(self) -> None:
         """Say bye, so that what we still lease goes to others at once instead of after its time to live."""

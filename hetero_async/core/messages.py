@@ -28,7 +28,7 @@ class Hello:
 
     It is said again until answered, and anew to every process of the server. `life` is the same in all that one process
     says, and no other's, so that the last of them is not taken for a second process. `acknowledged` is the newest delta
-    that was acknowledged in this life, and `receipt` what came with it.
+    that was acknowledged in this life, and `receipt` what came with it. `is_warm`: its inner optimizer has a past.
     """
 
     run: str
@@ -43,6 +43,7 @@ class Hello:
     shadow_term: int = 0  # of the server that the worker's parameters came from
     acknowledged: int = 0
     receipt: bytes = b""
+    is_warm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

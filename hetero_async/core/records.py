@@ -68,7 +68,8 @@ class Dataset:
 class Joined:
     """A worker began a life. It keeps `kept` of the ranges it had leased; the rest return to the pool.
 
-    `key` (Z85) proved who it is, and stands for every delta of this life: another key is another life.
+    `key` (Z85) proved who it is, and stands for every delta of this life: another key is another life. `is_warm`: its
+    inner optimizer has a past, and its deltas count in full from the first on.
     """
 
     worker: str
@@ -76,6 +77,7 @@ class Joined:
     site: str
     incarnation: int
     kept: tuple[Range, ...]
+    is_warm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,7 +184,11 @@ class Server:
         is_known = worker in state.active and state.members[worker].key == event.key
         if not is_known or presence.life != hello.life:
             incarnation = state.members[worker].incarnation + 1 if worker in state.members else 1
-            self._record(Joined(worker=worker, key=event.key, site=event.site, incarnation=incarnation, kept=kept))
+            joined = Joined(
+                worker=worker, key=event.key, site=event.site,
+                incarnation=incarnation, kept=kept, is_warm=hello.is_warm,
+            )  # fmt: skip
+            self._record(joined)
         presence.join(hello)
         self._send(
             worker,

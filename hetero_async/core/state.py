@@ -59,7 +59,7 @@ class Member:
     steps: int = 0
     samples: int = 0
     deltas: int = 0
-    began: int = 0  # the version that its present life joined at
+    began: int = 0  # the version that its present life joined at; 0: with the run, or warm
     rounds: int = 0  # deltas of that life
 
 
@@ -84,7 +84,7 @@ class PendingDelta:
     anchor_version: int
     steps: int
     samples: int
-    nth: int = 0  # of its worker's deltas since that joined a run under way; 0: the worker was there from the start
+    nth: int = 0  # of its worker's deltas since that joined a run under way, cold; 0: it did not
 
 
 @dataclass(slots=True)
@@ -215,7 +215,7 @@ class State:
         self.ledger.release(record.worker, ranges.intersection(self.ledger.held(record.worker), record.kept))
         self.ledger.lease(record.worker, ranges.difference(record.kept, self.ledger.held(record.worker)))
         member.site, member.incarnation, member.active = record.site, record.incarnation, True
-        member.key, member.began, member.rounds = record.key, self.version, 0
+        member.key, member.began, member.rounds = record.key, 0 if record.is_warm else self.version, 0
         given = self.contributions.setdefault(record.key, Contribution(worker=record.worker, site=record.site))
         given.worker, given.site = record.worker, record.site
         given.lives += 1

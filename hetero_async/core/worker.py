@@ -348,6 +348,7 @@ class Worker:
                 shadow_term=self.shadow_term,
                 acknowledged=self._acknowledged.seq,
                 receipt=self._acknowledged.receipt,
+                is_warm=self._hello.is_warm or vitals.steps > 0,
             )
         )
 

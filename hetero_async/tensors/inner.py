@@ -48,7 +48,7 @@ def restore(optimizer: torch.optim.Optimizer, content: bytes) -> None:
         if not index.isdigit() or int(index) >= len(parameters):
             raise PeerError(f"it has a state of parameter {index}, and the optimizer has {len(parameters)} parameters")
         parameter = parameters[int(index)]
-        if value.dim() and value.shape != parameter.shape:
+        if not _fits(value.shape, parameter.shape):
             shapes = f"{tuple(value.shape)}, and the parameter is {tuple(parameter.shape)}"
             raise PeerError(f"its {name} of parameter {index} is {shapes}")
         # Counters stay where optimizers keep them, on the CPU, unless they are asked to be capturable.
@@ -56,6 +56,12 @@ def restore(optimizer: torch.optim.Optimizer, content: bytes) -> None:
         found.setdefault(parameter, {})[name] = value.to(device)
     for parameter, state in found.items():
         optimizer.state[parameter] = state
+
+
+def _fits(state: torch.Size, parameter: torch.Size) -> bool:
+    """Factored optimizers keep a row and a column; a counter has no dimension at all."""
+    pairs = zip(reversed(state), reversed(parameter), strict=False)
+    return len(state) <= len(parameter) and all(size in (1, whole) for size, whole in pairs)
 
 
 def _tensors(content: bytes) -> dict[str, torch.Tensor]:

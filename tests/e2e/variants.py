@@ -1,10 +1,13 @@
 """Training loops as different people write them, for the harness to run: odd models, accumulation, gradient scalers."""
 
+import time
+
 import torch
 from e2e.tiny import BATCH, NextByte, Text, leave_results, loss_of, seeded
 from torch import Tensor, nn
 
 import hetero_async as ha
+from hetero_async import inner_state
 
 FROZEN = 0.5
 
@@ -104,3 +107,19 @@ def train_self_skipping() -> None:
         skipped += is_overflow
         steps += not is_overflow
     leave_results(steps=steps, skipped=skipped)
+
+
+def train_keeping(step_seconds: float = 0.0) -> None:
+    """With a patient person's minute made short, and a look at the optimizer's counter after the first step."""
+    inner_state.KEEP_SECONDS = 0.0
+    model = seeded(NextByte)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    session = ha.join(model, optimizer)
+    counts: list[int] = []
+    for text in session.batches(Text(), BATCH):
+        optimizer.zero_grad()
+        loss_of(model, text).backward()
+        time.sleep(step_seconds)
+        optimizer.step()
+        counts.append(int(optimizer.state[model.output.weight]["step"]))
+    leave_results(first_count=counts[0], last_count=counts[-1])
