@@ -4,7 +4,7 @@
 Nothing here does anything.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -243,6 +243,19 @@ class Outbox(Protocol):
     def load(self) -> dict[int, tuple[Push, bytes]]:
         """What an earlier life left, by seq. Damaged files are set aside."""
 
+    def acknowledged(self) -> Collection[int]:
+        """The deltas of all lives that the server acknowledged, by their seq."""
+
+
+class Kept(Protocol):
+    """Something of this life for the next one."""
+
+    def save(self, content: bytes) -> None:
+        """Durable on return. Raises DiskFull; what was kept before stays then."""
+
+    def load(self) -> bytes | None:
+        """What was kept, if anything was and it is whole."""
+
 
 class Replica(Protocol):
     """The parameters in training, as the loop's side uses them; a delta and a target are opaque to it."""
@@ -273,6 +286,15 @@ class Follower(Protocol):
     def pushed(self, seq: int) -> None: ...
 
     def answered(self, seq: int, is_accepted: bool) -> None: ...
+
+    def feedback(self) -> bytes:
+        """What the next life must know of what coarse codecs have left out; empty: nothing was.
+
+        To be kept before the newest push is, which is in it.
+        """
+
+    def restore_feedback(self, content: bytes, accepted: Collection[int], unanswered: Collection[int]) -> None:
+        """Go on from that. `accepted`: all ever acknowledged; `unanswered`: what is still offered. Raises PeerError."""
 
     def norm(self, delta: object) -> float:
         """L2, as the server will find it: not finite for a delta that holds a NaN, an infinity or far too much."""

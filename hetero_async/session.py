@@ -33,6 +33,7 @@ from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first
 from hetero_async.inner_state import InnerState
 from hetero_async.rounds import Rounds
 from hetero_async.shell.dial import open_dial_link, until_stopped
+from hetero_async.shell.kept import KeptFile
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.shell.threads import in_thread
@@ -222,6 +223,7 @@ class Session:
                 desk=self._desk,
                 link=link,
                 outbox=FileOutbox(config.worker_directory(worker)),
+                residual=KeptFile(config.worker_directory(worker) / "residual.kept"),
                 blocking=in_thread,
                 observer=observer,
             )

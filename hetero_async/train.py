@@ -17,7 +17,7 @@ from hetero_async.core.worker import Worker
 from hetero_async.core.worker_events import Anchor, Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
-from hetero_async.ports import Blocking, DialLink, Follower, Observer, Outbox
+from hetero_async.ports import Blocking, DialLink, Follower, Kept, Observer, Outbox
 from hetero_async.transfers import Pull, send_chunks
 
 INBOX_SIZE = 256
@@ -40,6 +40,7 @@ class Training:
         desk: Desk,
         link: DialLink,
         outbox: Outbox,
+        residual: Kept | None = None,
         blocking: Blocking,
         observer: Observer,
     ) -> None:
@@ -49,6 +50,7 @@ class Training:
         self.desk = desk
         self.link = link
         self.outbox = outbox
+        self.residual = residual
         self.blocking = blocking
         self.observer = observer
         self._inbox_send, self._inbox = trio.open_memory_channel[Event | None](INBOX_SIZE)
@@ -71,6 +73,7 @@ class Training:
             self.machine.outbox[seq] = push
             self._payloads[seq] = (push.codec, payload)
         self.machine.restore(self.machine.outbox)
+        await self._restore_feedback()
         token = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
@@ -86,6 +89,15 @@ class Training:
         finally:
             with trio.move_on_after(BYE_SECONDS, shield=True):
                 await self._leave()
+
+    async def _restore_feedback(self) -> None:
+        content = await self.blocking(self.residual.load) if self.residual is not None else None
+        if content is not None:
+            accepted = await self.blocking(self.outbox.acknowledged)
+            try:
+                self.follower.restore_feedback(content, accepted, tuple(self.machine.outbox))
+            except PeerError as error:
+                self.observer.event("residual forgotten", reason=str(error))
 
     def _take(self, nursery: trio.Nursery, finished: Round) -> None:
         """The user's thread has ended a round. One that comes too late is trained again, from its samples' leases."""
@@ -171,6 +183,9 @@ class Training:
     async def _save(self, push: Push) -> None:
         """Unless it is answered by now: a publish that came meanwhile may contain it, as another process's."""
         if push.seq in self._payloads:
+            # First what the push leaves out: the other way round, a crash in between would have it sent a second time.
+            if self.residual is not None and (content := await self.blocking(self.follower.feedback)):
+                await self._on_disk(self.residual.save, content)
             await self._on_disk(self.outbox.save, push, self._payloads[push.seq][1])
 
     async def _on_disk(self, change: Callable[..., None], *arguments: object) -> None:

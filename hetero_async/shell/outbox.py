@@ -66,6 +66,12 @@ class FileOutbox:
             self._hashes[push.seq] = push.payload_hash.hex()
         return found
 
+    def acknowledged(self) -> list[int]:
+        path = self.directory / ACKNOWLEDGED
+        with failure_is_told(path):
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [int(json.loads(line)["seq"]) for line in lines]
+
     def _note(self, line: bytes) -> None:
         path = self.directory / ACKNOWLEDGED
         with full_is_told(path), path.open("ab", buffering=0) as notes:

@@ -6,6 +6,7 @@ with it, as if its round had never been, since its samples are trained on again.
 """
 
 from collections import deque
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -14,8 +15,11 @@ from hetero_async.tensors.codecs import decode_payload, encode_payload
 DECAY = 0.95
 
 
+RESIDUAL, LEFT_OUT = "residual", "left out/"
+
+
 class ErrorFeedback:
-    """Of one life of a worker; the next begins without a residual. Holds a vector for each push without an answer."""
+    """Of one worker. Holds a vector for each push without an answer."""
 
     def __init__(self) -> None:
         self._residual: torch.Tensor | None = None  # after all pushes up to the first without an answer
@@ -43,6 +47,25 @@ class ErrorFeedback:
         """From any thread, at once: it counts from the next push on."""
         if self._left_out:  # else nobody will look at it: it was coded without feedback, or is of an earlier life
             self._answers.append((seq, is_accepted))
+
+    def dump(self) -> dict[str, torch.Tensor]:
+        """What the next life of this worker needs: to be kept before the newest push is, which is in it."""
+        self._settle()
+        kept = {f"{LEFT_OUT}{seq}": left_out for seq, left_out in self._left_out.items()}
+        return kept if self._residual is None else {RESIDUAL: self._residual, **kept}
+
+    def load(self, kept: Mapping[str, torch.Tensor], accepted: Collection[int], unanswered: Collection[int]) -> None:
+        """Go on from what an earlier life kept. `accepted`: acknowledged since then; `unanswered`: still to be offered.
+
+        Any other push was refused, or that life ended before it could be sent.
+        """
+        self._residual = kept.get(RESIDUAL)
+        pushes = {int(name.removeprefix(LEFT_OUT)): left for name, left in kept.items() if name.startswith(LEFT_OUT)}
+        self._left_out = {
+            seq: left_out for seq, left_out in sorted(pushes.items()) if seq in accepted or seq in unanswered
+        }
+        self._answers.extend((seq, True) for seq in self._left_out if seq in accepted)
+        self._settle()
 
     def _settle(self) -> None:
         while self._answers:

@@ -1,9 +1,11 @@
 """The worker's tensors as its background uses them: fulfils ports.Follower with a Replica's schema and a Shadow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from hetero_async.core.messages import PUBLISH, SNAPSHOT
 from hetero_async.errors import PeerError
@@ -34,6 +36,19 @@ class Follower:
 
     def answered(self, seq: int, is_accepted: bool) -> None:
         self._feedback.answered(seq, is_accepted)
+
+    def feedback(self) -> bytes:
+        kept = self._feedback.dump()
+        return safetensors.torch.save(kept) if kept else b""
+
+    def restore_feedback(self, content: bytes, accepted: Collection[int], unanswered: Collection[int]) -> None:
+        try:
+            kept = safetensors.torch.load(content)
+        except (SafetensorError, KeyError) as error:
+            raise PeerError(f"not what error feedback keeps: {error}") from error
+        if any(vector.shape != (self._numel,) or vector.dtype != torch.float32 for vector in kept.values()):
+            raise PeerError(f"it is of another model: this one has {self._numel} parameters")
+        self._feedback.load(kept, accepted, unanswered)
 
     def norm(self, delta: object) -> float:
         """The square root of the dot product that the server takes, too."""

@@ -52,6 +52,7 @@ def test_a_delta_that_was_admitted_but_not_acknowledged_is_sent_again_and_counte
         life.kill()
         assert first.seq in [int(name.split(".")[0]) for name in run.unanswered(victim)]
         assert first.seq not in run.acknowledged(victim)
+        assert (run.config.worker_directory(victim) / "residual.kept").exists()
         withhold.unlink()
         hold.unlink()
         run.start_worker(victim)

@@ -39,6 +39,7 @@ def test_an_acknowledged_delta_goes_and_leaves_a_note(tmp_path: Path) -> None:
     (note,) = (tmp_path / ACKNOWLEDGED).read_text().splitlines()
     assert json.loads(note) == {"seq": 1, "payload_hash": push(1, b"one").payload_hash.hex()}
     assert FileOutbox(tmp_path).load() == {}
+    assert FileOutbox(tmp_path).acknowledged() == [1]
 
 
 def test_a_refused_delta_goes_without_a_note(tmp_path: Path) -> None:

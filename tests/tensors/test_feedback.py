@@ -84,3 +84,43 @@ def test_what_is_answered_is_not_held_any_more() -> None:
     pushed(feedback, 20)
     assert list(feedback._left_out) == [20]
     assert not feedback._accepted
+
+
+# --- the next life ---
+
+
+@given(ANSWERS, st.integers(1, 12))
+def test_a_life_that_goes_on_from_what_was_kept_sends_what_the_first_would_have(
+    answers: list[tuple[bool, int]], ends_after: int
+) -> None:
+    """The first life ends with some of its pushes unanswered; some are answered before the second one asks."""
+    first, ends_after = ErrorFeedback(), min(ends_after, len(answers))
+    heard: dict[int, bool] = {}
+    for seq in range(1, ends_after + 1):
+        pushed(first, seq)
+        kept = {name: tensor.clone() for name, tensor in first.dump().items()}
+        for other in range(1, seq + 1):
+            if other not in heard and other + answers[other - 1][1] <= seq:
+                heard[other] = answers[other - 1][0]
+                first.answered(other, heard[other])
+    second = ErrorFeedback()
+    accepted = [seq for seq, is_accepted in heard.items() if is_accepted]
+    unanswered = [seq for seq in range(1, ends_after + 1) if seq not in heard]
+    second.load(kept, accepted, unanswered)
+    for seq in range(ends_after + 1, ends_after + 4):
+        assert pushed(second, seq) == pushed(first, seq)
+
+
+def test_a_push_that_was_kept_and_never_saved_leaves_no_trace() -> None:
+    first = ErrorFeedback()
+    pushed(first, 1)
+    first.answered(1, True)
+    before = pushed(first, 2)
+    kept = first.dump()  # and the life ends here, before push 2 is in the outbox
+    second = ErrorFeedback()
+    second.load(kept, accepted=[1], unanswered=[])
+    assert pushed(second, 2) == before
+
+
+def test_without_anything_left_out_there_is_nothing_to_keep() -> None:
+    assert ErrorFeedback().dump() == {}

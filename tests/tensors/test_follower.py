@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import safetensors.torch
 import torch
 from tensors.models import Awkward, Run, values
 
@@ -53,3 +54,29 @@ def test_what_does_not_begin_with_a_snapshot_is_refused(kind: str) -> None:
     follower = Follower(Replica(Awkward()))
     with pytest.raises(PeerError, match="not asked for"):
         follower.take(kind, run.server.fetch(PUBLISH, 1) or b"")
+
+
+def test_the_next_life_goes_on_with_what_coarse_codecs_left_out() -> None:
+    numel = Replica(Awkward()).schema.numel
+    first, second, without = (Follower(Replica(Awkward())) for _ in range(3))
+    first.encode(values(numel, seed=1), "2bit")
+    first.pushed(1)
+    second.restore_feedback(first.feedback(), accepted=[1], unanswered=[])
+    first.answered(1, True)
+    encoded = [follower.encode(values(numel, seed=2), "2bit") for follower in (first, second, without)]
+    assert encoded[0] == encoded[1] != encoded[2]
+    assert without.feedback() == b""
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"not it", "not what error feedback keeps"),
+        (safetensors.torch.save({"residual": torch.zeros(3)}), "it is of another model: this one has"),
+    ],
+)
+def test_what_another_model_left_out_is_refused(content: bytes, complaint: str) -> None:
+    follower = Follower(Replica(Awkward()))
+    with pytest.raises(PeerError, match=complaint):
+        follower.restore_feedback(content, [], [])
+    assert follower.feedback() == b""
