@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hetero_async.errors import HeteroAsyncError, UserError
-from hetero_async.watch.comparison import render_comparison, render_verdicts
+from hetero_async.watch.comparison import draw_verdicts, render_comparison, render_verdicts
 
 if TYPE_CHECKING:
     from hetero_async.sim.studying import Study
@@ -46,11 +46,12 @@ def study(
     studies = [studying.Study.open(path, out) for path in studying.find(paths)]
     if not report:
         studying.run_all(studies, lambda line: print(line, file=sys.stderr, flush=True), processes)
-    pictures = [] if report and as_json else _pictures(studies)
+    if not (report and as_json):
+        _draw(studies)
     if as_json:
         print(json.dumps([_summary(study) for study in studies]))
     else:
-        _tell(studies, pictures)
+        _tell(studies)
     if problems := [told for study in studies for told in study.problems]:
         raise HeteroAsyncError(f"{len(problems)} runs did not come to their end: {problems[0]}")
 
@@ -65,7 +66,7 @@ def _summary(study: "Study") -> dict[str, object]:
     }
 
 
-def _tell(studies: list["Study"], pictures: list[Path]) -> None:
+def _tell(studies: list["Study"]) -> None:
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     for study in studies:
         if study.file.cell is None:
@@ -76,24 +77,21 @@ def _tell(studies: list["Study"], pictures: list[Path]) -> None:
         console.print(render_verdicts(verdicts))
     if lacking := sum(len(study.lacking()) for study in studies):
         console.print(f"{lacking} runs are still lacking; run them with: hetero-async study")
-    for study in studies:
-        console.print(f"outcomes: {study.book.path}", soft_wrap=True)
-    for picture in pictures:
-        console.print(f"picture: {picture}", soft_wrap=True)
+    for directory in dict.fromkeys(study.book.path.parent for study in studies):
+        console.print(f"outcomes and pictures: {directory}", soft_wrap=True)
 
 
-def _pictures(studies: list["Study"]) -> list[Path]:
-    """One a study with something to show; none where matplotlib is not installed."""
+def _draw(studies: list["Study"]) -> None:
+    """A picture of all cells, and one a study with curves to show; none where matplotlib is not installed."""
     from hetero_async.watch.report import draw_study
 
-    drawn = []
     try:
+        if verdicts := [verdict.summary() for study in studies for verdict in study.verdicts()]:
+            draw_verdicts(verdicts, studies[0].book.path.with_name("cells.png"))
         for study in studies:
             faults = [(fault.at, f"{fault.kind} {fault.target}".strip()) for fault in study.faults]
             path = study.book.path.with_suffix(".png")
             if curves := study.curves():
-                draw_study(curves, faults, path, title=study.file.name)
-                drawn.append(path)
+                draw_study(curves, faults, path, title=study.file.cell.title if study.file.cell else study.file.name)
     except UserError as error:
         print(error, file=sys.stderr)
-    return drawn

@@ -1,10 +1,16 @@
-"""Draws what studies of learning came to, as tables for a terminal."""
+"""Draws what studies of learning came to: tables for a terminal, and a picture of all cells."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
+
+from hetero_async.watch.report import new_figure
+
+MET_COLOR, MISSED_COLOR, GOAL_COLOR = "#009e73", "#c23b22", "#777777"
+ROW_INCHES, EDGE_INCHES, WIDTH_INCHES = 0.32, 1.0, 9.0
 
 
 def render_comparison(title: str, figures: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -43,6 +49,32 @@ def render_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> RenderableType:
             style="" if verdict["met"] else "bold red",
         )
     return table
+
+
+def draw_verdicts(verdicts: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One row a cell: how far the loss is from the yardstick's, with the standard deviation, and where the goal is.
+
+    What diverged has no dot. Raises UserError when matplotlib is not installed.
+    """
+    figure = new_figure((WIDTH_INCHES, EDGE_INCHES + ROW_INCHES * len(verdicts)))
+    axes = figure.subplots()
+    for row, verdict in enumerate(verdicts):
+        color = MET_COLOR if verdict["met"] else MISSED_COLOR
+        axes.plot([verdict["goal"]] * 2, [row - 0.3, row + 0.3], color=GOAL_COLOR, linewidth=1.5)
+        if verdict["excess"] is not None:
+            spread = verdict["reached"]["sd"]
+            axes.errorbar(verdict["excess"], row, xerr=spread, color=color, marker="o", markersize=5, capsize=2)
+            axes.annotate(
+                f"{verdict['excess']:+.3f}", (verdict["excess"], row), xytext=(0, 5), textcoords="offset points",
+                ha="center", fontsize=7, color=color,
+            )  # fmt: skip
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(verdicts)), [verdict["cell"] for verdict in verdicts], fontsize=8)
+    axes.set_ylim(len(verdicts) - 0.4, -0.6)
+    axes.set_xlabel("nats per byte above the yardstick; grey: the goal")
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def _loss(figure: Mapping[str, Any]) -> str:

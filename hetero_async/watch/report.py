@@ -40,7 +40,7 @@ def draw_loss(
 
     Raises UserError when matplotlib is not installed.
     """
-    figure = _figure(SIZE_INCHES)
+    figure = new_figure(SIZE_INCHES)
     axes = figure.add_subplot()
     _draw_points(axes, points)
     end = max([seconds for seconds, _ in [*points, *kills]], default=1.0)
@@ -64,7 +64,7 @@ def draw_study(
     `variants`: of each seed's run, its points (seconds, tokens, loss); the line is their mean, the band spans them.
     `faults`: (seconds, what). Raises UserError when matplotlib is not installed.
     """
-    figure = _figure(STUDY_INCHES)
+    figure = new_figure(STUDY_INCHES)
     from matplotlib.ticker import EngFormatter
 
     by_time, by_tokens = figure.subplots(1, 2, sharey=True)
@@ -83,7 +83,7 @@ def draw_study(
     figure.savefig(path)
 
 
-def _figure(size: tuple[float, float]) -> "Figure":
+def new_figure(size: tuple[float, float]) -> "Figure":
     try:
         from matplotlib.figure import Figure  # half a second, and a package that a server does not need
     except ImportError:
