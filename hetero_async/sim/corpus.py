@@ -23,7 +23,7 @@ LEFT_OUT = frozenset(
 TEXT_BYTES_MAX = 8_000_000
 # Of ten pieces of a text one is reported on and one chosen by; the first and the sixth.
 PIECES, REPORTED, CHOSEN = 10, 0, 5
-# Domains are cut into pieces of this size, and are as long as the shortest of them lets them be.
+# Of domains, which are not in files of like size.
 PIECE_BYTES = 16_384
 DOMAIN_BYTES_MAX = 2_000_000
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from hetero_async.errors import UserError
 from hetero_async.sim.recorder import LearningWorld, Point
 from hetero_async.sim.text import Reading
 from hetero_async.sim.world import play
@@ -98,12 +97,6 @@ def run(variant: Variant, seed: int) -> Run:
             (round(point.seconds, 3), point.tokens, point.steps, point.version, _finite(point.loss)) for point in curve
         ),
     )
-
-
-def check(variant: Variant) -> None:
-    """Raises UserError where its text is missing; before hours of other runs."""
-    if variant.corpus().training[0].numel() <= variant.world.model.context:
-        raise UserError("the text is shorter than one window of it")
 
 
 def _finite(loss: float) -> float | None:

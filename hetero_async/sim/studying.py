@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hetero_async.errors import UserError
-from hetero_async.sim.learning import Run, check, run
+from hetero_async.sim.learning import Run, run
 from hetero_async.sim.worldfile import CellTable, FaultTable, StudyFile, Variant, load
 
 
@@ -176,6 +176,15 @@ class Study:
     def cases(self) -> list[str]:
         return list(dict.fromkeys(variant.case for variant in self.file.variants))
 
+    def check_text(self) -> None:
+        """Raises UserError where this machine lacks the text, or has another one than what is kept was made of."""
+        texts = {variant.corpus().fingerprint for variant in self.file.variants}
+        if any(kept.text not in texts for kept in self.book.runs.values()):
+            raise UserError(
+                f"{self.book.path}: its outcomes are of another text than this machine's Python has: "
+                "keep new ones elsewhere, with --out DIRECTORY"
+            )
+
     def lacking(self) -> list[tuple[Variant, int]]:
         """What is still to be run, as far as it can be said by now: the yardstick's seeds follow its choice."""
         wanted = [(variant, seed) for variant in self.file.variants for seed in self._seeds(variant)]
@@ -283,10 +292,12 @@ def _share(studies: Sequence[Study]) -> None:
 
 
 def run_all(studies: Sequence[Study], told: Callable[[str], None], processes: int = 0) -> None:
-    """Run what the studies lack, so many at once; 0: one a core. `told` is given a line as each run ends."""
+    """Run what the studies lack, so many at once; 0: one a core. `told` is given a line as each run ends.
+
+    Raises UserError where the text is not what it was.
+    """
     for study in studies:
-        for variant in study.file.variants:
-            check(variant)
+        study.check_text()
     _share(studies)
     if not any(study.lacking() for study in studies):
         return

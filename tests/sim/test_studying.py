@@ -66,7 +66,8 @@ def studied(directory: Path, world: str) -> Study:
 
 def made_up(variant: Variant, seed: int, loss: float | None = 2.0, **others: Any) -> Run:
     done = Run(
-        variant=variant.name, case=variant.case, seed=seed, settings=variant.settings(), text="t", parameters=100,
+        variant=variant.name, case=variant.case, seed=seed, settings=variant.settings(), parameters=100,
+        text=variant.corpus().fingerprint,
         final_loss=loss, choosing_loss=loss, virtual_seconds=10.0, versions=3, bytes_up=8000, bytes_down=4000,
         acknowledged=4, refused=0, idle_share=0.0, problem="", curve=((0.0, 0, 0, 0, 5.5), (10.0, 768, 12, 3, loss)),
     )  # fmt: skip
@@ -250,3 +251,10 @@ def test_the_time_to_a_loss_is_read_off_the_curve(tmp_path: Path) -> None:
     assert verdict.reached.seconds_to(3.25) == pytest.approx(5.0)
     assert math.isinf(verdict.reached.seconds_to(0.9))
     assert verdict.summary()["time_to_yardstick"] == pytest.approx((5.5 - 2.0) / (5.5 - 1.0), abs=1e-3)
+
+
+def test_outcomes_of_another_text_are_not_added_to(tmp_path: Path) -> None:
+    study = studied(tmp_path, WORLD + CELL)
+    study.book.add(made_up(study.file.variants[0], 3, text="another"))
+    with pytest.raises(UserError, match=r"tiny\.jsonl: its outcomes are of another text .* --out DIRECTORY"):
+        run_all([study], lambda line: pytest.fail(line))
