@@ -17,7 +17,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own idiom
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -124,12 +123,12 @@ def validation_loss(model: nn.Module, batches: int = 16, batch_size: int = 64) -
     return sum(losses) / batches
 
 
-def learning_rate(progress: float) -> float:
+def share_of_learning_rate(progress: float) -> float:
     """Linear warm-up, then a cosine down to FINAL_SHARE; `progress` of the whole run, 0 … 1."""
     if progress < WARM_UP:
-        return LEARNING_RATE * (progress + 0.01) / (WARM_UP + 0.01)
+        return (progress + 0.01) / (WARM_UP + 0.01)
     falling = (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
-    return LEARNING_RATE * (FINAL_SHARE + (1 - FINAL_SHARE) * falling)
+    return FINAL_SHARE + (1 - FINAL_SHARE) * falling
 
 
 def seeded_model() -> ByteGPT:
@@ -141,10 +140,9 @@ def train(options: argparse.Namespace) -> None:
     model = seeded_model().to(options.device, DTYPES[options.dtype])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     session = ha.join(model, optimizer)
+    session.scheduler(optimizer, share_of_learning_rate)
     step_started = evaluated = time.monotonic()
     for batch in session.batches(Text(validation=False), options.batch_size):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(session.progress)
         loss_of(model, batch.to(options.device)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -159,7 +157,7 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(source: str) -> None:
     model = seeded_model()
     if source != "initial":
-        model.load_state_dict(load_file(source))
+        ha.load(source, model)
     print(f"{validation_loss(model):.4f} nats/byte")
 
 

@@ -32,6 +32,7 @@ from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
 from hetero_async.inner_state import InnerState
 from hetero_async.rounds import Rounds
+from hetero_async.schedule import Schedule
 from hetero_async.shell.dial import open_dial_link, until_stopped
 from hetero_async.shell.kept import KeptFile
 from hetero_async.shell.outbox import FileOutbox
@@ -84,6 +85,7 @@ class Session:
         self._follower = Follower(self._replica)
         self._inner = InnerState(optimizer, config.worker_directory(worker) / "optimizer.kept", worker)
         self._is_warm = self._inner.restore()
+        self._schedules: list[Schedule] = []
         self._token: trio.lowlevel.TrioToken | None = None
         self._training: Training | None = None
         self._addresses = ", ".join(endpoint.control for endpoint in endpoints(config))
@@ -98,6 +100,17 @@ class Session:
     def progress(self) -> float:
         """How much of the whole run is trained, by everybody together: 0 … 1. Made for learning-rate schedules."""
         return self._desk.progress
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, share: Callable[[float], float]) -> None:
+        """Let every learning rate of the optimizer be `share(progress)` of what it is now, from here on and after each
+        step.
+
+        Progress is the whole run's, so the schedule is the same at every site, at whatever speed it trains, and for a
+        worker that joins late. Instead of a scheduler of torch's, which counts the steps of one process.
+        """
+        schedule = Schedule(optimizer, share)
+        schedule.follow(self.progress)
+        self._schedules.append(schedule)
 
     def batches(
         self, dataset: Dataset, batch_size: int, collate: Callable[[list[Any]], Any] = default_collate
@@ -142,6 +155,8 @@ class Session:
         if _was_skipped(optimizer):
             return
         self._rounds.end_step()
+        for schedule in self._schedules:
+            schedule.follow(self.progress)
         if tensors := self._inner.copy_if_due(self._desk.rounds):
             self._keep(tensors)
         while self._desk.is_stretched_out():

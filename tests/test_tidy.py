@@ -48,6 +48,8 @@ LAYERS = [
     {
         "session",
         "inner_state",
+        "schedule",
+        "loading",
         "integrations",
         "assembly",
         "agent",
@@ -64,7 +66,7 @@ LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
 # Packages that only these may touch, so that each can be replaced, or left out, in one place.
 ONLY_IN = {
-    "torch": {"tensors", "session", "inner_state", "integrations", "sim"},
+    "torch": {"tensors", "session", "inner_state", "schedule", "loading", "integrations", "sim"},
     "zmq": {"shell"},
     "httpx2": {"shell"},
     "msgpack": {"formats"},
