@@ -13,10 +13,11 @@ __version__ = "0.1.0"
 
 __all__ = ["RunConfig", "Session", "__version__", "join", "load"]
 
+_PLACES = {"Session": "session", "join": "session", "load": "loading"}
+
 
 def __getattr__(name: str) -> Any:
     """What needs torch, when it is first asked for: torch takes seconds to load, and most verbs do without."""
-    places = {"Session": "session", "join": "session", "load": "loading"}
-    if name not in places:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"hetero_async.{places[name]}"), name)
+    return getattr(importlib.import_module(f"hetero_async.{_PLACES[name]}"), name)
