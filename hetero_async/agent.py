@@ -11,6 +11,7 @@ from hetero_async.actors.supervisor import RestartWindow, supervise
 from hetero_async.config import ENV_RUN, ENV_WORKER, RunConfig
 from hetero_async.errors import UserError, WorkerDied
 from hetero_async.ports import Observer
+from hetero_async.shell.notify import keep_notified
 from hetero_async.shell.signals import stop_on_signal
 
 # A worker that dies more often than this within the period is not helped by starting it again.
@@ -30,6 +31,7 @@ async def work(config: RunConfig, site: str, command: Sequence[str], observer: O
     }
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(keep_notified)
         await supervise(
             children,
             RestartWindow(WORKER_RESTARTS, WORKER_RESTART_PERIOD_SECONDS),

@@ -32,6 +32,7 @@ from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.link import SOFTWARE, open_server_link
 from hetero_async.shell.log import FileLog
 from hetero_async.shell.memory import give_memory_back
+from hetero_async.shell.notify import keep_notified
 from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.refusals import RefusalNotes
@@ -89,6 +90,7 @@ async def _stand_by(parts: Parts, dialling: DialLink, listener: trio.socket.Sock
     verbs: dict[str, Verb] = {"status": lambda: present[0].status(), "promote": promote}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(keep_notified)
         nursery.start_soon(_answer_operator, listener, verbs, parts.observer)
         serving = await stand_by(parts, dialling, shown)
         nursery.cancel_scope.cancel()
@@ -103,6 +105,7 @@ async def _serve(
     verbs: dict[str, Verb] = {"status": serving.status, "lift": serving.lift}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(keep_notified)
         nursery.start_soon(_answer_operator, listener, verbs, parts.observer)
         nursery.start_soon(serving.run)
         if exit_when_finished:

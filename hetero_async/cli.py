@@ -225,7 +225,7 @@ def export(
 ) -> None:
     """Write the newest parameters under the model's own names.
 
-    Example: hetero-async export model.safetensors; then model.load_state_dict(load_file("model.safetensors"))
+    Example: hetero-async export model.safetensors; then in Python ha.load("model.safetensors", model)
     """
     from hetero_async import looking
 

@@ -1,0 +1,163 @@
+#!/bin/sh
+# Installs hetero_async on this host as a systemd service; again for an upgrade. See README.md beside this file.
+set -eu
+
+usage() {
+    cat <<'END'
+usage: install.sh server  RUN [options]               the parameter server of a run
+       install.sh standby RUN --name NAME [options]   a standby of it: a [standbys.NAME] of run.toml
+       install.sh site    RUN --site SITE --train 'python train.py' [options]
+       install.sh uninstall [options]                 all but /var/lib/hetero-async, where the runs lie
+
+  --package SPEC       what pip installs: a directory, a wheel, hetero-async==1.0 (default: this checkout)
+  --environment DIR    use this Python environment, which has hetero-async already, and make none
+  --root DIR           put everything under DIR, start nothing and make no user: for images, and to look at it
+  --dry-run            say what would be done, and do nothing
+END
+}
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+here=$(cd "$(dirname "$0")" && pwd)
+role=${1:-}
+case $role in
+    server | standby | site)
+        run=${2:-}
+        case $run in '' | -*) usage >&2; fail "say which run" ;; esac
+        shift 2
+        ;;
+    uninstall) run='' && shift ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2; fail "'$role' is not server, standby, site or uninstall" ;;
+esac
+
+name=server site='' train='' package=$(dirname "$here") environment='' root='' dry_run=no
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry-run) dry_run=yes && shift && continue ;;
+        --name | --site | --train | --package | --environment | --root)
+            case ${2:-} in '' | --*) fail "$1 needs a value" ;; esac
+            ;;
+        *) usage >&2; fail "unknown option $1" ;;
+    esac
+    case $1 in
+        --name) name=$2 ;;
+        --site) site=$2 ;;
+        --train) train=$2 ;;
+        --package) package=$2 ;;
+        --environment) environment=$2 ;;
+        --root) root=$2 ;;
+    esac
+    shift 2
+done
+case $run in *[!a-z0-9-]*) fail "RUN is '$run': it may have a-z, 0-9 and - in it" ;; esac
+[ "$role" != standby ] || [ "$name" != server ] || fail "a standby needs --name: a [standbys.NAME] of run.toml"
+[ "$role" != site ] || [ -n "$site" ] || fail "a site needs --site SITE, as in run.toml"
+[ "$role" != site ] || [ -n "$train" ] || fail "a site needs --train 'python train.py'"
+[ -z "$environment" ] || [ -x "$environment/bin/hetero-async" ] || [ "$dry_run" = yes ] ||
+    fail "$environment has no bin/hetero-async: pip install hetero-async into it first"
+[ "$dry_run" = yes ] || [ -n "$root" ] || [ "$(id -u)" -eq 0 ] || fail "this changes /opt, /etc and systemd: run it as root"
+
+opt=$root/opt/hetero-async etc=$root/etc/hetero-async units=$root/etc/systemd/system state=$root/var/lib/hetero-async
+
+# Everything that changes something goes through here.
+try() {
+    echo "+ $*"
+    [ "$dry_run" = yes ] || "$@"
+}
+
+# Only on a host that is running: not into an image.
+on_host() {
+    [ -n "$root" ] || try "$@"
+}
+
+write_file() { # PATH, content from standard input; what is there stays
+    content=$(cat)
+    if [ -e "$1" ]; then
+        echo "  kept $1"
+    else
+        echo "+ write $1"
+        [ "$dry_run" = yes ] || printf '%s\n' "$content" >"$1"
+    fi
+}
+
+release_id() {
+    if [ -n "$environment" ]; then
+        printf 'environment-%s' "$(printf %s "$environment" | sha256sum | cut -c1-12)"
+    elif [ -d "$package" ]; then
+        (cd "$package" && find pyproject.toml hetero_async deploy -type f ! -name '*.pyc' -print | LC_ALL=C sort |
+            xargs sha256sum | sha256sum | cut -c1-12)
+    elif [ -f "$package" ]; then
+        sha256sum "$package" | cut -c1-12
+    else
+        printf %s "$package" | sha256sum | cut -c1-12
+    fi
+}
+
+make_release() {
+    release=$opt/releases/$(release_id)
+    if [ -e "$release/complete" ]; then
+        echo "  kept $release"
+    else
+        try rm -rf "$release"
+        try mkdir -p "$release/bin" "$release/libexec" "$release/share/deploy"
+        if [ -n "$environment" ]; then
+            try ln -s "$environment/bin/hetero-async" "$release/bin/hetero-async"
+        else
+            try python3 -m venv "$release/venv"
+            try "$release/venv/bin/pip" install --quiet --disable-pip-version-check "$package"
+            try ln -s ../venv/bin/hetero-async "$release/bin/hetero-async"
+        fi
+        try install -m 755 "$here/node" "$release/libexec/node"
+        try install -m 644 "$here/README.md" "$release/share/deploy/README.md"
+        try touch "$release/complete"
+    fi
+    # One rename: a service that starts meanwhile finds the old release or the new one.
+    try ln -sfn "releases/$(basename "$release")" "$opt/current.new"
+    try mv -T "$opt/current.new" "$opt/current"
+}
+
+install_role() {
+    on_host_user
+    try mkdir -p "$opt/releases" "$etc" "$units" "$state"
+    make_release
+    unit=hetero-async-server
+    if [ "$role" = site ]; then
+        unit=hetero-async-site
+        printf 'SITE=%s\nTRAIN=%s\n' "$site" "$train" | write_file "$etc/$run.site.env"
+    else
+        printf 'ROLE=%s\nNAME=%s\n' "$role" "$name" | write_file "$etc/$run.server.env"
+    fi
+    try install -m 644 "$here/systemd/$unit@.service" "$units/$unit@.service"
+    on_host systemctl daemon-reload
+    on_host systemctl enable "$unit@$run.service"
+    if [ -n "$root" ] || [ ! -e "$state/$run/run.toml" ]; then
+        echo "next: put the run into $state/$run (README.md says how), then: systemctl start $unit@$run"
+    else
+        # The run lies in the state directory; workers wait for a server that is away, and offer again what is unanswered.
+        on_host systemctl restart "$unit@$run.service"
+        echo "see it with: journalctl -u $unit@$run"
+    fi
+}
+
+on_host_user() {
+    [ -n "$root" ] || id hetero-async >/dev/null 2>&1 ||
+        try useradd --system --home-dir /var/lib/hetero-async --shell /usr/sbin/nologin hetero-async
+}
+
+uninstall() {
+    for file in "$etc"/*.server.env "$etc"/*.site.env; do
+        [ -e "$file" ] || continue
+        instance=$(basename "$file" .env) # RUN.server or RUN.site
+        on_host systemctl disable --now "hetero-async-${instance##*.}@${instance%.*}.service"
+    done
+    try rm -f "$units/hetero-async-server@.service" "$units/hetero-async-site@.service"
+    on_host systemctl daemon-reload
+    try rm -rf "$opt" "$etc"
+    echo "the runs are still in $state; remove it yourself if nobody needs them"
+}
+
+if [ "$role" = uninstall ]; then uninstall; else install_role; fi
