@@ -196,6 +196,7 @@ class Desk:
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
                 held=ranges.union(self._leases, self._drawn()),
+                undrawn_samples=left,
                 wanted_samples=ahead + round_samples - left if left < ahead else 0,
                 batch=max(1, self.batch),
                 dataset_samples=self.dataset_samples,

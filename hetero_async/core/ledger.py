@@ -38,13 +38,13 @@ class Ledger:
         self.free = ranges.difference(self.free, wanted)
         self.leased[worker] = ranges.union(self.held(worker), wanted)
 
-    def lease_size(self, wanted: int, batch: int, workers: int) -> int:
+    def lease_size(self, wanted: int, batch: int, share: float) -> int:
         """What was asked for, but near the end no more than a fair share, so that nobody slow holds the last samples.
 
-        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of an even share of what is left."""
-        share = ranges.size(self.free) // (2 * max(1, workers))
-        batch = max(1, batch)
-        return max(1, min(wanted, max(batch, share // batch * batch), LEASE_POSITIONS_MAX))
+        Guided self-scheduling (Polychronopoulos & Kuck 1987): at most half of what is the worker's share of the rest.
+        """
+        fair = int(share * ranges.size(self.free) / 2)
+        return max(1, min(wanted, max(batch, fair // batch * batch), LEASE_POSITIONS_MAX))
 
     def release(self, worker: str, kept: Ranges = ()) -> None:
         """Return what the worker holds to the pool, all but `kept`."""

@@ -70,6 +70,7 @@ class LeaseRequest:
     incarnation: int
     number: int
     held: tuple[Range, ...]
+    undrawn: int = 0  # of those, samples that no step has used yet
     samples: int
     batch: int
     dataset_samples: int

@@ -53,6 +53,7 @@ class Auto(OuterRule):
       sum of all workers' progress instead of its mean. That is the linear scaling of a batch that is K times larger
       (Goyal et al. 2017, arXiv 1706.02677), reached by momentum, so that only what merges have in common is scaled. One
       worker alone trains as if nobody merged anything.
+    - Where a merge has deltas of m < K workers, their mean counts m/K in the momentum: the sum is theirs alone.
     - t/(t + 3): the first deltas are long and nearly parallel, and momentum would carry them far beyond where they
       lead; Goyal et al. warm up for the same reason.
     - Where answers arrive late, workers would train from where the momentum has left already. A publish shows where it
@@ -66,7 +67,9 @@ class Auto(OuterRule):
 
     def coefficients(self, state: State, settings: RunSettings) -> Coefficients:
         mu = self._momentum(state, settings)
-        return _in_turns(state, settings, 1.0, mu)
+        merged = len({delta.worker for delta in state.pending.values() if delta.steps})
+        share = min(1.0, merged * _steps_per_round(state, settings) / max(1, len(state.active)))
+        return _in_turns(state, settings, 1.0, mu)._replace(intake=share)
 
     def ahead(self, state: State, settings: RunSettings) -> float:
         mu = self._momentum(state, settings)

@@ -15,7 +15,7 @@ Stepping many events before one `ready` is group commit.
 from collections.abc import Callable
 from typing import Any
 
-from hetero_async.core import merging, pace, ranges
+from hetero_async.core import leasing, merging, pace, ranges
 from hetero_async.core.admission import Admitted, Duplicate, judge
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
 from hetero_async.core.members import Presences, absence, is_life
@@ -41,6 +41,7 @@ from hetero_async.core.messages import (
     Window,
 )
 from hetero_async.core.post import Post
+from hetero_async.core.ranges import Ranges
 from hetero_async.core.receipts import Receipts
 from hetero_async.core.records import (
     Beacon,
@@ -252,11 +253,14 @@ class Server:
             reason = f"the dataset has {request.dataset_samples} samples here, but the run's has {ledger.samples}"
             self._send(event.worker, Refused(reason=reason))
             return
-        size = ledger.lease_size(request.samples, request.batch, len(self.state.active))
-        forgotten = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
-        granted = forgotten or ranges.take(ledger.free, size)[0]
-        if granted and not forgotten:
-            self._record(Leased(worker=event.worker, ranges=granted))
+        granted: Ranges | None = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
+        if not granted:
+            rates = {worker: self.presences.rate(worker) for worker in self.state.active}
+            granted = leasing.granted(ledger, event.worker, request, rates, self.steps_for(event.worker))
+            if granted is None:
+                return
+            if granted:
+                self._record(Leased(worker=event.worker, ranges=granted))
         self._send(event.worker, Lease(number=request.number, ranges=granted, samples=ledger.samples))
         if self._is_over:
             self._send(event.worker, Finished(publish=self.state.publish))
@@ -361,8 +365,6 @@ class Server:
     def _is_over(self) -> bool:
         """Everything is trained and merged, and the workers may know it."""
         return self.state.is_finished and self.announced == self.state.publish
-
-    # --- small ---
 
     @property
     def _ttl_ms(self) -> int:

@@ -327,6 +327,7 @@ class Worker:
                     incarnation=self.incarnation,
                     number=self._lease_number,
                     held=self._held(vitals),
+                    undrawn=vitals.undrawn_samples,
                     samples=vitals.wanted_samples,
                     batch=vitals.batch,
                     dataset_samples=vitals.dataset_samples,

@@ -17,6 +17,7 @@ class Vitals:
     bytes_down: int = 0
     held: Ranges = ()
     wanted_samples: int = 0
+    undrawn_samples: int = 0
     batch: int = 1
     dataset_samples: int = 0
 

@@ -4,15 +4,19 @@ import pytest
 
 from hetero_async.core.outer import RULES, Coefficients
 from hetero_async.core.records import RunSettings
-from hetero_async.core.state import Member, State
+from hetero_async.core.state import Member, PendingDelta, State
 
 ETA, MU = 0.7, 0.9
 SETTINGS = RunSettings(run="r", outer_learning_rate=ETA, momentum=MU)
 
 
-def moved(rule: str, deltas: list[float], merge: str = "window", workers: int = 1) -> float:
-    """How far one parameter moves by these merged deltas, one step each."""
+def moved(rule: str, deltas: list[float], merge: str = "window", workers: int = 1, pushed: int = 0) -> float:
+    """How far one parameter moves by these merged deltas, one step each. `pushed`: of the workers; 0: all of them."""
     state = State(members={f"w{number}": Member(site="s", active=True) for number in range(workers)})
+    state.pending = {
+        number: PendingDelta(worker=f"w{number}", seq=1, anchor_version=0, steps=4, samples=8)
+        for number in range(1 if merge == "per-push" else pushed or workers)
+    }
     settings = RunSettings(run="r", merge=merge, outer_learning_rate=ETA, momentum=MU)
     theta = m = 0.0
     for g in deltas:
@@ -61,6 +65,11 @@ def test_auto_follows_a_lasting_direction_by_the_sum_of_all_workers_progress() -
     for workers in (1, 4, 16):
         reach = moved("auto", [1.0] * 1001, workers=workers) - moved("auto", [1.0] * 1000, workers=workers)
         assert reach == pytest.approx(workers)
+
+
+def test_auto_follows_those_who_pushed_by_the_sum_of_their_progress() -> None:
+    reach = moved("auto", [1.0] * 1001, workers=16, pushed=2) - moved("auto", [1.0] * 1000, workers=16, pushed=2)
+    assert reach == pytest.approx(1 + 2 * 15 / 16)
 
 
 def test_auto_has_no_momentum_at_first_and_gains_it_merge_by_merge() -> None:
