@@ -13,22 +13,18 @@ from hetero_async.core.state import PendingDelta, State
 
 
 def is_due(state: State, settings: RunSettings, windows: Windows, now_ms: int) -> bool:
-    """Whether to merge what has arrived. A window that is over is done with, even when too little has."""
+    """Whether to merge what has arrived: when all have pushed, or their window is over.
+
+    Workers push ahead of the deadline by as much as their way takes, so nothing is gained by waiting for it when all
+    are there. A window that is over is done with, even when too little has arrived.
+    """
     arrived = {pending.worker: True for pending in state.pending.values()}
     awaited = [worker for worker in state.active if state.ledger.held(worker)]
-    have_all = arrived and not any(worker not in arrived for worker in awaited)
-    if have_all and _ends_early(state, settings):
-        windows.merged()
-        return True
-    if not windows.is_due(now_ms, awaited, arrived):
+    have_all = bool(arrived) and all(worker in arrived for worker in awaited)
+    if not have_all and not windows.is_due(now_ms):
         return False
     windows.merged()
-    return bool(arrived) and (bool(have_all) or len(arrived) >= settings.quorum)
-
-
-def _ends_early(state: State, settings: RunSettings) -> bool:
-    """Whether all having pushed is reason enough to merge: always in `all`, at the run's end in `window`."""
-    return settings.merge == "all" or not state.ledger.free
+    return have_all or (bool(arrived) and len(arrived) >= settings.quorum)
 
 
 def stepped(state: State, settings: RunSettings) -> Stepped:

@@ -3,15 +3,15 @@
 DyLU (Liu et al. 2024, arXiv 2401.09135, §5): a worker's steps per round follow its measured speed, so that rounds last
 equally long everywhere and a deadline costs nobody any waiting. Policies:
 
-window    deadlines at equal distances; at a deadline everybody pushes what it has, the merge comes when all have
-          arrived or the grace is over. A delta that comes later joins the next merge.
+window    deadlines at equal distances, for which everybody pushes what it has; the merge comes when all have
+          arrived, or the deadline's grace is over. A delta that comes later joins the next merge.
 per-push  every delta is merged at once.
 all       a merge waits for every worker that holds a lease: synchronous DiLoCo, the yardstick.
 
 Nothing here is state: what comes of it is written in `Stepped`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hetero_async.core.records import RunSettings
@@ -60,11 +60,9 @@ class Windows:
         self.deadline_ms = max(self.deadline_ms, now_ms - length // 2) + length
         return True
 
-    def is_due(self, now_ms: int, awaited: Iterable[str], arrived: Mapping[str, object]) -> bool:
-        """Whether the closed window should be merged now."""
-        if self.merge_ms is None:
-            return False
-        return now_ms >= self.merge_ms or all(worker in arrived for worker in awaited)
+    def is_due(self, now_ms: int) -> bool:
+        """Whether the closed window's grace is over."""
+        return self.merge_ms is not None and now_ms >= self.merge_ms
 
     def merged(self) -> None:
         self.merge_ms = None

@@ -98,7 +98,8 @@ def state_of(
     ("merge", "pushed", "free", "merge_ms", "is_due"),
     [
         ("window", "", True, None, False),
-        ("window", "ab", True, None, False),  # the window is open
+        ("window", "a", True, None, False),  # the window is open
+        ("window", "ab", True, None, True),  # and nobody is missing
         ("window", "a", True, NOW_MS + 1, False),  # b is waited for
         ("window", "a", True, NOW_MS, True),  # not any longer
         ("window", "ab", True, NOW_MS + 1, True),
