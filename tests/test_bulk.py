@@ -184,6 +184,7 @@ def test_the_same_chunk_again_and_again_does_not_keep_an_upload_alive() -> None:
 
 def test_a_worker_has_one_delta_on_its_way_and_a_few_that_wait_for_the_merge() -> None:
     async def script(scene: Scene) -> None:
+        scene.run.lease("w1")  # so that the merge waits for it
         for number in range(PENDING_MAX):
             push, payload = scene.push("w0")
             assert await scene.say("w0", push)

@@ -42,6 +42,7 @@ class Life:
         self._cuts: deque[tuple[list[int], torch.Tensor]] = deque()
         self._rounds = 0  # deltas of this life and those that it found in the outbox
         self._order: list[Coded] = []
+        self._accepted: dict[int, bool] = {}
         self._refused: dict[int, bool] = {}
         self._aims: deque[tuple[torch.Tensor, int, list[int]]] = deque(maxlen=4)  # targets: deltas known, and missing
 
@@ -90,8 +91,10 @@ class Life:
         return delta if residual is None else torch.add(delta, residual, alpha=DECAY)
 
     def answered(self, seq: int, is_accepted: bool) -> None:
-        """The worker has heard what became of a delta."""
-        if not is_accepted:
+        """The worker has heard what became of a delta; of one whose server was lost since, the first word counts."""
+        if is_accepted:
+            self._accepted[seq] = True
+        elif seq not in self._accepted:
             self._refused[seq] = True
 
     def saved(self, push: Push, payload: bytes) -> None:

@@ -71,7 +71,10 @@ class ErrorFeedback:
         while self._answers:
             seq, is_accepted = self._answers.popleft()
             if not is_accepted:
-                self._left_out.pop(seq, None)
+                if (
+                    seq not in self._accepted
+                ):  # else the server that had acknowledged it was lost; the first word counts
+                    self._left_out.pop(seq, None)
             elif seq in self._left_out:
                 self._accepted[seq] = True
         while self._left_out and self._accepted.pop(first := next(iter(self._left_out)), False):

@@ -169,7 +169,7 @@ MUTANTS = (
         "        for message in owed.bulk:\n            await self.link.bulk.send(self.link.server.key, message)\n"
         "        for push in owed.saves:\n            await self._save(push)\n",
         ("kill worker",),
-        first=59,
+        first=200,
     ),
     Mutant(
         "numbers begin again after a restart",
@@ -231,8 +231,8 @@ MUTANTS = (
     Mutant(
         "a refused push leaves its residual behind",
         "tensors/feedback.py",
-        "            if not is_accepted:\n                self._left_out.pop(seq, None)\n            elif",
-        "            if",
+        "                    self._left_out.pop(seq, None)\n",
+        "                    pass\n",
         first=18,
     ),
     Mutant(
