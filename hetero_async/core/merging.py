@@ -24,7 +24,7 @@ def is_due(state: State, settings: RunSettings, windows: Windows, now_ms: int) -
     if not have_all and not windows.is_due(now_ms):
         return False
     windows.merged()
-    return have_all or (bool(arrived) and len(arrived) >= settings.quorum)
+    return have_all or len(arrived) >= settings.quorum
 
 
 def stepped(state: State, settings: RunSettings) -> Stepped:

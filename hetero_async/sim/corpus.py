@@ -6,7 +6,7 @@ Called by text.py.
 
 import functools
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,9 @@ def standard_library() -> Corpus:
     """Python's own programs, in the order of their names."""
     root, room = _standard_library(), TEXT_BYTES_MAX
     files: list[bytes] = []
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(_programs(root)):
         size = path.stat().st_size
-        if LEFT_OUT.isdisjoint(path.relative_to(root).parts) and size <= room:
+        if size <= room:
             room -= size
             files.append(path.read_bytes())
     return _corpus([files])
@@ -70,9 +70,7 @@ def domains(sites: tuple[str, ...]) -> Corpus:
     """
     root, include = _standard_library(), Path(torch.__file__).parent / "include"
     found = {
-        "Python's programs": _read(
-            path for path in root.rglob("*.py") if LEFT_OUT.isdisjoint(path.relative_to(root).parts)
-        ),
+        "Python's programs": _read(_programs(root)),
         "Python's tables of characters": _read((root / "encodings").glob("*.py")),
         "torch's C++ headers": _read((include / "ATen").rglob("*.h")),
         "Python's topics in English": _read((root / "pydoc_data").glob("topics.py")),
@@ -88,6 +86,10 @@ def domains(sites: tuple[str, ...]) -> Corpus:
 
 def _standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
+
+
+def _programs(root: Path) -> Iterator[Path]:
+    return (path for path in root.rglob("*.py") if LEFT_OUT.isdisjoint(path.relative_to(root).parts))
 
 
 def _read(paths: Iterable[Path]) -> bytes:

@@ -17,7 +17,7 @@ import torch
 from hetero_async.sim.recorder import LearningWorld, Point
 from hetero_async.sim.text import Reading
 from hetero_async.sim.world import play
-from hetero_async.sim.worldfile import Variant
+from hetero_async.sim.worldfile import Variant, titled
 
 MEMORY = Path("/dev/shm")
 LOSS_DIGITS = 5
@@ -47,10 +47,10 @@ class Run:
 
     def told(self) -> str:
         """For a person, one line."""
-        title = f"{self.case}: {self.variant}" if self.case else self.variant
         loss = "no loss" if self.final_loss is None else f"loss {self.final_loss:.4f}"
         tokens = self.curve[-1][1] if self.curve else 0
-        told = f"{title}, seed {self.seed}: {loss} after {self.virtual_seconds:,.1f} s and {tokens:,} tokens"
+        told = f"{titled(self.case, self.variant)}, seed {self.seed}: {loss}"
+        told += f" after {self.virtual_seconds:,.1f} s and {tokens:,} tokens"
         told += f"; {self.refused} of {self.acknowledged + self.refused} deltas refused"
         return f"{told}; {self.problem}" if self.problem else told
 

@@ -89,6 +89,10 @@ class WorldTable(Table):
     evaluation: EvaluationTable = EvaluationTable()
 
 
+def titled(case: str, name: str) -> str:
+    return f"{case}: {name}" if case else name
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One world of a study; with a seed it is one simulated run. `case`: where on the file's axes it lies."""
@@ -99,7 +103,7 @@ class Variant:
 
     @property
     def title(self) -> str:
-        return f"{self.case}: {self.name}" if self.case else self.name
+        return titled(self.case, self.name)
 
     @property
     def samples(self) -> int:

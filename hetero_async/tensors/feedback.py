@@ -71,9 +71,8 @@ class ErrorFeedback:
         while self._answers:
             seq, is_accepted = self._answers.popleft()
             if not is_accepted:
-                if (
-                    seq not in self._accepted
-                ):  # else the server that had acknowledged it was lost; the first word counts
+                # Where it is, the server that had acknowledged the push was lost since: the first word counts.
+                if seq not in self._accepted:
                     self._left_out.pop(seq, None)
             elif seq in self._left_out:
                 self._accepted[seq] = True

@@ -6,11 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from e2e.commands import background
 from e2e.harness import free_port, until
 
 from hetero_async.looking import verify_directory
@@ -134,23 +133,6 @@ def test_a_server_that_was_deposed_goes_on_as_a_standby(tmp_path: Path, code: in
     assert ended.returncode == (7 if follows else code)
 
 
-@contextmanager
-def service(output: Path, *command: object, **variables: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group, as a unit's; gone when the test is over."""
-    paths = os.pathsep.join([str(TINY.parent.parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, **{name: str(value) for name, value in variables.items()}}
-    with output.open("ab") as file:
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def test_a_run_goes_on_through_an_upgrade_of_its_server(tmp_path: Path) -> None:
     state, current = tmp_path / "var/lib/hetero-async", tmp_path / "opt/hetero-async/current"
     run, hold, other = state / "demo/run.toml", tmp_path / "hold", tmp_path / "newer"
@@ -176,9 +158,9 @@ def test_a_run_goes_on_through_an_upgrade_of_its_server(tmp_path: Path) -> None:
     told = {"ROLE": "server", "NAME": "server", "HETERO_ASYNC_STATE": state}
     train = ("--", sys.executable, TINY, "--hold", hold)
     hold.touch()
-    with service(tmp_path / "site.output", program, "work", "--run", run, "--site", "here", *train) as site:
+    with background(tmp_path / "site.output", program, "work", "--run", run, "--site", "here", *train) as site:
         story = lambda: "".join(path.read_text() for path in tmp_path.glob("*.output"))  # noqa: E731
-        with service(*server, **told) as first:
+        with background(*server, **told) as first:
             until(Path(f"{hold}.reached-here-0").exists, "the worker has begun", SECONDS_MAX, story)
             before = os.readlink(current)
             other.symlink_to(PROGRAMS.parent)
@@ -186,7 +168,7 @@ def test_a_run_goes_on_through_an_upgrade_of_its_server(tmp_path: Path) -> None:
             assert os.readlink(current) != before
             os.killpg(first.pid, signal.SIGTERM)
             first.wait(SECONDS_MAX)
-        with service(*server, **told):
+        with background(*server, **told):
             hold.unlink()
             until(lambda: site.poll() is not None, "the site's workers have ended", SECONDS_MAX, story)
             assert site.returncode == 0, story()

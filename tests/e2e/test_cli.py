@@ -7,12 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import typer
+from e2e.commands import background
 from e2e.harness import Run, forked, free_port, until
 from e2e.tiny import NextByte, loss_on_all, seeded
 from safetensors.torch import load_file
@@ -39,22 +39,6 @@ def say(*words: object) -> str:
     return said.stdout
 
 
-@contextmanager
-def background(output: Path, *words: object) -> Iterator[subprocess.Popen[bytes]]:
-    """One command that goes on; killed at the latest when the test is over."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent.parent), *sys.path])}
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [*PROGRAM, *map(str, words)], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def test_a_verb_that_does_not_need_torch_does_not_wait_for_it() -> None:
     loaded = "import sys, hetero_async.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True).stdout == b"False\n"
@@ -70,8 +54,8 @@ def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     hold = tmp_path / "hold"  # so that the run is not over before it was looked at
     script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01", "--hold", hold]
     with (
-        background(outputs[0], "serve", "--run", toml, "--exit-when-finished") as server,
-        background(outputs[1], "work", "--run", toml, "--site", "here", *script) as agent,
+        background(outputs[0], *PROGRAM, "serve", "--run", toml, "--exit-when-finished") as server,
+        background(outputs[1], *PROGRAM, "work", "--run", toml, "--site", "here", *script) as agent,
     ):
         story = functools.partial(told_in, outputs)
         until(lambda: len(workers_in(toml.parent / "log")) == 2, "both workers push", SECONDS_MAX, story)
