@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from e2e.harness import Run, forked, free_port, until
-from e2e.test_cli import SCRIPT, SECONDS_MAX, background, told_in, workers_in
+from e2e.test_cli import PROGRAM, SCRIPT, SECONDS_MAX, background, told_in, workers_in
 
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
@@ -34,9 +34,9 @@ def test_a_site_joins_with_two_commands_a_side_and_goes_on_after_it_was_killed(t
     outputs = [tmp_path / f"{name}.output" for name in ("server", "far-first", "far-again")]
     story = functools.partial(told_in, [path for path in outputs if path.exists()])
     script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01"]
-    words = ["join-site", with_key, "--site", "far", "--workers", 2, far, *script]
+    words = [*PROGRAM, "join-site", with_key, "--site", "far", "--workers", 2, far, *script]
     log = server_run.parent / "log"
-    with background(outputs[0], "serve", "--run", server_run, "--exit-when-finished") as server:
+    with background(outputs[0], *PROGRAM, "serve", "--run", server_run, "--exit-when-finished") as server:
         with background(outputs[1], *words) as first:
             until(lambda: "does not let this key in" in outputs[1].read_text(), "it waits", SECONDS_MAX, story)
             assert not (far / "run.toml").exists() and first.poll() is None
