@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/e2e/tiny.py"
 ENVIRONMENT = Path(sys.executable).parents[1]
-SAMPLES, RUN, NEWER = 24_000, "big", "0.1.99"
+SAMPLES, RUN, NEWER = 16_000, "big", "0.1.99"
 MORE_DELTAS = 2
 
 
