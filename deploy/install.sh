@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs hetero_async on this host as a systemd service; again for an upgrade. See README.md beside this file.
 set -eu
+umask 022 # the service reads what is installed here
 
 usage() {
     cat <<'END'

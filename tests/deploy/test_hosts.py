@@ -112,7 +112,7 @@ def newer(directory: Path) -> Path:
     shutil.copy(ROOT / "README.md", source)
     text = (ROOT / "pyproject.toml").read_text()
     (source / "pyproject.toml").write_text(re.sub(r'(?m)^version = ".*"', f'version = "{NEWER}"', text))
-    pip = "install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation".split()
+    pip = ["install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     [packages] = environment.glob("lib/python3*/site-packages")
     ours = next(path for path in map(Path, sys.path) if path.name == "site-packages")
