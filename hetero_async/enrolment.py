@@ -148,9 +148,12 @@ def _check_directory(enrolment: Enrolment) -> None:
 
 
 def _pin(path: Path, key: bytes) -> None:
+    """Whichever node the address is of, when the others are known as well."""
     public_path = path.with_name(f"{path.name}.public")
     if not public_path.exists():
         save_public(path, key)
+    elif key in map(load_public, path.parent.glob("*.public")):
+        return
     elif (pinned := load_public(public_path)) != key:
         raise ConfigError(
             f"{public_path} pins the server key {pinned.decode()}, and the address has {key.decode()}; "
@@ -245,6 +248,7 @@ def write_run_toml(enrolment: Enrolment, told: Mapping[str, Any]) -> RunConfig:
     A standby's host has no site, and all that the server's own has; but an archive in a directory is none of it.
     """
     tables = {name: told.get(name, {}) for name in ("run", "server", "training", "standbys")}
+    keys, dialled = _keys_of_nodes(enrolment, told)
     server = _told_of(tables["server"])
     if enrolment.is_standby:
         tables["witness"] = told.get("witness", {})
@@ -253,17 +257,18 @@ def write_run_toml(enrolment: Enrolment, told: Mapping[str, Any]) -> RunConfig:
     file = checked(
         {
             **tables,
-            "server": _as_dialled(server, enrolment.server.address),
-            "standbys": {name: _told_of(table) for name, table in _items(tables["standbys"])},
+            "server": _as_dialled(server, enrolment.server.address) if dialled == SERVER else server,
+            "standbys": {
+                name: _as_dialled(_told_of(table), enrolment.server.address) if dialled == name else _told_of(table)
+                for name, table in _items(tables["standbys"])
+            },
             "sites": {site: {"workers": workers} for site, workers in sites.items()},
         },
         f"the settings that {enrolment.server.address} sent (is its software of the same version?)",
     )
-    for name in file.standbys:
-        if name in enrolment.key_names:
-            continue
-        if isinstance(key := told["keys"].get(name), str) and is_key(key.encode()):
-            save_public(enrolment.keys / name, key.encode())
+    for name in (SERVER, *file.standbys):
+        if name in keys and name not in enrolment.key_names:
+            save_public(enrolment.keys / name, keys[name])
     # Nothing that was received may say where files lie on this host.
     run = file.run.model_dump(exclude={"directory"}, exclude_defaults=True)
     text = HEADER.format(verb="join-standby" if enrolment.is_standby else "join-site") + template(
@@ -279,6 +284,14 @@ def write_run_toml(enrolment: Enrolment, told: Mapping[str, Any]) -> RunConfig:
     except OSError as error:
         raise ConfigError(f"{enrolment.run_toml}: cannot be written: {error.strerror}") from None
     return RunConfig.load(enrolment.run_toml)
+
+
+def _keys_of_nodes(enrolment: Enrolment, told: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
+    """By name, and the name of the node that was dialled: a standby may have become the server. Its key is the one
+    that a person gave."""
+    keys = {name: key.encode() for name, key in told["keys"].items() if isinstance(key, str) and is_key(key.encode())}
+    dialled = next((name for name, key in keys.items() if key == enrolment.server.key), SERVER)
+    return keys | {dialled: enrolment.server.key}, dialled
 
 
 def _items(table: object) -> Sequence[tuple[str, Any]]:
