@@ -15,6 +15,7 @@ usage: install.sh server  RUN [options] [-- --samples N --address tcp://HOST:POR
   --join 'ADDRESS#KEY' standby, site: get into the run, as `init` printed it; waits until the server's host allows it
   --workers N          site, with --join: how many processes train here (default: 1)
   --package SPEC       what pip installs: a directory, a wheel, hetero-async==1.0 (default: this checkout)
+  --python PROGRAM     which Python the software gets (default: python3)
   --environment DIR    use this Python environment, which has hetero-async already, and make none
   --root DIR           put everything under DIR, start nothing and make no user: for images, and to look at it
   --dry-run            say what would be done, and do nothing
@@ -39,12 +40,12 @@ case $role in
     *) usage >&2; fail "'$role' is not server, standby, site, witness or uninstall" ;;
 esac
 
-name=server site='' train='' join='' workers=1 member='' members='' package=$(dirname "$here") environment='' root='' dry_run=no
+name=server site='' train='' join='' workers=1 member='' members='' python=python3 package=$(dirname "$here") environment='' root='' dry_run=no
 while [ $# -gt 0 ]; do
     case $1 in
         --) shift && break ;;
         --dry-run) dry_run=yes && shift && continue ;;
-        --name | --site | --train | --join | --workers | --member | --members | --package | --environment | --root)
+        --name | --site | --train | --join | --workers | --member | --members | --python | --package | --environment | --root)
             case ${2:-} in '' | --*) fail "$1 needs a value" ;; esac
             ;;
         *) usage >&2; fail "unknown option $1" ;;
@@ -57,6 +58,7 @@ while [ $# -gt 0 ]; do
         --workers) workers=$2 ;;
         --member) member=$2 ;;
         --members) members=$2 ;;
+        --python) python=$2 ;;
         --package) package=$2 ;;
         --environment) environment=$2 ;;
         --root) root=$2 ;;
@@ -134,7 +136,11 @@ make_release() {
         if [ -n "$environment" ]; then
             try ln -s "$environment/bin/hetero-async" "$release/bin/hetero-async"
         else
-            try python3 -m venv "$release/venv"
+            # A unit sees no home, and its user may not enter root's.
+            [ -n "$root" ] || case $("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))') in
+                /root/* | /home/*) fail "$python lies in a home directory, which services do not see; say --python /usr/bin/python3" ;;
+            esac
+            try "$python" -m venv "$release/venv"
             try "$release/venv/bin/pip" install --quiet --disable-pip-version-check "$package"
             try ln -s ../venv/bin/hetero-async "$release/bin/hetero-async"
         fi
