@@ -40,7 +40,8 @@ case $role in
     *) usage >&2; fail "'$role' is not server, standby, site, witness or uninstall" ;;
 esac
 
-name=server site='' train='' join='' workers=1 member='' members='' python=python3 package=$(dirname "$here") environment='' root='' dry_run=no
+name=server site='' train='' join='' workers=1 member='' members='' dry_run=no
+package=$(dirname "$here") python=python3 environment='' root=''
 while [ $# -gt 0 ]; do
     case $1 in
         --) shift && break ;;
@@ -185,6 +186,7 @@ enter_run() { # [what init is told …]
         echo "  kept $state/$run/run.toml"
     elif [ "$role" = server ] && [ $# -gt 0 ]; then
         hetero_async init "$state/$run" --name "$run" "$@"
+        echo "the others are installed with: --join and what stands in quotes above"
     elif [ "$role" = standby ] && [ -n "$join" ]; then
         hetero_async join-standby "$join" --name "$name" "$state/$run"
     elif [ "$role" = site ] && [ -n "$join" ]; then

@@ -123,7 +123,7 @@ def test_bad_words_are_told_in_one_line(tmp_path: Path, words: tuple[str, ...], 
 
 
 PROGRAM = """#!/bin/sh
-echo "$@" >>{heard}
+echo "$@${{WATCHDOG_PID:+, and looks whether it is process $WATCHDOG_PID}}" >>{heard}
 case $1 in serve) exit {serve} ;; standby) [ -e {heard}.again ] || {{ touch {heard}.again; exit {standby}; }} ;; esac
 exit 7
 """
@@ -149,7 +149,7 @@ def test_a_node_serves_when_it_was_the_last_to_serve_and_else_stands_by(
     (run / f"standby-{name}").mkdir(parents=True)
     if has_served:
         (run / f"standby-{name}/has-served").touch()
-    environment = {**os.environ, "ROLE": role, "NAME": name}
+    environment = {**os.environ, "ROLE": role, "NAME": name, "WATCHDOG_PID": "1"}  # the shell's, says systemd
     node = [current / "libexec/node"]
     ended = subprocess.run(node, cwd=run, env=environment, timeout=SECONDS_MAX, check=False)
     assert heard.read_text().splitlines() == [f"{verb} --run run.toml --name {name}" for verb in verbs]
