@@ -19,7 +19,6 @@ from hetero_async.config import RunConfig
 from hetero_async.enrolment import Enrolment, ServerAddress, join_site, prepare, write_run_toml
 from hetero_async.errors import ConfigError, HeteroAsyncError, UserError
 from hetero_async.shell.keys import create_keypair, load_public, load_secret
-from hetero_async.standby_enrolment import write_standby
 from hetero_async.tables import template
 
 # The same in every process, since tests are named after what they are given.
@@ -248,50 +247,6 @@ def test_settings_that_this_software_does_not_understand_are_refused_with_the_ke
     assert str(caught.value).startswith(f"the settings that {ADDRESS} sent (is its software of the same version?): ")
     assert re.search(complaint, str(caught.value))
     assert not (tmp_path / "site" / "run.toml").exists()
-
-
-def standby(tmp_path: Path) -> Enrolment:
-    server = ServerAddress(ADDRESS, KEY)
-    return Enrolment(server=server, site="b", workers=1, directory=tmp_path / "b", is_standby=True)
-
-
-def told_to_b(tmp_path: Path, **server: object) -> dict[str, Any]:
-    sites = told(tmp_path, durability="replicated", keep_log=True, **server)
-    entries = {KEY.decode(): {"role": "standby", "site": "home", "worker": "server"}}
-    return sites | RunConfig.load(tmp_path / "server.toml").told_to_standbys() | {"allowed": entries}
-
-
-def test_a_standby_s_host_has_all_of_the_server_s_settings_its_own_key_and_the_list(tmp_path: Path) -> None:
-    [own], is_new = prepare(standby(tmp_path))
-    write_standby(standby(tmp_path), told_to_b(tmp_path, archive="s3://bucket/prefix"))
-    config, server = RunConfig.load(standby(tmp_path).run_toml), RunConfig.load(tmp_path / "server.toml")
-    assert (config.settings(), config.durability(), config.workers()) == (server.settings(), server.durability(), [])
-    assert (config.server.keep_log, config.server.archive) == (True, "s3://bucket/prefix")
-    assert config.node("b").directory == tmp_path / "b" / "standby-b"
-    assert (is_new, load_public(config.keys / "b.public")) == (True, own), "not the key that the server knew before"
-    assert [peer.worker for peer in roster.listed(config)] == ["server"]
-
-
-def test_an_archive_in_a_directory_of_the_server_s_host_is_not_the_standby_s(tmp_path: Path) -> None:
-    prepare(standby(tmp_path))
-    write_standby(standby(tmp_path), told_to_b(tmp_path, archive="/srv/archive"))
-    assert RunConfig.load(standby(tmp_path).run_toml).server.archive == ""
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"standbys": {}}, r"--name b: the run\.toml at tcp://192\.0\.2\.7:7710 has no \[standbys\.b\]"),
-        ({"allowed": {"x": {}}}, r"allowed\.json: cannot become what was received"),
-    ],
-)
-def test_what_makes_no_standby_is_said(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
-    prepare(standby(tmp_path))
-    received = told_to_b(tmp_path) | change
-    if not received["standbys"]:
-        received["server"]["durability"] = "local"
-    with pytest.raises(HeteroAsyncError, match=complaint):
-        write_standby(standby(tmp_path), received)
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"keys": 3}'])

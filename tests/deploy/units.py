@@ -91,6 +91,8 @@ class Service:
             self.is_wanted = self.unit.is_started_again(code)
             if self.is_wanted:
                 self._start()
+            else:
+                assert code == 0, f"{self.name} ended with {code}, for good:\n{self.journal.read_text()[-3000:]}"
 
     def is_heard(self) -> bool:
         words = {b"READY=1", b"WATCHDOG=1"} if "WatchdogSec" in self.unit.keys else {b"READY=1"}
