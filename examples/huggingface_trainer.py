@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from hetero_async.integrations.huggingface import attach
 
 
-def main(output_dir: str = str(Path(gettempdir()) / "hetero_async-huggingface")) -> None:
+def main(output_dir: str = str(Path(gettempdir()) / "hetero_async-huggingface")) -> Trainer:
     arguments = TrainingArguments(
         output_dir=output_dir,
         per_device_train_batch_size=8,
@@ -37,6 +37,7 @@ def main(output_dir: str = str(Path(gettempdir()) / "hetero_async-huggingface"))
     )
     attach(trainer)
     trainer.train()
+    return trainer
 
 
 if __name__ == "__main__":

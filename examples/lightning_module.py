@@ -36,7 +36,7 @@ class NextByte(lightning.LightningModule):  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def main() -> None:
+def main() -> lightning.Trainer:
     torch.manual_seed(0)
     callback = HeteroAsyncCallback()
     trainer = lightning.Trainer(
@@ -52,6 +52,7 @@ def main() -> None:
     training = DataLoader(Windows(), batch_size=16, shuffle=True)
     validation = DataLoader(Subset(Windows(), range(0, 500, 10)), batch_size=50)
     trainer.fit(NextByte(), callback.leased(training), validation)
+    return trainer
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """make run-example EXAMPLE=lora
 
-Fine-tunes a frozen GPT-2 by low-rank adapters: only they travel, to the server and back, and into its log and exports.
+Fine-tunes a frozen model by low-rank adapters: only they travel, to the server and back, and into its log and exports.
 
 The adapters are written out here (Hu et al. 2021, "LoRA", eq. 3); those of peft are parameters like any other, too.
 """
 
 import torch
-from texts import Windows
-from tiny_gpt2 import tiny_gpt2
+from byte_gpt import WIDTH, Text, loss_of, seeded_model
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 import hetero_async as ha
 
@@ -18,14 +16,13 @@ SCALE = 2.0
 
 
 class Adapted(nn.Module):
-    """y = base(x) + SCALE · x A B, where A is (inputs, RANK), B is (RANK, outputs) and begins as zeros."""
+    """y = base(x) + SCALE · x A B, where A is (inputs, RANK), and B is (RANK, outputs) and begins as zeros."""
 
-    def __init__(self, base: Conv1D) -> None:
+    def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        inputs, outputs = base.weight.shape
-        self.lora_a = nn.Parameter(torch.randn(inputs, RANK) / RANK)
-        self.lora_b = nn.Parameter(torch.zeros(RANK, outputs))
+        self.lora_a = nn.Parameter(torch.randn(base.in_features, RANK) / WIDTH**0.5)
+        self.lora_b = nn.Parameter(torch.zeros(RANK, base.out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         adapted: Tensor = self.base(x) + SCALE * (x @ self.lora_a @ self.lora_b)
@@ -33,25 +30,26 @@ class Adapted(nn.Module):
 
 
 def adapted_model() -> nn.Module:
-    """In earnest: AutoModelForCausalLM.from_pretrained(...), the same at every site."""
-    gpt2 = tiny_gpt2()
-    gpt2.requires_grad_(False)
-    for block in gpt2.transformer.h:
-        block.attn.c_attn = Adapted(block.attn.c_attn)
-    model: nn.Module = gpt2
-    return model
+    """The base is the same at every site: in earnest from a file, `ha.load(path, base)`, or by `from_pretrained`."""
+    base = seeded_model()
+    base.requires_grad_(False)
+    for block in base.blocks:
+        block.query_key_value = Adapted(block.query_key_value)
+        block.widen = Adapted(block.widen)
+    return base
 
 
 def main() -> nn.Module:
     model = adapted_model()
     optimizer = torch.optim.AdamW((each for each in model.parameters() if each.requires_grad), lr=1e-2)
     session = ha.join(model, optimizer)
-    for batch in session.batches(Windows(), 16):
-        loss = model(**batch).loss
+    for number, batch in enumerate(session.batches(Text(validation=False), 16)):
+        loss = loss_of(model, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        session.record("loss", loss.item())
+        if number % 50 == 0:
+            session.record("loss", loss.item())
     return model
 
 

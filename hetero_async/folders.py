@@ -99,8 +99,8 @@ def _untrained(like: Path, trained: Mapping[str, torch.Tensor]) -> dict[str, tor
     strange = sorted(trained.keys() - found.keys())
     if strange and not trained.keys() & found.keys():
         raise UserError(
-            f"{like}: its weights are of another model, which has no {strange[0]}; where the run's names stand behind a "
-            "prefix, take it off with --prefix"
+            f"{like}: its weights are of another model, which has no {strange[0]}; where the run's names begin "
+            "with a prefix, take it off with --prefix"
         )
     return found
 

@@ -19,8 +19,8 @@ def inner_optimizer(optimizer: object) -> torch.optim.Optimizer:
         optimizer = inner
     if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "_optimizer_step_post_hooks"):
         raise UserError(
-            f"{type(optimizer).__name__} is no torch.optim.Optimizer (made by its __init__): a round ends after a step, "
-            "and only such an optimizer tells of its steps"
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer (made by its __init__): rounds are counted in "
+            "steps, and only such an optimizer tells of its steps"
         )
     return optimizer
 
@@ -31,8 +31,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, known: Collection[int]) ->
         for place, parameter in enumerate(group["params"]):
             if parameter.requires_grad and id(parameter) not in known:
                 raise SchemaError(
-                    f"the optimizer trains a parameter {tuple(parameter.shape)} (group {number}, place {place}) that is none "
-                    "of the run's: the model that joins must have all of them, and each must require a gradient then"
+                    f"the optimizer trains a parameter {tuple(parameter.shape)} (group {number}, place {place}), "
+                    "which is none of the run's: the model that joins must have it, and it must require a gradient then"
                 )
 
 

@@ -14,9 +14,9 @@ NAMES_SHOWN = 3
 def load(path: str | Path, model: torch.nn.Module) -> None:
     """Copy weights into the model, whatever dtype and device its parameters have.
 
-    `path` is what `hetero-async export` wrote, any other safetensors file, or a folder as transformers saves it, sharded
-    or not. It must hold every parameter that requires a gradient (of tied ones, one), and nothing that the model lacks.
-    The frozen parameters may be missing, all of them together, and so may the buffers: they stay as they are then.
+    `path` is what `hetero-async export` wrote, any other safetensors file, or a folder as transformers saves it,
+    sharded or not. It must hold every parameter that requires a gradient (of tied ones, one), and nothing that the
+    model lacks. Frozen parameters may be missing, all of them together, and so may buffers: they stay as they are then.
 
     A run that is begun with that model goes on from there: its first worker's parameters are the run's. Raises
     UserError, and leaves the model as it was, where the file cannot be read or is another model's.

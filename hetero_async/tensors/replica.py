@@ -73,7 +73,7 @@ class Replica:
         for name, parameter in now.items():
             if parameter.requires_grad and id(parameter) not in self.ids:
                 raise SchemaError(
-                    f"{name} requires a gradient and did not when the model joined, so that nobody else would learn of it: "
+                    f"{name} requires a gradient and did not when the model joined: nobody else would learn of it; "
                     "add or unfreeze parameters before joining"
                 )
 
