@@ -34,8 +34,8 @@ def adapted_model() -> nn.Module:
     base = seeded_model()
     base.requires_grad_(False)
     for block in base.blocks:
-        block.query_key_value = Adapted(block.query_key_value)
-        block.widen = Adapted(block.widen)
+        for name in ("query_key_value", "widen"):
+            setattr(block, name, Adapted(getattr(block, name)))
     return base
 
 

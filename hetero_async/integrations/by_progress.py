@@ -11,8 +11,8 @@ class ByProgress:
     """In the place of a scheduler that was made for `total` steps: it stands where all workers' steps have come to.
 
     So it is the same at every site, at whatever speed it trains, and for a worker that joins late. In all but `step` it
-    is that scheduler. News of the others come with merges; in between it goes on with this worker's own steps, or else a
-    warm-up that begins at 0 would leave everybody's first round without effect.
+    is that scheduler. News of the others come with merges, and in between it goes on with this worker's own steps:
+    otherwise a warm-up that begins at 0 would leave everybody's first round without effect.
     """
 
     def __init__(self, scheduler: LRScheduler, total: int, progress: Callable[[], float]) -> None:
