@@ -37,7 +37,7 @@ def of_lightning(trainer: Any) -> dict[str, Any]:
     return {
         "steps": trainer.global_step,
         "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-        "epochs": trainer.current_epoch,
+        "scheduler": type(trainer.lr_scheduler_configs[0].scheduler).__name__,
     }
 
 

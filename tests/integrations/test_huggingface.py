@@ -71,6 +71,20 @@ def a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.mark.usefixtures("a_worker")
+def test_the_trainer_never_stops_at_a_number_of_steps(tmp_path: Path) -> None:
+    """A worker that does them all would stop before its last round is pushed."""
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True)
+    trainer = Trainer(model=tiny_gpt2(), args=arguments)
+    attach(trainer)
+    state, control = trainer.state, trainer.control
+    state.max_steps, state.global_step = 10, 9
+    trainer.callback_handler.on_step_begin(arguments, state, control)
+    state.global_step += 1
+    trainer.callback_handler.on_step_end(arguments, state, control)
+    assert not control.should_training_stop
+
+
+@pytest.mark.usefixtures("a_worker")
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
