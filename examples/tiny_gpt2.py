@@ -1,4 +1,4 @@
-"""A GPT-2 of 42,368 parameters over bytes, made from a config: nothing is downloaded."""
+"""A GPT-2 of 35,712 parameters over bytes, made from a config: nothing is downloaded."""
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel

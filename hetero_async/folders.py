@@ -41,13 +41,13 @@ def _files(path: Path) -> list[Path]:
             raise UserError(f"{path}: holds neither {WEIGHTS} nor {INDEX}")
         return [path / WEIGHTS]
     try:
-        names = set(json.loads((path / INDEX).read_bytes())["weight_map"].values())
+        names = sorted({str(name) for name in json.loads((path / INDEX).read_bytes())["weight_map"].values()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path / INDEX}: is not an index of shards: {error!r:.100}") from None
-    for name in sorted(map(str, names)):
+    for name in names:
         if Path(name).name != name:
             raise UserError(f"{path / INDEX}: names {name!r:.60}, which is no file of its folder")
-    return [path / str(name) for name in sorted(map(str, names))]
+    return [path / name for name in names]
 
 
 # --- writing ---
