@@ -6,10 +6,11 @@ INSTALLED := .venv/.installed
 MINUTES ?= 30
 FUZZ_MINUTES ?= 10
 ROUNDS ?= 1
+EXAMPLE ?= plain_loop
 JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local run-local-failover test lint bench study soak clean
+.PHONY: help run-local run-local-failover run-example test lint bench study soak clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +20,9 @@ run-local: $(INSTALLED) ## one server and four workers on this machine, two of t
 
 run-local-failover: $(INSTALLED) ## the server's whole site is killed, its standby takes over by itself (4 minutes; needs etcd)
 	@$(PYTHON) examples/run_failover.py
+
+run-example: $(INSTALLED) ## a server and two workers train EXAMPLE=plain_loop, huggingface_trainer, lightning_module, accelerate_loop or lora
+	@$(PYTHON) examples/run_example.py $(EXAMPLE)
 
 test: $(INSTALLED) ## all tests, JOBS=4 files at a time (many of them wait for processes); ARGS="-k staleness" picks some
 	@$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -31,6 +31,7 @@ from hetero_async.errors import (
     UserError,
     first_error,
 )
+from hetero_async.exporting import export
 from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
 from hetero_async.roster import join_line, standby_line
@@ -238,23 +239,9 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
         raise LogCorrupt(f"{log} does not keep the promises: see above")
 
 
-@app.command()
-def export(
-    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
-    run: RunOption = Path("run.toml"),
-) -> None:
-    """Write the newest parameters under the model's own names.
-
-    Example: hetero-async export model.safetensors; then in Python ha.load("model.safetensors", model)
-    """
-    from hetero_async import looking
-
-    state = looking.export(RunConfig.load(run), out)
-    print(f"wrote {out}: version {state.version}")
-
-
 app.command()(restore)
 app.command()(repair)
+app.command()(export)
 app.command()(cli_log.audit)
 app.command()(cli_log.replay)
 app.command()(sim)

@@ -9,6 +9,7 @@ from hetero_async.config import Node, RunConfig
 from hetero_async.core.records import Entry
 from hetero_async.core.state import State
 from hetero_async.errors import LogCorrupt, UserError
+from hetero_async.folders import check_pattern, write_folder
 from hetero_async.ports import Checkpoint
 from hetero_async.replay import fold, replay, start_of
 from hetero_async.shell import refusals
@@ -79,6 +80,30 @@ def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
 def export(config: RunConfig, out: Path) -> State:
     """Write the newest parameters on this host as safetensors. Server and standbys may be running. Raises UserError."""
     _check_place(out)
+    state, model = _newest(config)
+    model.export(out)
+    return state
+
+
+def export_folder(config: RunConfig, out: Path, like: Path, prefix: str, shard_size: str) -> State:
+    """The same as a folder that transformers loads, with the config and tokenizer of `like`. Raises UserError.
+
+    Only names that begin with `prefix` are written, without it.
+    """
+    _check_place_of_folder(out)
+    check_pattern(like)
+    state, model = _newest(config)
+    assert model.schema is not None
+    tensors = model.state_dict()
+    within = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if not within:
+        raise UserError(f'--prefix {prefix}: no name of the run begins so; one of them is "{min(tensors)}"')
+    tied = {alias.removeprefix(prefix) for alias, _ in model.schema.aliases}
+    write_folder(out, within, tied, like, shard_size)
+    return state
+
+
+def _newest(config: RunConfig) -> tuple[State, ServerModel]:
     node = _furthest_here(config)
     checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
     entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
@@ -86,8 +111,7 @@ def export(config: RunConfig, out: Path) -> State:
     state = replay(checkpoint, entries, model)
     if state.settings is None:
         raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
-    model.export(out)
-    return state
+    return state, model
 
 
 def _check_place(out: Path) -> None:
@@ -96,6 +120,13 @@ def _check_place(out: Path) -> None:
         raise UserError(f"{out}: there is no directory {out.parent}; make it first")
     if out.is_dir():
         raise UserError(f"{out} is a directory; name the file to write")
+
+
+def _check_place_of_folder(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no directory {out.parent}; make it first")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already, and nothing is written over; name a folder to make")
 
 
 def _furthest_here(config: RunConfig) -> Node:

@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -29,8 +29,9 @@ from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
-from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
+from hetero_async.errors import HeteroAsyncError, UserError, first_error
 from hetero_async.inner_state import InnerState
+from hetero_async.inspection import check_dataset, check_length, check_optimizer, inner_optimizer, was_skipped
 from hetero_async.rounds import Rounds
 from hetero_async.schedule import Schedule
 from hetero_async.shell.dial import open_dial_link, until_stopped
@@ -62,8 +63,12 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
 
     Returns when the parameters are in place; until then it says every few seconds what it waits for. Raises ConfigError
     when the process was not started by `hetero-async work`, RefusedError with the server's reason (another model,
-    another dataset, a newer process with the same key), SchemaError for a model that cannot be trained this way,
-    UserError when no server has let it join in ten minutes. Once joined it outlasts any absence of the server.
+    another dataset, a newer process with the same key), SchemaError for a model that cannot be trained this way or an
+    optimizer that trains something else, UserError for what is no optimizer, or when no server has let it join in ten
+    minutes. Once joined it outlasts any absence of the server.
+
+    The optimizer may be wrapped, by Accelerate's `prepare` for example. Model and optimizer stay what they are from
+    here on: a parameter that is added, replaced or unfrozen later ends the loop with a SchemaError.
     """
     config, worker = from_environment()
     session = Session(config, worker, model, optimizer)
@@ -78,9 +83,12 @@ class Session:
         self, config: RunConfig, worker: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.worker = worker
+        optimizer = inner_optimizer(optimizer)
         self._config = config
         self._desk = Desk()
         self._replica = Replica(model)
+        check_optimizer(optimizer, self._replica.ids)
+        self._rounds_checked = 0
         self._rounds = Rounds(self._desk, self._replica, forget=lambda: optimizer.state.clear())
         self._follower = Follower(self._replica)
         self._inner = InnerState(optimizer, config.worker_directory(worker) / "optimizer.kept", worker)
@@ -120,12 +128,15 @@ class Session:
         `dataset` is map-style and the same at every site; which samples come, the server decides. Batches have
         `batch_size` samples, the run's last ones may have fewer. Batches that no optimizer step has
         followed when nothing else is left (half an accumulated step) come again until one does. Raises DatasetError
-        for a dataset that is smaller than a batch or has no length.
+        for a dataset that is smaller than a batch or has no length, or another one than when training began.
         """
-        _check_dataset(dataset, batch_size)
+        check_dataset(dataset, batch_size)
         desk = self._desk
-        desk.batch, desk.dataset_samples = batch_size, len(dataset)
+        desk.batch, desk.dataset_samples, rounds = batch_size, len(dataset), desk.rounds
         while (positions := self._draw(batch_size)) is not None:
+            if rounds != desk.rounds:
+                rounds = desk.rounds
+                check_length(dataset, desk.dataset_samples)
             yield collate([dataset[sample_at(position, desk.samples, desk.seed)] for position in positions])
         self.close()
 
@@ -152,9 +163,12 @@ class Session:
     # --- after each optimizer step, in the user's thread ---
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if _was_skipped(optimizer):
+        if was_skipped(optimizer):
             return
         self._rounds.end_step()
+        if self._rounds_checked != self._desk.rounds:
+            self._rounds_checked = self._desk.rounds
+            check_optimizer(optimizer, self._replica.ids)
         for schedule in self._schedules:
             schedule.follow(self.progress)
         if tensors := self._inner.copy_if_due(self._desk.rounds):
@@ -244,18 +258,3 @@ class Session:
             )
             with self._scope:  # inside the link: the last word, bye, still needs it
                 await self._training.run()
-
-
-def _check_dataset(dataset: object, batch_size: int) -> None:
-    if batch_size < 1:
-        raise DatasetError(f"batch_size is {batch_size}, it must be at least 1")
-    if not isinstance(dataset, Sized):
-        raise DatasetError(f"{type(dataset).__name__} has no length: session.batches needs a map-style dataset")
-    if len(dataset) < batch_size:
-        raise DatasetError(f"the dataset has {len(dataset)} samples, fewer than one batch of {batch_size}")
-
-
-def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Fused optimizers are called by GradScaler even when it found infinities, and skip the step by themselves."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, torch.Tensor) and bool(found.sum() > 0)

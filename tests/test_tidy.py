@@ -48,9 +48,11 @@ LAYERS = [
     {
         "session",
         "inner_state",
+        "inspection",
         "schedule",
         "loading",
-        "integrations",
+        "folders",
+        "extras",
         "assembly",
         "agent",
         "asking",
@@ -60,14 +62,24 @@ LAYERS = [
         "standby_enrolment",
         "unarchiving",
     },
-    {"sim"},
-    {"", "__main__", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
+    {"sim", "integrations"},
+    {"", "__main__", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "exporting", "repairing", "restoring"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
 # Packages that only these may touch, so that each can be replaced, or left out, in one place.
 ONLY_IN = {
-    "torch": {"tensors", "session", "inner_state", "schedule", "loading", "integrations", "sim"},
+    "torch": {
+        "tensors",
+        "session",
+        "inner_state",
+        "inspection",
+        "schedule",
+        "loading",
+        "folders",
+        "integrations",
+        "sim",
+    },
     "zmq": {"shell"},
     "httpx2": {"shell"},
     "msgpack": {"formats"},
@@ -75,7 +87,11 @@ ONLY_IN = {
     "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
     "obstore": {"shell"},
-    "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
+    "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "exporting", "repairing", "restoring"},
+    "huggingface_hub": {"folders"},
+    "transformers": {"integrations"},
+    "lightning": {"integrations"},
+    "accelerate": {"integrations"},
     "matplotlib": {"watch"},
     "rich": {"watch", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
 }

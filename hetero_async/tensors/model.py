@@ -257,7 +257,7 @@ class ServerModel:
         self._publishes, self._snapshots = {}, {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model under its own names: trained parameters in fp32, all else as the first worker had it."""
+        """What the run trains, in fp32, and the buffers as the first worker had them, under the model's own names."""
         assert self.schema is not None, "no run has begun"
         tensors = _constants(self._constants)
         start = 0
@@ -304,11 +304,11 @@ def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
 
 
 def _constants(packed: bytes) -> dict[str, torch.Tensor]:
-    """What of the model is not trained. Raises PeerError, for a dtype that this torch does not know as well."""
+    """The model's buffers. Raises PeerError, for a dtype that this torch does not know as well."""
     try:
         return safetensors.torch.load(packed)
     except (SafetensorError, KeyError) as error:
-        raise PeerError(f"not a model's other tensors: {error}") from error
+        raise PeerError(f"not a model's buffers: {error}") from error
 
 
 def _bytes_array(data: bytes) -> numpy.ndarray:

@@ -26,6 +26,7 @@ class Replica:
         self.schema = schema_of(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._parameters = [parameters[tensor.name] for tensor in self.schema.tensors]
+        self.ids = frozenset(map(id, self._parameters))
         devices = {parameter.device: None for parameter in self._parameters}
         if len(devices) > 1:
             raise SchemaError(f"the model lies on several devices: {', '.join(map(str, devices))}")
@@ -36,23 +37,45 @@ class Replica:
         self.reset(self._flat().cpu())
 
     def initial_upload(self) -> bytes:
-        """The parameters to the bit (fp32), and every other tensor of the model's state_dict."""
-        trained = {tensor.name for tensor in self.schema.tensors} | {alias for alias, _ in self.schema.aliases}
+        """The parameters to the bit (fp32), and the buffers of the model's state_dict.
+
+        Frozen parameters do not travel: under a few trained adapters there may lie a model of any size.
+        """
+        parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
         constants = {
             name: value.detach().cpu().contiguous().clone()
             for name, value in self._model.state_dict().items()
-            if name not in trained and isinstance(value, torch.Tensor)  # some modules keep bytes in there as well
+            if name not in parameters and isinstance(value, torch.Tensor)  # some modules keep bytes in there as well
         }
         return pack_parts(encode_payload("fp32", self._flat()), safetensors.torch.save(constants))
 
     @torch.no_grad()
     def cut(self) -> torch.Tensor:
-        """A round ends: its delta (base − local), on the model's device; the next is measured from here."""
+        """A round ends: its delta (base − local), on the model's device; the next is measured from here.
+
+        Raises SchemaError where the model has other parameters by now than those that the run trains.
+        """
+        self._check_model()
         delta = self._base.clone()
         for piece, base, local in self._pieces(delta):
             piece.sub_(local)
             base.copy_(local)
         return delta
+
+    def _check_model(self) -> None:
+        now = dict(self._model.named_parameters(remove_duplicate=False))
+        for tensor, parameter in zip(self.schema.tensors, self._parameters, strict=True):
+            if now.get(tensor.name) is not parameter:
+                raise SchemaError(f"{tensor.name} was replaced after joining: change the model before that")
+            if tuple(parameter.shape) != tensor.shape:
+                shapes = f"from {list(tensor.shape)} to {list(parameter.shape)}"
+                raise SchemaError(f"{tensor.name} went {shapes} after joining: change the model before that")
+        for name, parameter in now.items():
+            if parameter.requires_grad and id(parameter) not in self.ids:
+                raise SchemaError(
+                    f"{name} requires a gradient and did not when the model joined: nobody else would learn of it; "
+                    "add or unfreeze parameters before joining"
+                )
 
     @torch.no_grad()
     def adopt(self, target: object) -> None:

@@ -33,6 +33,22 @@ def train_wider() -> None:
         loss_of(model, text).backward()
 
 
+def train_changing(what: str) -> None:
+    """Something grows or shrinks in the middle of the run."""
+    model, text = seeded(), Text()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    session = ha.join(model, optimizer)
+    for number, batch in enumerate(session.batches(text, BATCH)):
+        loss_of(model, batch).backward()
+        optimizer.step()
+        if number == 2 and what == "optimizer":
+            optimizer.add_param_group({"params": torch.nn.Linear(12, 5).parameters()})
+        if number == 2 and what == "model":
+            model.head = torch.nn.Linear(12, 5)
+        if number == 2 and what == "dataset":
+            text.samples -= 1
+
+
 def edit(run: Run, pattern: str, replacement: str) -> None:
     text, count = re.subn(pattern, replacement, run.config.path.read_text(), flags=re.MULTILINE)
     assert count == 1, pattern
@@ -176,6 +192,20 @@ def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
         run.start_server()
         expected = "DatasetError: the dataset has 5 samples, fewer than one batch of 8"
         assert expected in last_line(run.start_worker(run.names[0], samples=5))
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("optimizer", "SchemaError: the optimizer trains a parameter (5, 12) (group 1, place 0), which is none of"),
+        ("model", "SchemaError: head.weight requires a gradient and did not when the model joined: nobody else would"),
+        ("dataset", "DatasetError: the dataset had 2000 samples when training began and has 1999 now: it must stay"),
+    ],
+)
+def test_what_changes_in_the_middle_of_a_run_is_told_after_a_round(tmp_path: Path, what: str, expected: str) -> None:
+    with Run(tmp_path / "run", workers=1) as run:
+        run.start_server()
+        assert expected in last_line(run.start_worker(run.names[0], train_changing, what=what))
 
 
 def test_a_worker_without_a_server_says_where_it_looks_and_for_how_long_it_will(tmp_path: Path) -> None:
