@@ -125,8 +125,8 @@ def curves(
     from hetero_async.following import write_curves
 
     def told(points: int, lsn: int) -> None:
-        status.update(f"{points:,} points, up to record {lsn}")
+        shown.update(f"{points:,} points, up to record {lsn}")
 
-    with Console(stderr=True).status("reading the log") as status:
+    with Console(stderr=True).status("reading the log") as shown:
         write_curves(RunConfig.load(run), tensorboard, watch=watch, told=told)
     print(f"wrote {tensorboard}; see it with: tensorboard --logdir {tensorboard}")

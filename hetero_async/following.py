@@ -23,11 +23,16 @@ def write_curves(config: RunConfig, directory: Path, *, watch: bool, told: Calla
     `told` is given how many points there are, and up to which record, after each reading. Raises UserError, LogCorrupt.
     """
     curves = Curves(directory)
+
+    def read(lsn: int) -> None:
+        curves.flush()
+        told(curves.points, lsn)
+
     with contextlib.closing(curves):
         log = furthest_here(config).log
         while watch and not segment_paths(log):
             time.sleep(FOLLOW_EVERY_SECONDS)
-        follow(log, curves.see, read=lambda lsn: (curves.flush(), told(curves.points, lsn)), watch=watch)
+        follow(log, curves.see, read=read, watch=watch)
 
 
 def follow(log: Path, seen: Callable[[Entry, State], None], *, read: Callable[[int], object], watch: bool) -> None:

@@ -22,8 +22,8 @@ class Curves:
     def __init__(self, directory: Path) -> None:
         """Raises UserError when TensorBoard is not installed, and for a directory that has event files."""
         try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer import event_file_writer
+            from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+            from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
         except ImportError:
             raise UserError(
                 "curves for TensorBoard need it; install it with: pip install 'hetero-async[tensorboard]'"

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hetero_async.watch.words import duration, plain
+from hetero_async.watch.words import duration, plain, speed
 from hetero_async.watch.workers import Workers
 
 Status = Mapping[str, Any]
@@ -26,7 +26,7 @@ STYLES = {"training": "green", "finished": "bold green", "paused": "bold red", "
 HEADLINE = "validation_loss"
 OTHER_FIGURES_MAX = 6
 BARS = "▁▂▃▄▅▆▇█"
-SPARKLINE_WIDTH = 28
+SPARKLINE_WIDTH = 24
 # A curve whose newest quarter is not further from the quarter before than this share of its range is level.
 LEVEL_SHARE = 0.02
 TREND_POINTS_MIN = 4
@@ -67,7 +67,7 @@ def _facts(status: Status, now: datetime) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(ratio=1)
     grid.add_row("learning", _learning(status))
-    if figures := _other_figures(status):
+    if figures := _figures(status):
         grid.add_row("", figures)
     grid.add_row("trained", _progress(status))
     grid.add_row("ends", _ending(status, now))
@@ -90,7 +90,7 @@ def _learning(status: Status) -> Text:
     if not name:
         return Text(f'no figure yet: let a script say session.record("{HEADLINE}", …)', "dim")
     metric = status["metrics"][name]
-    line = Text.assemble((f"{plain(name)} {metric['value']:.4g}", "bold"), f" at version {metric['version']}  ")
+    line = Text.assemble((f"{plain(name)} {metric['value']:.4g}", "bold"), "  ")
     values = [value for _, value in metric.get("curve", ())]
     if len(values) > 1:
         line.append(sparkline(values), "cyan")
@@ -98,8 +98,6 @@ def _learning(status: Status) -> Text:
     if word := trend(values):
         is_bad, is_good = (word == "rising", word == "falling") if "loss" in name else (False, False)
         line.append(word, "bold red" if is_bad else "green" if is_good else "yellow")
-    if "loss" in name and (lowest := metric.get("lowest")) and lowest[1] < metric["value"]:
-        line.append(f", lowest {lowest[1]:.4g} at version {lowest[0]}")
     return line
 
 
@@ -108,11 +106,20 @@ def _headline_figure(status: Status) -> str:
     return next(iter([*(n for n in names if n == HEADLINE), *(n for n in names if "loss" in n), *names]), "")
 
 
-def _other_figures(status: Status) -> Text | None:
-    others = [name for name in sorted(status["metrics"]) if name != _headline_figure(status)]
-    shown = [f"{plain(name)} {status['metrics'][name]['value']:.4g}" for name in others[:OTHER_FIGURES_MAX]]
-    more = [f"{len(others) - len(shown)} more"] if len(others) > len(shown) else []
-    return Text(", ".join(shown + more), "dim") if shown else None
+def _figures(status: Status) -> Text | None:
+    """Of which version the figure above is, how low it has been, and what else was measured."""
+    name = _headline_figure(status)
+    if not name:
+        return None
+    metric = status["metrics"][name]
+    told = [f"at version {metric['version']}"]
+    if "loss" in name and (lowest := metric.get("lowest")) and lowest[1] < metric["value"]:
+        told.append(f"lowest {lowest[1]:.4g} at version {lowest[0]}")
+    others = [other for other in sorted(status["metrics"]) if other != name]
+    told += [f"{plain(other)} {status['metrics'][other]['value']:.4g}" for other in others[:OTHER_FIGURES_MAX]]
+    if len(others) > OTHER_FIGURES_MAX:
+        told.append(f"{len(others) - OTHER_FIGURES_MAX} more figures")
+    return Text("; ".join(told), "dim")
 
 
 def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
@@ -144,7 +151,11 @@ def _progress(status: Status) -> Table:
     share = f"{trained / positions:.1%}" if positions else "–"
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(ratio=1)
-    grid.add_row(ProgressBar(total=max(positions, 1), completed=trained), share, f"{trained:,} / {positions:,} samples")
+    grid.add_row(
+        ProgressBar(total=max(positions, 1), completed=trained, complete_style="cyan", finished_style="green"),
+        share,
+        f"{trained:,} / {positions:,} samples",
+    )
     return grid
 
 
@@ -156,7 +167,7 @@ def _ending(status: Status, now: datetime) -> Text:
         return Text("not known: no samples have come in lately", "yellow")
     end = now + timedelta(seconds=left)
     at = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%Y-%m-%d %H:%M}"
-    return Text(f"in {duration(left)}, at {at}, if it goes on with {rate:,.4g} samples/s")
+    return Text(f"in {duration(left)}, at {at}, if it goes on with {speed(rate)} samples/s")
 
 
 # --- what was refused? ---

@@ -1,4 +1,4 @@
-"""How the tables say what is the same in all of them: text from elsewhere, stretches of time."""
+"""How the tables say what is the same in all of them: text from elsewhere, stretches of time, speeds."""
 
 
 def plain(text: str) -> str:
@@ -13,3 +13,7 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days} d {hours:02} h"
     return f"{hours} h {minutes:02} m" if hours else f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
+
+
+def speed(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"

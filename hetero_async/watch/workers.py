@@ -12,12 +12,12 @@ from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from hetero_async.watch.words import duration, plain
+from hetero_async.watch.words import duration, plain, speed
 
 Row = Mapping[str, Any]
 
-# Below this width only the columns that tell workers apart and show how they fare are drawn.
-WIDE_COLUMNS = 110
+# From these widths on there is room for more than what tells workers apart and how they fare.
+WIDE, WIDER = 110, 150
 # Heartbeats come every second; a worker that missed a few is worth a remark.
 SILENT_SECONDS = 4.0
 # A loop that waits for less of its time is held up by nothing but its own speed.
@@ -25,8 +25,8 @@ WAITING_SHARE = 0.1
 # Who waits for answers while its link is busy for so much of the time waits for the link, else for the server.
 BUSY_SHARE = 0.5
 UNKNOWN = "–"
-STYLES = {"training": "green", "away": "red", "link": "yellow", "server": "yellow", "samples": "yellow"}
-SITE_COLUMNS = ("site", "working", "held up", "trains", "waits", "link", "steps/s", "refused")
+STYLES = {"training": "green", "finished": "green", "away": "red"}
+SITE_COLUMNS = ("site", "working", "of these", "trains", "waits", "link", "steps/s", "refused")
 # The trouble of a worker that has none.
 CALM = 3
 # However low the screen is.
@@ -39,19 +39,17 @@ class Column:
     title: str
     shown: Callable[[Row], str]
     is_number: bool = True
-    only_wide: bool = False
+    from_width: int = 0
 
 
 def held_up_by(worker: Row) -> str:
-    """compute, link, server or samples: what a worker's pace is set by; "": not known, or it is away."""
+    """What sets a worker's pace: "" is its own speed, or not known, or it is away."""
     shares = worker["shares"]
-    if not worker["alive"] or shares is None:
+    if not worker["alive"] or shares is None or _waits(worker) < WAITING_SHARE:
         return ""
-    if shares["answer_wait"] + shares["sample_wait"] < WAITING_SHARE:
-        return "compute"
     if shares["sample_wait"] > shares["answer_wait"]:
-        return "samples"
-    return "link" if shares["link"] >= BUSY_SHARE else "server"
+        return "no samples"
+    return "slow link" if shares["link"] >= BUSY_SHARE else "slow server"
 
 
 def _is_silent(worker: Row) -> bool:
@@ -64,8 +62,10 @@ def _waits(worker: Row) -> float:
 
 
 def _doing(worker: Row) -> str:
-    state, silent = str(worker["state"]), float(worker["seconds_since_heard"])
-    return f"{state}, silent {duration(silent)}" if silent >= SILENT_SECONDS else state
+    silent = float(worker["seconds_since_heard"])
+    if silent >= SILENT_SECONDS:
+        return f"{worker['state']}, silent {duration(silent)}"
+    return ", ".join(filter(None, (worker["state"], held_up_by(worker))))
 
 
 def _share(worker: Row, *names: str) -> str:
@@ -74,30 +74,30 @@ def _share(worker: Row, *names: str) -> str:
 
 def _trip(worker: Row) -> str:
     seconds = worker["usage"]["round_trip_seconds"]
-    return f"{1000 * seconds:.0f} ms" if seconds else UNKNOWN
+    return f"{1000 * seconds:.0f} ms" if seconds and worker["alive"] else UNKNOWN
 
 
-def _rate(bytes_per_second: float) -> str:
-    return f"{filesize.decimal(round(bytes_per_second))}/s" if bytes_per_second else UNKNOWN
+def _rate(worker: Row, way: str) -> str:
+    rate = worker["usage"][way]
+    return f"{filesize.decimal(round(rate))}/s" if rate and worker["alive"] else UNKNOWN
 
 
 COLUMNS = (
-    Column(title="site", shown=lambda worker: worker["site"], is_number=False, only_wide=True),
+    Column(title="site", shown=lambda worker: worker["site"], is_number=False, from_width=WIDER),
     Column(title="worker", shown=lambda worker: worker["worker"], is_number=False),
-    Column(title="device", shown=lambda worker: worker["device"], is_number=False, only_wide=True),
-    Column(title="dtype", shown=lambda worker: worker["dtype"], is_number=False, only_wide=True),
+    Column(title="device", shown=lambda worker: worker["device"], is_number=False, from_width=WIDER),
+    Column(title="dtype", shown=lambda worker: worker["dtype"], is_number=False, from_width=WIDE),
     Column(title="state", shown=_doing, is_number=False),
-    Column(title="held up by", shown=held_up_by, is_number=False),
     Column(title="trains", shown=lambda worker: _share(worker, "training")),
     Column(title="waits", shown=lambda worker: _share(worker, "answer_wait", "sample_wait")),
     Column(title="link", shown=lambda worker: _share(worker, "link")),
     Column(title="trip", shown=_trip),
-    Column(title="up", shown=lambda worker: _rate(worker["usage"]["upload_bytes_per_second"]), only_wide=True),
-    Column(title="down", shown=lambda worker: _rate(worker["usage"]["download_bytes_per_second"]), only_wide=True),
-    Column(title="steps/s", shown=lambda worker: f"{worker['steps_per_second']:.3g}"),
-    Column(title="H", shown=lambda worker: str(worker["steps_per_round"])),
-    Column(title="stale", shown=lambda worker: str(worker["staleness"]), only_wide=True),
-    Column(title="samples", shown=lambda worker: f"{worker['samples']:,}", only_wide=True),
+    Column(title="up", shown=lambda worker: _rate(worker, "upload_bytes_per_second"), from_width=WIDE),
+    Column(title="down", shown=lambda worker: _rate(worker, "download_bytes_per_second"), from_width=WIDE),
+    Column(title="steps/s", shown=lambda worker: speed(worker["steps_per_second"])),
+    Column(title="H", shown=lambda worker: str(worker["steps_per_round"]), from_width=WIDE),
+    Column(title="stale", shown=lambda worker: str(worker["staleness"]), from_width=WIDER),
+    Column(title="samples", shown=lambda worker: f"{worker['samples']:,}", from_width=WIDER),
     Column(title="refused", shown=lambda worker: str(worker["refused"])),
 )
 
@@ -124,18 +124,15 @@ class Site:
         return sum(known) / len(known) if known else 0.0
 
     def cells(self) -> list[str]:
-        causes = [cause for cause in map(held_up_by, self.working) if cause not in ("", "compute")]
-        counts = {cause: causes.count(cause) for cause in sorted(set(causes))}
-        silent = sum(map(_is_silent, self.workers))
-        remarks = [f"{count} by {cause}" for cause, count in counts.items()] + ([f"{silent} silent"] if silent else [])
+        causes = [*filter(None, map(held_up_by, self.working)), *("silent" for _ in filter(_is_silent, self.workers))]
         return [
             plain(self.name),
             f"{len(self.working)} of {len(self.workers)}",
-            ", ".join(remarks),
+            ", ".join(f"{causes.count(cause)} {cause}" for cause in sorted(set(causes))),
             f"{self.mean(lambda worker: worker['shares']['training']):.0%}",
             f"{self.mean(_waits):.0%}",
             f"{self.mean(lambda worker: worker['shares']['link']):.0%}",
-            f"{sum(worker['steps_per_second'] for worker in self.working):.3g}",
+            speed(sum(worker["steps_per_second"] for worker in self.working)),
             str(sum(worker["refused"] for worker in self.workers)),
         ]
 
@@ -149,8 +146,18 @@ def _trouble(worker: Row) -> int:
     return 2 if _waits(worker) >= WAITING_SHARE else CALM
 
 
+def _place(worker: Row) -> tuple[str, int, str]:
+    """So that a-10 comes behind a-9."""
+    return worker["site"], len(worker["worker"]), worker["worker"]
+
+
+def _severity(worker: Row) -> tuple[float, float]:
+    return (-_waits(worker), -float(worker["refused"])) if _trouble(worker) < CALM else (0.0, 0.0)
+
+
 def worst_first(workers: Iterable[Row]) -> list[Row]:
-    return sorted(workers, key=lambda worker: (_trouble(worker), -_waits(worker), -worker["refused"], worker["worker"]))
+    """Those without trouble by name: they shall not change places with every look."""
+    return sorted(workers, key=lambda worker: (_trouble(worker), _severity(worker), _place(worker)))
 
 
 def by_site(workers: Iterable[Row]) -> list[Site]:
@@ -159,11 +166,6 @@ def by_site(workers: Iterable[Row]) -> list[Site]:
     for worker in workers:
         sites.setdefault(worker["site"], []).append(worker)
     return sorted((Site(name, members) for name, members in sites.items()), key=lambda site: (site.badness, site.name))
-
-
-def _place(worker: Row) -> tuple[str, int, str]:
-    """So that a-10 comes behind a-9."""
-    return worker["site"], len(worker["worker"]), worker["worker"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +195,7 @@ class Workers:
 
 
 def _table(workers: list[Row], options: ConsoleOptions) -> Table:
-    columns = [column for column in COLUMNS if options.max_width >= WIDE_COLUMNS or not column.only_wide]
+    columns = [column for column in COLUMNS if options.max_width >= column.from_width]
     table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
     for column in columns:
         # The state alone gives way: the figures keep their room.
@@ -207,10 +209,10 @@ def _table(workers: list[Row], options: ConsoleOptions) -> Table:
 
 def _cell(column: Column, worker: Row) -> Text:
     text = plain(column.shown(worker))
-    styles = {"state": "red" if _is_silent(worker) else STYLES.get(text.split(",")[0], "yellow")}
-    if column.title == "held up by":
-        styles["held up by"] = STYLES.get(text, "")
-    return Text(text, styles.get(column.title, ""))
+    if column.title != "state":
+        return Text(text)
+    style = STYLES.get(worker["state"], "yellow")
+    return Text(text, "red" if _is_silent(worker) else "yellow" if held_up_by(worker) else style)
 
 
 def _sites(sites: list[Site]) -> Table:
