@@ -1,5 +1,7 @@
 """Curves that keep their shape in bounded room, and a rate that follows the last minutes."""
 
+import itertools
+
 from hetero_async.core.records import Delta, Entry, Metric
 from hetero_async.core.trend import CURVE_POINTS_MAX, Curve, Trend
 
@@ -36,7 +38,7 @@ def test_a_long_curve_keeps_its_span_its_order_and_its_newest_value() -> None:
         versions = [version for version, _ in curve.points]
         assert versions == sorted(set(versions))
         assert CURVE_POINTS_MAX // 2 <= len(versions) <= CURVE_POINTS_MAX
-        gaps = [after - before for before, after in zip(versions[:-1], versions[1:], strict=True)]
+        gaps = [after - before for before, after in itertools.pairwise(versions)]
         assert max(gaps) <= 2 * length / CURVE_POINTS_MAX + 1 and versions[0] <= max(gaps), "evenly, from the beginning"
         assert curve.highest == (0, 0.0) and curve.lowest == (length - 1, 1.0 - length)
 
