@@ -80,7 +80,7 @@ def test_a_finished_run_says_that_it_is(tmp_path: Path) -> None:
     node_of(run, config.directory)
     status = status_on_disk(config)
     assert status is not None and run.server.state.is_finished
-    assert status["state"] == "finished" and "all samples are trained" in drawn(status)
+    assert status["state"] == "finished" and "64 / 64 samples" in drawn(status)
 
 
 def test_of_a_run_that_never_began_there_is_nothing(tmp_path: Path) -> None:

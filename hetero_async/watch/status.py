@@ -27,11 +27,15 @@ HEADLINE = "validation_loss"
 OTHER_FIGURES_MAX = 6
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
+# In this part of a run every model falls from knowing nothing, and would leave the rest of its curve flat.
+FALL = 12
 # A curve whose newest quarter is not further from the quarter before than this share of its range is level.
 LEVEL_SHARE = 0.02
 TREND_POINTS_MIN = 4
 # Notes of refusals that a stopped run has left: so many kinds.
 NOTES_MAX = 5
+# So many are on their way to a standby that has no difficulty.
+NEAR_RECORDS = 32
 # Where it is not known how high the screen is.
 HEIGHT = 60
 
@@ -70,7 +74,8 @@ def _facts(status: Status, now: datetime) -> Table:
     if figures := _figures(status):
         grid.add_row("", figures)
     grid.add_row("trained", _progress(status))
-    grid.add_row("ends", _ending(status, now))
+    if "remains" not in status:
+        grid.add_row("ends", _ending(status, now))
     grid.add_row("deltas", _counts(status))
     for note in _notes(status):
         grid.add_row("refused", note)
@@ -123,13 +128,18 @@ def _figures(status: Status) -> Text | None:
 
 
 def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
-    """The newest value is the last bar; where there are more values than bars, evenly chosen ones."""
+    """The newest value is the last bar; where there are more values than bars, evenly chosen ones.
+
+    What the first bars are above or below the others is cut off.
+    """
     count = min(width, len(values))
     chosen = [values[(number + 1) * len(values) // count - 1] for number in range(count)]
-    lowest, highest = min(chosen), max(chosen)
+    settled = chosen[count // FALL :]
+    lowest, highest = min(settled), max(settled)
     if lowest == highest:
         return BARS[0] * count
-    return "".join(BARS[round((value - lowest) / (highest - lowest) * (len(BARS) - 1))] for value in chosen)
+    heights = [min(1.0, max(0.0, (value - lowest) / (highest - lowest))) for value in chosen]
+    return "".join(BARS[round(height * (len(BARS) - 1))] for height in heights)
 
 
 def trend(values: Sequence[float]) -> str:
@@ -216,7 +226,7 @@ def _serving(status: Status) -> Text:
         line.append(f"; standby {plain(standby['standby'])}{' (partner)' if is_partner else ''}: ")
         if not standby["in_reach"]:
             line.append(f"silent {duration(standby['seconds_since_heard'])}", "red")
-        elif standby["lag"]:
+        elif standby["lag"] > NEAR_RECORDS:
             line.append(f"{standby['lag']} records behind", "yellow")
         else:
             line.append("in step", "green")

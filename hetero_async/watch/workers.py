@@ -25,7 +25,7 @@ WAITING_SHARE = 0.1
 # Who waits for answers while its link is busy for so much of the time waits for the link, else for the server.
 BUSY_SHARE = 0.5
 UNKNOWN = "–"
-STYLES = {"training": "green", "finished": "green", "away": "red"}
+STYLES = {"training": "green", "finished": "green", "away": "red", "was here": "", "had left": ""}
 SITE_COLUMNS = ("site", "working", "of these", "trains", "waits", "link", "steps/s", "refused")
 # The trouble of a worker that has none.
 CALM = 3

@@ -77,6 +77,10 @@ def test_a_sparkline_ends_with_the_newest_value(values: list[float], expected: s
     assert sparkline(values, width=9) == expected
 
 
+def test_the_fall_at_the_beginning_leaves_room_for_what_follows() -> None:
+    assert sparkline([100.0, 50.0, *range(22, 0, -1)], width=24) == sparkline([22, 22, *range(22, 0, -1)], width=24)
+
+
 def test_a_rising_loss_is_red_and_a_rising_accuracy_is_not() -> None:
     rising = [[version, float(version)] for version in range(8)]
     assert "\x1b[1;31mrising" in drawn(status(metrics={"loss": figure(7.0, curve=rising)}), color=True)
@@ -151,13 +155,13 @@ def test_how_far_the_archive_is_and_what_is_wrong_with_it() -> None:
 def test_the_server_is_named_with_its_standbys_and_how_far_behind_they_are() -> None:
     assert line(status(), "server") == "server server"
     standbys = [
-        {"standby": "b", "lag": 0, "in_reach": True, "seconds_since_heard": 0.2},
-        {"standby": "c", "lag": 17, "in_reach": True, "seconds_since_heard": 0.4},
+        {"standby": "b", "lag": 2, "in_reach": True, "seconds_since_heard": 0.2},
+        {"standby": "c", "lag": 170, "in_reach": True, "seconds_since_heard": 0.4},
         {"standby": "server", "lag": 90, "in_reach": False, "seconds_since_heard": 41.0},
     ]
     told = status(term=2, server="a", durability="replicated", partner="b", standbys=standbys)
     assert line(told, "server", 160) == (
-        "server a, replicated; standby b (partner): in step; standby c: 17 records behind; standby server: silent 41 s"
+        "server a, replicated; standby b (partner): in step; standby c: 170 records behind; standby server: silent 41 s"
     )
 
 
