@@ -113,7 +113,7 @@ class Site:
     def badness(self) -> tuple[float, ...]:
         """The worst site has the smallest."""
         troubled = sum(_trouble(worker) < CALM for worker in self.workers)
-        return -troubled / len(self.workers), -self.mean(_waits)
+        return -troubled / len(self.workers), -round(self.mean(_waits), 1)
 
     @property
     def working(self) -> list[Row]:

@@ -38,6 +38,8 @@ def test_a_long_curve_keeps_its_span_its_order_and_its_newest_value() -> None:
         versions = [version for version, _ in curve.points]
         assert versions == sorted(set(versions))
         assert CURVE_POINTS_MAX // 2 <= len(versions) <= CURVE_POINTS_MAX
+        each = versions[1] - versions[0]
+        assert all((version + 1) % each == 0 for version in versions[:-1]), "each shows the newest it stands for"
         gaps = [after - before for before, after in itertools.pairwise(versions)]
         assert max(gaps) <= 2 * length / CURVE_POINTS_MAX + 1 and versions[0] <= max(gaps), "evenly, from the beginning"
         assert curve.highest == (0, 0.0) and curve.lowest == (length - 1, 1.0 - length)
