@@ -35,6 +35,7 @@ from hetero_async.core.status import summary
 from hetero_async.core.trend import Trend
 from hetero_async.errors import Deposed, DiskFull, LogCorrupt, UserError
 from hetero_async.feed import Feed
+from hetero_async.formats.status import pack_status
 from hetero_async.parts import Parts
 from hetero_async.ports import Incoming, Model, Peer
 from hetero_async.reigning import Keeper, Lookout
@@ -254,8 +255,7 @@ class Serving:
         while True:
             incoming = await self.link.control.receive()
             if isinstance(incoming.message, StatusRequest):
-                status = json.dumps(self.status()).encode()
-                await self.link.control.send(incoming.peer.key, StatusReport(), status)
+                await self.link.control.send(incoming.peer.key, StatusReport(), pack_status(self.status()))
             elif isinstance(incoming.message, SettingsRequest):
                 told = json.dumps(self._parts.told_to_sites()).encode()
                 await self.link.control.send(incoming.peer.key, SettingsReport(), told)

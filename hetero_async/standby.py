@@ -36,6 +36,7 @@ from hetero_async.core.trend import Trend
 from hetero_async.errors import DiskFull, HeteroAsyncError, LogCorrupt, PeerError, RefusedError
 from hetero_async.feed import Feed
 from hetero_async.formats.shipment import unpack_shipment
+from hetero_async.formats.status import pack_status
 from hetero_async.parts import Parts
 from hetero_async.ports import DialLink, Model
 from hetero_async.replay import apply
@@ -263,8 +264,7 @@ class StandingBy:
             incoming = await self._listening.control.receive()
             match incoming.message:
                 case StatusRequest():
-                    status = json.dumps(self.status()).encode()
-                    await self._listening.control.send(incoming.peer.key, StatusReport(), status)
+                    await self._listening.control.send(incoming.peer.key, StatusReport(), pack_status(self.status()))
                 case SettingsRequest():
                     told = json.dumps(self._parts.told_to_sites()).encode()
                     await self._listening.control.send(incoming.peer.key, SettingsReport(), told)

@@ -79,4 +79,4 @@ class Lately:
             "link": new.link_busy_seconds - old.link_busy_seconds,
         }
         # A worker says what it likes.
-        return {what: min(1.0, max(0.0, part / seconds)) for what, part in spent.items()}
+        return {what: round(min(1.0, max(0.0, part / seconds)), 4) for what, part in spent.items()}

@@ -208,7 +208,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """Payload: the status as JSON."""
+    """Payload: the status (formats/status.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,7 +290,7 @@ class Worker:
         self.oldest_publish = beat.oldest
         self.trained, self.positions = beat.trained, beat.positions
         if self._asked_ms is not None:
-            self._round_trips_ms.append(now_ms - self._asked_ms)
+            self._round_trips_ms.append(max(1, now_ms - self._asked_ms))  # 0 is said where none is known
             self._asked_ms = None
 
     def _gone(self, gone: Gone, now_ms: int) -> None:

@@ -31,6 +31,8 @@ SITE_COLUMNS = ("site", "working", "of these", "trains", "waits", "link", "steps
 CALM = 3
 # However low the screen is.
 ROWS_MIN = 3
+# No figure of an honest worker is longer, and no other one shall push the rest off the screen.
+CELL_MAX = 40
 HEADER_LINES = 2  # a blank one, and the titles
 
 
@@ -208,7 +210,7 @@ def _table(workers: list[Row], options: ConsoleOptions) -> Table:
 
 
 def _cell(column: Column, worker: Row) -> Text:
-    text = plain(column.shown(worker))
+    text = plain(column.shown(worker))[:CELL_MAX]
     if column.title != "state":
         return Text(text)
     style = STYLES.get(worker["state"], "yellow")

@@ -21,6 +21,7 @@ from hetero_async.cli import app
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.segments import read_log
+from hetero_async.watch import metrics
 
 VERBS = (
     "init", "serve", "standby", "promote", "work", "join-site", "keys", "status", "verify", "export", "restore",
@@ -169,6 +170,8 @@ def test_status_draws_a_table_of_the_workers(tmp_path: Path) -> None:
         said = forked(tmp_path, "status", "--run", run.config.path)
         assert said.exit_code == 0
         assert all(word in said.output for word in ("tiny", "training", "here-0", "here-1", "steps/s")), said.output
+        run.wait(lambda: all(one["usage"]["round_trip_seconds"] for one in run.status()["workers"]), "both beat twice")
+        assert "hetero_async_workers 2.0" in metrics.render(run.status())
         (tmp_path / "hold").unlink()
         run.finish()
 

@@ -109,5 +109,11 @@ def test_a_site_is_as_bad_as_its_share_of_workers_in_trouble() -> None:
     assert [site.name for site in sites] == ["b", "a"]
 
 
+def test_a_worker_that_lies_does_not_push_the_others_off_the_screen() -> None:
+    lines = drawn([worker(steps_per_second=1e308, state="x" * 256), worker(worker="honest-1")], 110)
+    assert all(len(line) <= 110 for line in lines) and len(lines) == 4
+    assert any(line.startswith("honest-1") for line in lines)
+
+
 def test_no_workers_are_no_table() -> None:
     assert drawn([]) == []
