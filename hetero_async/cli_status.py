@@ -9,6 +9,7 @@ import trio
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from hetero_async import asking
 from hetero_async.asking import Status
@@ -80,8 +81,8 @@ async def _watch(config: RunConfig, as_json: bool) -> None:
             # A screen of its own is drawn over in place, line by line, and never flickers.
             with Live(console=console, auto_refresh=False, screen=True) as screen:
                 while True:
-                    if shown := await looks.next():
-                        screen.update(render(shown), refresh=True)
+                    shown = await looks.next()
+                    screen.update(render(shown) if shown else Text(asking.why_no_status(config)), refresh=True)
                     await trio.sleep(STATUS_EVERY_SECONDS)
         finally:
             if shown is not None:
