@@ -60,6 +60,7 @@ LAYERS = [
         "following",
         "roster",
         "enrolment",
+        "standby_enrolment",
         "unarchiving",
     },
     {"sim"},

@@ -71,9 +71,11 @@ class Run:
 
     def push(self, delta: torch.Tensor, codec: str = "fp32") -> bytes:
         payload = encode_payload(codec, delta)
-        record = replace(DELTA, seq=len(self.entries), codec=codec)
-        self._deltas.append(self.append(record, payload).lsn)
+        self.take(replace(DELTA, seq=len(self.entries), codec=codec), payload)
         return payload
+
+    def take(self, record: Delta, payload: bytes) -> None:
+        self._deltas.append(self.append(record, payload).lsn)
 
     def step(self, weights: Sequence[float] | None = None, gain: float = 0.7) -> None:
         """Merge all that is pending, with equal weights unless told otherwise."""
