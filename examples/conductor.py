@@ -32,7 +32,7 @@ from hetero_async import asking
 from hetero_async.config import RunConfig
 from hetero_async.errors import HeteroAsyncError, first_error
 from hetero_async.shell.telemetry import LineObserver
-from hetero_async.watch.status import Rate, render
+from hetero_async.watch.status import render
 
 SCRIPT = Path(__file__).with_name("byte_gpt.py")
 BATCH = 8
@@ -105,7 +105,6 @@ class Conductor:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.story = Story()
-        self._rate = Rate()
         self._logs = config.directory / "logs"
         self._logs.mkdir()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -149,7 +148,7 @@ class Conductor:
                     status = await ask()
                     if status is not None:
                         self.story.see(status)
-                        screen.update(render(self._rate.added_to(status, time.monotonic())), refresh=True)
+                        screen.update(render(status), refresh=True)
                     if await act():
                         self.story.trained = self.story.seconds
                         return

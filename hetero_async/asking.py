@@ -5,7 +5,6 @@ On a node's own host its operator's socket answers, elsewhere the node itself, o
 
 import contextlib
 import functools
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from hetero_async import ports
 from hetero_async.complaints import SERVER
 from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import Fence, Position, StatusReport, StatusRequest
+from hetero_async.formats.status import unpack_status
 from hetero_async.ports import Observer
 from hetero_async.shell.admin import NotServing, ask
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link, until_stopped
@@ -169,7 +169,7 @@ async def _ask_status(link: DialLink) -> Status:
     while True:
         incoming = await link.control.receive()
         if isinstance(incoming.message, StatusReport):
-            status: Status = json.loads(incoming.payload)
+            status: Status = unpack_status(incoming.payload)
             if not status.get("standby", {}).get("hears_server"):
                 return status
             link.turn(status["standby"]["server"])

@@ -3,21 +3,18 @@
 Loading torch takes seconds. What needs it is imported by the verbs that use it, so that all others answer at once.
 """
 
-import contextlib
-import json
+import os
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
-from rich.live import Live
 from rich.progress import Progress
 
-from hetero_async import agent, asking, cli_keys, cli_log, roster
+from hetero_async import agent, asking, cli_keys, cli_log, cli_status, roster
+from hetero_async.cli_events import LogFormat, LogFormatOption
 from hetero_async.cli_sim import sim
 from hetero_async.cli_study import study
 from hetero_async.complaints import SERVER
@@ -35,18 +32,15 @@ from hetero_async.exporting import export
 from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
 from hetero_async.roster import join_line, standby_line
-from hetero_async.shell.dial import until_stopped
 from hetero_async.shell.memory import told_of_memory
-from hetero_async.shell.telemetry import LineObserver
+from hetero_async.shell.telemetry import ENV_LOG, JSON, JsonObserver, event_log
 from hetero_async.tables import template
-from hetero_async.watch.status import Rate, render
 
 EXIT_USER = 2
 EXIT_FAILED = 1
 EXIT_CODES: dict[type, int] = {LogCorrupt: EXIT_CORRUPT, Deposed: EXIT_DEPOSED}
 # Records that come by the dozen each second: in the log for good, not on the screen.
 QUIET = frozenset({"leased", "beacon", "stepped", "published", "delta", "metric", "refused"})
-STATUS_EVERY_SECONDS = 1.0
 
 app = typer.Typer(
     help="Train one PyTorch model on accelerators in several datacentres, and lose nothing.",
@@ -120,6 +114,7 @@ def serve(
     run: RunOption = Path("run.toml"),
     name: Annotated[str, typer.Option(help="Which node this is; a standby that was promoted, by its name.")] = SERVER,
     exit_when_finished: Annotated[bool, typer.Option(help="End when the run is trained and all have left.")] = False,
+    log_format: LogFormatOption = LogFormat.LINES,
 ) -> None:
     """Run the parameter server; after a crash, start it again with the same words.
 
@@ -128,7 +123,7 @@ def serve(
     from hetero_async import assembly
 
     with told_how_to_mend(run, name):
-        trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
+        trio.run(assembly.serve_run, RunConfig.load(run), name, exit_when_finished, event_log(name, QUIET))
 
 
 @app.command()
@@ -136,6 +131,7 @@ def standby(
     name: Annotated[str, typer.Option(help="Which one this is: a [standbys.NAME] of run.toml, or server.")],
     run: RunOption = Path("run.toml"),
     exit_when_finished: Annotated[bool, typer.Option(help="End when the run is trained and all have left.")] = False,
+    log_format: LogFormatOption = LogFormat.LINES,
 ) -> None:
     """Follow the server's log in another site, and take its place when it is gone.
 
@@ -144,7 +140,7 @@ def standby(
     from hetero_async import assembly
 
     with told_how_to_mend(run, name):
-        trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, LineObserver(QUIET))
+        trio.run(assembly.stand_by_run, RunConfig.load(run), name, exit_when_finished, event_log(name, QUIET))
 
 
 @app.command()
@@ -174,49 +170,17 @@ def work(
     command: Annotated[list[str], typer.Argument(help="The training script, after --.")],
     site: Annotated[str, typer.Option(help="The site whose workers to start, as in run.toml.")],
     run: RunOption = Path("run.toml"),
+    log_format: LogFormatOption = LogFormat.LINES,
 ) -> None:
     """Start the workers of one site, and start again those that die.
 
     Example: hetero-async work --site amsterdam -- python train.py --dtype bf16
     """
-    trio.run(agent.work, RunConfig.load(run), site, command, LineObserver())
+    trio.run(agent.work, RunConfig.load(run), site, command, event_log(site))
 
 
-@app.command()
-def status(
-    run: RunOption = Path("run.toml"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print it once, as one JSON object.")] = False,
-    watch: Annotated[bool, typer.Option(help="Keep the table on the screen until interrupted.")] = False,
-) -> None:
-    """Show how the run stands: who works, how fast, and what it has come to.
-
-    Example: hetero-async status --run my-run/run.toml --watch
-    """
-    trio.run(_status, RunConfig.load(run), as_json, watch)
-
-
-async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
-    console = Console()
-    rate = Rate()
-    live = Live(console=console, auto_refresh=False) if watch else contextlib.nullcontext()
-    with live as screen:
-        how_long = until_stopped if watch else asking.for_one_question
-        async with asking.open_status(config, LineObserver(), how_long) as ask:
-            while True:
-                answer = await ask()
-                if answer is None and not watch:
-                    raise HeteroAsyncError(asking.why_no_status(config))
-                if answer is not None and isinstance(screen, Live):
-                    screen.update(render(rate.added_to(answer, time.monotonic())), refresh=True)
-                elif as_json:
-                    print(json.dumps(answer))
-                elif answer is not None:
-                    console.print(render(answer))
-                if not watch:
-                    return
-                await trio.sleep(STATUS_EVERY_SECONDS)
-
-
+app.command()(cli_status.status)
+app.command()(cli_status.curves)
 app.command("join-site", cls=cli_keys.WithScript)(cli_keys.join_site)
 app.command()(cli_keys.join_standby)
 app.add_typer(cli_keys.app, name="keys")
@@ -262,5 +226,9 @@ def main() -> None:
     if failure is not None:
         if "--debug" in sys.argv:
             traceback.print_exception(failure)
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(EXIT_CODES.get(type(failure), EXIT_USER if isinstance(failure, UserError) else EXIT_FAILED))
+        code = EXIT_CODES.get(type(failure), EXIT_USER if isinstance(failure, UserError) else EXIT_FAILED)
+        if os.environ.get(ENV_LOG) == JSON:
+            JsonObserver("hetero-async").event("error", reason=str(failure), exit_code=code)
+        else:
+            print(f"error: {failure}", file=sys.stderr)
+        sys.exit(code)

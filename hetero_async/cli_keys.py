@@ -11,10 +11,11 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from hetero_async import asking, roster
+from hetero_async.cli_events import LogFormat, LogFormatOption
 from hetero_async.config import RunConfig
 from hetero_async.enrolment import Enrolment, ServerAddress
 from hetero_async.enrolment import join_site as enrol
-from hetero_async.shell.telemetry import LineObserver
+from hetero_async.shell.telemetry import event_log
 from hetero_async.standby_enrolment import join_standby as enrol_standby
 
 SCRIPT = "script"
@@ -45,6 +46,7 @@ def join_site(
     site: Annotated[str, typer.Option(help="The name that this site shall have.")],
     directory: Annotated[Path, typer.Argument(help="Where run.toml, keys and outboxes will lie.")] = Path(),
     workers: Annotated[int, typer.Option(help="How many processes train here.")] = 1,
+    log_format: LogFormatOption = LogFormat.LINES,
 ) -> None:
     """Make this site's keys, wait until the server's operator lets them in, then start the workers.
 
@@ -53,7 +55,7 @@ def join_site(
     It can be stopped and said again at any time; keys that are there are kept.
     """
     enrolment = Enrolment(server=ServerAddress.parse(address), site=site, workers=workers, directory=directory)
-    trio.run(enrol, enrolment, context.meta[SCRIPT], LineObserver(), _tell)
+    trio.run(enrol, enrolment, context.meta[SCRIPT], event_log(site), _tell)
 
 
 def join_standby(
@@ -67,7 +69,7 @@ def join_standby(
     """
     server = ServerAddress.parse(address)
     enrolment = Enrolment(server=server, site=name, workers=1, directory=directory, is_standby=True)
-    trio.run(enrol_standby, enrolment, LineObserver(), _tell)
+    trio.run(enrol_standby, enrolment, event_log(name), _tell)
 
 
 @app.command("list")

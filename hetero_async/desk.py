@@ -9,9 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetero_async.core import ranges
+from hetero_async.core.heartbeat import UNUSED, Usage
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.worker_events import Anchor, Vitals
 from hetero_async.errors import HeteroAsyncError
@@ -24,6 +25,8 @@ LOOK_SECONDS = 0.5
 ROUNDS_AHEAD = 2
 # The quickest of so many answers says how far the server is; the others say what else held them up.
 ANSWERS_KEPT = 8
+# What a loop that has begun waits for.
+FOR_ANSWER, FOR_SAMPLES = "waiting for the server", "waiting for samples"
 # Weight of the newest step in the running mean of step times: about the last 20 steps count.
 RATE_WEIGHT = 0.1
 
@@ -64,6 +67,9 @@ class Desk:
         self._is_overdue = False
         self._seconds_per_step = 0.0
         self._last_step: float | None = None
+        self._began: float | None = None  # with the first batch
+        self._waited = {FOR_ANSWER: 0.0, FOR_SAMPLES: 0.0}  # seconds
+        self._waiting: tuple[str, float] | None = None  # for what, and since when
         self._error: HeteroAsyncError | None = None
         self.hand_over: Callable[[Round], None] = lambda _: None  # set by the background before it lets anybody train
         self.doing = "joining"
@@ -86,6 +92,7 @@ class Desk:
         """`count` leased positions, fewer only at the run's end; empty when there are none yet, None when finished."""
         with self._lock:
             self._raise_error()
+            self._began = self._clock() if self._began is None else self._began
             if self.is_finished:
                 return None
             if ranges.size(self._leases) < count and not self._is_dry:
@@ -174,7 +181,9 @@ class Desk:
             self._raise_error()
             was, self.doing = self.doing, why
             self._last_step = None  # a wait is not a slow step
+            self._waiting = why, self._clock()
             self._lock.wait(LOOK_SECONDS)
+            self._waited, self._waiting = self._waited_by(self._clock()), None
             self.doing = was
             self._raise_error()
 
@@ -184,8 +193,12 @@ class Desk:
 
     # --- the background's side ---
 
-    def vitals(self, bytes_up: int, bytes_down: int) -> Vitals:
+    def vitals(self, bytes_up: int, bytes_down: int, link: Usage = UNUSED) -> Vitals:
+        """`link`: what it alone is known of; the loop's times are added here."""
         with self._lock:
+            now = self._clock()
+            waited = self._waited_by(now)
+            loop_seconds = 0.0 if self._began is None else now - self._began
             round_samples = self.steps_per_round * self.batch
             ahead = (ROUNDS_AHEAD + self.stretch) * round_samples
             left = ranges.size(self._leases)
@@ -200,7 +213,21 @@ class Desk:
                 wanted_samples=ahead + round_samples - left if left < ahead else 0,
                 batch=max(1, self.batch),
                 dataset_samples=self.dataset_samples,
+                usage=replace(
+                    link,
+                    training_seconds=max(0.0, loop_seconds - sum(waited.values())),
+                    answer_wait_seconds=waited[FOR_ANSWER],
+                    sample_wait_seconds=waited[FOR_SAMPLES],
+                ),
             )
+
+    def _waited_by(self, now: float) -> dict[str, float]:
+        """The wait that goes on included. One that is no part of the loop is not counted."""
+        waited = dict(self._waited)
+        if self._waiting is not None and self._waiting[0] in waited:
+            why, since = self._waiting
+            waited[why] += now - since
+        return waited
 
     def _drawn(self) -> Ranges:
         """In the unfinished round, or in one that is being encoded."""

@@ -4,7 +4,6 @@ A copy is taken in the user's thread at the end of a round, once a minute, and w
 are those of some steps ago then, which is as good as those of now; without them its first steps are wild.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from hetero_async.errors import DiskFull, PeerError
 from hetero_async.shell.kept import KeptFile
+from hetero_async.shell.telemetry import note
 from hetero_async.tensors import inner
 
 KEEP_SECONDS = 60.0
@@ -37,9 +37,9 @@ class InnerState:
         try:
             inner.restore(self._optimizer, content)
         except PeerError as error:
-            print(f"{self._worker}: the optimizer begins anew: {self._file.path}: {error}", file=sys.stderr)
+            note(self._worker, f"the optimizer begins anew: {self._file.path}: {error}")
             return False
-        print(f"{self._worker}: the optimizer goes on with {self._file.path}", file=sys.stderr)
+        note(self._worker, f"the optimizer goes on with {self._file.path}")
         return True
 
     def copy_if_due(self, rounds: int) -> dict[str, torch.Tensor]:
@@ -63,4 +63,4 @@ class InnerState:
             try:
                 self.write(tensors)
             except DiskFull as error:
-                print(f"{self._worker}: the optimizer's state is not kept: {error}", file=sys.stderr)
+                note(self._worker, f"the optimizer's state is not kept: {error}")

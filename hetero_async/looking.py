@@ -1,20 +1,17 @@
 """Looking at what a run has left on disk: its log verified, audited, replayed, exported."""
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hetero_async.complaints import SERVER
-from hetero_async.config import Node, RunConfig
-from hetero_async.core.records import Entry
+from hetero_async.config import RunConfig
 from hetero_async.core.state import State
-from hetero_async.errors import LogCorrupt, UserError
+from hetero_async.errors import UserError
 from hetero_async.folders import check_pattern, write_folder
-from hetero_async.ports import Checkpoint
+from hetero_async.remains import furthest_here, oldest_start
 from hetero_async.replay import fold, replay, start_of
 from hetero_async.shell import refusals
 from hetero_async.shell.refusals import load_refusals
-from hetero_async.shell.segments import end_of, read_log, run_of, segment_paths
+from hetero_async.shell.segments import read_log
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.model import ServerModel
@@ -57,26 +54,6 @@ def replay_without(log: Path, names: Sequence[str], out: Path | None, progress: 
     return rebuilt
 
 
-def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
-    """Genesis where the log still has it, else the oldest checkpoint, and the entries from there on."""
-    entries = read_log(log, None)
-    first = next(entries, None)
-    if first is not None and first.lsn == 1:
-        return None, itertools.chain([first], entries)
-    store = CheckpointStore(log.parent / "checkpoints", run_of(log), in_thread)
-    if first is None:
-        checkpoint = store.load_newest()
-        if checkpoint is None:
-            raise UserError(f"{log}: holds no record yet")
-        return checkpoint, read_log(log, None, checkpoint.lsn)
-    # A power cut may have brought back one that was dropped; the log does not reach back to it any more.
-    reached = [lsn for lsn in store.lsns() if lsn + 1 >= first.lsn]
-    if not reached:
-        raise LogCorrupt(f"{log}: begins at record {first.lsn}, and no checkpoint reaches so far")
-    checkpoint = store.load(reached[0])
-    return checkpoint, read_log(log, None, checkpoint.lsn)
-
-
 def export(config: RunConfig, out: Path) -> State:
     """Write the newest parameters on this host as safetensors. Server and standbys may be running. Raises UserError."""
     _check_place(out)
@@ -104,7 +81,7 @@ def export_folder(config: RunConfig, out: Path, like: Path, prefix: str, shard_s
 
 
 def _newest(config: RunConfig) -> tuple[State, ServerModel]:
-    node = _furthest_here(config)
+    node = furthest_here(config)
     checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
     entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
     model = ServerModel()
@@ -127,9 +104,3 @@ def _check_place_of_folder(out: Path) -> None:
         raise UserError(f"{out}: there is no directory {out.parent}; make it first")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already, and nothing is written over; name a folder to make")
-
-
-def _furthest_here(config: RunConfig) -> Node:
-    """Where several nodes have logs on this host: what a deposed one has in a lower term is not the run's."""
-    held = [node for node in config.nodes().values() if segment_paths(node.log)]
-    return max(held, key=lambda node: end_of(node.log), default=config.node(SERVER))

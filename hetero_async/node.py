@@ -10,6 +10,7 @@ from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
 from hetero_async.core.state import State
+from hetero_async.core.trend import Trend
 from hetero_async.errors import Deposed, first_error
 from hetero_async.parts import Parts
 from hetero_async.ports import (
@@ -25,7 +26,8 @@ from hetero_async.standby import Diverged, StandingBy
 async def begin_serving(parts: Parts) -> Serving:
     """Recover, and make sure that nobody reigns or has more of this reign. Raises Deposed, ConfigError, LogCorrupt."""
     model = parts.make_model()
-    state = recover(parts.log, parts.store, model, parts.observer)
+    trend = Trend()
+    state = recover(parts.log, parts.store, model, parts.observer, lambda entry, _: trend.see(entry))
     parts.check(state)
     positions = await parts.ask(0)
     _refuse_if_behind(parts.name, state, positions)  # before anything is written where they have something else
@@ -35,7 +37,7 @@ async def begin_serving(parts: Parts) -> Serving:
     else:
         _refuse_if_deposed(parts.name, state, positions)
         _refuse_if_anothers(parts.name, state)
-    return _serving(parts, state, model, reign)
+    return _serving(parts, state, trend, model, reign)
 
 
 def _refuse_if_deposed(name: str, state: State, positions: Mapping[str, Position | None]) -> None:
@@ -67,10 +69,10 @@ def _refuse_if_behind(name: str, state: State, positions: Mapping[str, Position 
             )
 
 
-def _serving(parts: Parts, state: State, model: Model, reign: Reign | None) -> Serving:
+def _serving(parts: Parts, state: State, trend: Trend, model: Model, reign: Reign | None) -> Serving:
     term = reign.term if reign else state.term
     machine = Server(parts.settings, state, parts.rules, parts.name, term, parts.secret)
-    return Serving(parts, machine, model, reign)
+    return Serving(parts, machine, model, reign, trend)
 
 
 async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy], None]) -> Serving:
@@ -80,9 +82,10 @@ async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy
     """
     while True:
         model = parts.make_model()
-        state = _recovered(parts, model)
+        trend = Trend()
+        state = _recovered(parts, model, trend)
         parts.check(state)
-        standing = _standing(parts, dialling, state, model)
+        standing = _standing(parts, dialling, state, trend, model)
         shown(standing)
         diverged: Diverged | None = None
         try:
@@ -91,11 +94,11 @@ async def stand_by(parts: Parts, dialling: DialLink, shown: Callable[[StandingBy
             diverged = first_error(group)
         if diverged is None:
             # In the operator's reign the witness, if there is one, knows of it as well.
-            return _serving(parts, state, model, reign)
+            return _serving(parts, state, trend, model, reign)
         await _mend(parts, diverged)
 
 
-def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> StandingBy:
+def _standing(parts: Parts, dialling: DialLink, state: State, trend: Trend, model: Model) -> StandingBy:
     machine = Standby(
         name=parts.name,
         run=parts.settings.run,
@@ -103,17 +106,17 @@ def _standing(parts: Parts, dialling: DialLink, state: State, model: Model) -> S
         state=state,
         promised=parts.promises.load(),
     )
-    return StandingBy(parts, machine, state, model, dialling)
+    return StandingBy(parts, machine, state, model, dialling, trend)
 
 
-def _recovered(parts: Parts, model: Model) -> State:
+def _recovered(parts: Parts, model: Model, trend: Trend) -> State:
     """As a server recovers; but a log that ends before its checkpoint is one that was to begin anew behind it."""
     checkpoint = parts.store.load_newest()
     if checkpoint is not None and parts.log.last_lsn < checkpoint.lsn:
         parts.log.reset(checkpoint.lsn, checkpoint.term, checkpoint.chain)
     if checkpoint is None and parts.log.first_lsn > 1:
         parts.log.reset()
-    return recover(parts.log, parts.store, model, parts.observer)
+    return recover(parts.log, parts.store, model, parts.observer, lambda entry, _: trend.see(entry))
 
 
 async def _mend(parts: Parts, diverged: Diverged) -> None:

@@ -32,8 +32,10 @@ from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.status import summary
+from hetero_async.core.trend import Trend
 from hetero_async.errors import Deposed, DiskFull, LogCorrupt, UserError
 from hetero_async.feed import Feed
+from hetero_async.formats.status import pack_status
 from hetero_async.parts import Parts
 from hetero_async.ports import Incoming, Model, Peer
 from hetero_async.reigning import Keeper, Lookout
@@ -58,10 +60,11 @@ RESTART_BACKOFF_SECONDS = 0.5
 
 
 class Serving:
-    def __init__(self, parts: Parts, machine: Server, model: Model, reign: Reign | None) -> None:
+    def __init__(self, parts: Parts, machine: Server, model: Model, reign: Reign | None, trend: Trend) -> None:
         """`reign`: what the witness has on record for this server, where there is a witness."""
         self.machine = machine
         self.model = model
+        self.trend = trend
         self.log = parts.log
         self.link = parts.listening
         self.blocking = parts.blocking
@@ -214,6 +217,7 @@ class Serving:
         async with self._model_lock:
             model_hash = await self.blocking(apply)
         for entry in entries:
+            self.trend.see(entry, _now_ms())
             self._observe(entry)
         if model_hash:
             self.machine.step(Applied(oldest_publish=self.model.oldest_publish(), model_hash=model_hash))
@@ -251,8 +255,7 @@ class Serving:
         while True:
             incoming = await self.link.control.receive()
             if isinstance(incoming.message, StatusRequest):
-                status = json.dumps(self.status()).encode()
-                await self.link.control.send(incoming.peer.key, StatusReport(), status)
+                await self.link.control.send(incoming.peer.key, StatusReport(), pack_status(self.status()))
             elif isinstance(incoming.message, SettingsRequest):
                 told = json.dumps(self._parts.told(incoming.peer)).encode()
                 await self.link.control.send(incoming.peer.key, SettingsReport(), told)
@@ -329,9 +332,10 @@ class Serving:
         return found.worker
 
     def status(self) -> dict[str, Any]:
-        status = summary(self.machine, _now_ms())
-        if why := self.paused or self.machine.replication.why_held(_now_ms(), self.machine.state.lsn):
-            status["state"] = why
+        status = summary(self.machine, self.trend, _now_ms())
+        held = self.machine.replication.why_held(_now_ms(), self.machine.state.lsn)
+        status["state"] = self.paused or held or status["state"]
+        status["paused"], status["held"] = self.paused, held
         status["bytes"] = {"up": self.link.bytes_up, "down": self.link.bytes_down}
         status["quarantine"] = self.quarantine.listed()
         status["log"] = {"lsn": self.machine.state.lsn, "released": self.machine.replication.released}

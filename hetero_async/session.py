@@ -13,7 +13,6 @@ import functools
 import importlib.metadata
 import math
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from hetero_async.config import RunConfig, from_environment
 from hetero_async.core.ledger import sample_at
 from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
-from hetero_async.desk import Desk
+from hetero_async.desk import FOR_ANSWER, FOR_SAMPLES, Desk
 from hetero_async.errors import HeteroAsyncError, UserError, first_error
 from hetero_async.inner_state import InnerState
 from hetero_async.inspection import check_dataset, check_length, check_optimizer, inner_optimizer, was_skipped
@@ -37,7 +36,7 @@ from hetero_async.schedule import Schedule
 from hetero_async.shell.dial import open_dial_link, until_stopped
 from hetero_async.shell.kept import KeptFile
 from hetero_async.shell.outbox import FileOutbox
-from hetero_async.shell.telemetry import LineObserver
+from hetero_async.shell.telemetry import event_log, note
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.devices import describe, dtype_name
 from hetero_async.tensors.follower import Follower
@@ -146,7 +145,7 @@ class Session:
         A NaN or an infinity is not written: it would not compare equal to itself when the log is replayed.
         """
         if not math.isfinite(value):
-            print(f"{self.worker}: {name} is {value}, which is not recorded", file=sys.stderr)
+            note(self.worker, f"{name} is {value}, which is not recorded")
         elif self._token is not None and self._training is not None:
             soon(self._token, self._training.measured, name, float(value))
 
@@ -174,7 +173,7 @@ class Session:
         if tensors := self._inner.copy_if_due(self._desk.rounds):
             self._keep(tensors)
         while self._desk.is_stretched_out():
-            self._desk.wait("waiting for the server")
+            self._desk.wait(FOR_ANSWER)
             self._rounds.adopt()
 
     def _keep(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -183,7 +182,7 @@ class Session:
 
     def _draw(self, count: int) -> list[int] | None:
         while (positions := self._rounds.draw(count)) == []:
-            self._desk.wait("waiting for samples")
+            self._desk.wait(FOR_SAMPLES)
             self._rounds.adopt()
         self._desk.doing = "training"
         return positions
@@ -206,7 +205,7 @@ class Session:
             if now - told >= TELL_SECONDS:
                 told = now
                 why = self._desk.waiting or "no answer yet"
-                print(f"{self.worker}: joining {self._addresses}: {why}. Trying {self._how_long()}", file=sys.stderr)
+                note(self.worker, f"joining {self._addresses}: {why}. Trying {self._how_long()}")
             self._desk.wait("joining")
         self._join_deadline = math.inf
         self._desk.doing = "joined"
@@ -227,7 +226,7 @@ class Session:
     async def _background(self) -> None:
         config, worker = self._config, self.worker
         self._token = trio.lowlevel.current_trio_token()
-        observer = LineObserver()
+        observer = event_log(worker)
         hello = Hello(
             run=config.run.name,
             software=importlib.metadata.version("hetero-async"),

@@ -32,9 +32,11 @@ from hetero_async.core.reign import Reign
 from hetero_async.core.standby import Event, Heard, Reconnected, Standby, Stored, Tick
 from hetero_async.core.state import State
 from hetero_async.core.status import standby_summary
+from hetero_async.core.trend import Trend
 from hetero_async.errors import DiskFull, HeteroAsyncError, LogCorrupt, PeerError, RefusedError
 from hetero_async.feed import Feed
 from hetero_async.formats.shipment import unpack_shipment
+from hetero_async.formats.status import pack_status
 from hetero_async.parts import Parts
 from hetero_async.ports import DialLink, Incoming, Model
 from hetero_async.replay import apply
@@ -42,6 +44,8 @@ from hetero_async.takeover import Takeover
 from hetero_async.transfers import Pull
 
 TICK_SECONDS = 0.1
+# Who is further behind the server than this catches up, at a speed that says nothing of how fast the run trains.
+NEAR_RECORDS = 64
 DISK_FULL_RETRY_SECONDS = 1.0
 # How often the server is asked who is let in.
 LIST_SECONDS = 2.0
@@ -60,11 +64,14 @@ class Diverged(HeteroAsyncError):
 
 
 class StandingBy:
-    def __init__(self, parts: Parts, machine: Standby, state: State, model: Model, dialling: DialLink) -> None:
+    def __init__(
+        self, parts: Parts, machine: Standby, state: State, model: Model, dialling: DialLink, trend: Trend
+    ) -> None:
         """`dialling` leads to the server; where `parts` listen, workers and others ask whether this is the server."""
         self.machine = machine
         self.state = state
         self.model = model
+        self._trend = trend
         self.observer = parts.observer
         self._parts = parts
         self._log, self._store, self._promises = parts.log, parts.store, parts.promises
@@ -240,7 +247,9 @@ class StandingBy:
             await self._tell(Stored(now_ms=_now_ms(), lsn=entries[-1].lsn, last_term=entries[-1].term))
             await self._fetch()
             await self._blocking(self._apply, entries)
+            is_near = self.machine.lag <= NEAR_RECORDS
             for entry in entries:
+                self._trend.see(entry, _now_ms() if is_near else None)
                 self.observer.event(type(entry.record).__name__.lower(), lsn=entry.lsn, record=entry.record)
             await self._checkpointer.consider(self.state)
 
@@ -274,8 +283,7 @@ class StandingBy:
             incoming = await self._listening.control.receive()
             match incoming.message:
                 case StatusRequest():
-                    status = json.dumps(self.status()).encode()
-                    await self._listening.control.send(incoming.peer.key, StatusReport(), status)
+                    await self._listening.control.send(incoming.peer.key, StatusReport(), pack_status(self.status()))
                 case SettingsRequest():
                     told = json.dumps(self._parts.told(incoming.peer)).encode()
                     await self._listening.control.send(incoming.peer.key, SettingsReport(), told)
@@ -306,7 +314,8 @@ class StandingBy:
         return None if self._parts.keep_log else covered + 1
 
     def status(self) -> dict[str, Any]:
-        status = standby_summary(self._parts.settings.run, self.state, self.machine, _now_ms(), self._silence_ms)
+        run, now_ms = self._parts.settings.run, _now_ms()
+        status = standby_summary(run, self.state, self._trend, self.machine, now_ms, self._silence_ms)
         status["bytes"] = {"up": self._dialling.bytes_up, "down": self._dialling.bytes_down}
         status["log"] = {"lsn": self.machine.lsn, "released": self.machine.lsn}
         status["state_hash"] = self.state.digest().hex()

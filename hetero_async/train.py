@@ -18,6 +18,7 @@ from hetero_async.core.worker_events import Anchor, Cut, Event, Fetched, Heard, 
 from hetero_async.desk import Desk, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Kept, Observer, Outbox
+from hetero_async.traffic import DOWN, UP, Traffic
 from hetero_async.transfers import Pull, send_chunks
 
 INBOX_SIZE = 256
@@ -57,6 +58,7 @@ class Training:
         self._payloads: dict[int, tuple[str, bytes]] = {}  # unmerged own deltas: codec, bytes
         self._upload = b""
         self._pull: Pull | None = None
+        self._traffic = Traffic()
         self._rounds = 0
         self._spoilt_rounds = 0
         self._generation = 0
@@ -136,7 +138,8 @@ class Training:
                 if event is not None:
                     self.machine.step(event)
             self._notice_reconnect()
-            vitals = self.desk.vitals(self.link.bytes_up, self.link.bytes_down)
+            link = self._traffic.usage(trio.current_time())
+            vitals = self.desk.vitals(self.link.bytes_up, self.link.bytes_down, link)
             self.machine.step(Tick(now_ms=_now_ms(), vitals=vitals))
             await self._settle()
             if self.machine.refusal:
@@ -155,6 +158,8 @@ class Training:
         for push in owed.saves:
             await self._save(push)
         for dropped in owed.drops:
+            _, payload = self._payloads.get(dropped.seq, ("", b""))
+            self._traffic.end(UP, trio.current_time(), len(payload))
             self.follower.answered(dropped.seq, not dropped.refusal)
             await self._on_disk(self.outbox.drop, dropped.seq, not dropped.refusal)
             if dropped.refusal:
@@ -285,8 +290,10 @@ class Training:
         is_outrun = pull is not None and wanted is not None and pull.kind == wanted[0] == SNAPSHOT
         if wanted is None:
             self._pull = None
+            self._traffic.end(DOWN, trio.current_time())
         elif pull is None or ((pull.kind, pull.number) != wanted and not is_outrun):
             self._pull = Pull(*wanted, _now_ms(), OBJECT_BYTES_MAX)
+            self._traffic.begin(DOWN, trio.current_time())
             await self._ask(self._pull.wants())
         elif pull.is_stalled(_now_ms()):
             await self._ask(pull.ask_again(_now_ms()))
@@ -309,6 +316,7 @@ class Training:
             await self._ask(pull.wants())
             return
         assert pull.assembly is not None
+        self._traffic.end(DOWN, trio.current_time(), pull.assembly.total_bytes)
         blob = await self.blocking(pull.assembly.result)
         async with self._shadow_lock:
             number = await self.blocking(self.follower.take, pull.kind, blob)
@@ -370,6 +378,8 @@ class Training:
     async def _send(self, want: Want) -> None:
         blob = self._upload if want.kind == INITIAL else self._payloads.get(want.number, ("", b""))[1]
         if want.kind in (INITIAL, DELTA) and blob:
+            if want.kind == DELTA:
+                self._traffic.begin(UP, trio.current_time())
             await send_chunks(self.link.bulk, self.link.server.key, want, blob, xxhash.xxh3_128_digest(blob))
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from hetero_async.core.heartbeat import Usage
 from hetero_async.core.worker_events import Anchor
-from hetero_async.desk import Desk, Round, Target
+from hetero_async.desk import FOR_ANSWER, FOR_SAMPLES, Desk, Round, Target
 from hetero_async.errors import RefusedError
 
 
@@ -291,3 +292,41 @@ def test_speed_is_measured_between_steps_and_a_wait_is_not_a_slow_step() -> None
         desk.wait("for the end")
     with pytest.raises(RefusedError, match="over"):
         desk.draw(4)
+
+
+# --- what became of the time ---
+
+
+class Passing(Clock):
+    """A quarter of a second passes with each look at it."""
+
+    def __call__(self) -> float:
+        self.seconds += 0.25
+        return self.seconds
+
+
+def test_time_is_spent_training_or_waiting_from_the_first_batch_on() -> None:
+    clock = Clock()
+    desk = opened(clock=clock)
+    clock.seconds += 40
+    assert desk.vitals(0, 0).usage == Usage(), "joining is not counted"
+    step(desk)
+    clock.seconds += 7
+    usage = desk.vitals(0, 0, Usage(link_busy_seconds=3.0)).usage
+    assert usage == Usage(training_seconds=7.0, link_busy_seconds=3.0)
+
+
+@pytest.mark.parametrize(("why", "field"), [(FOR_ANSWER, "answer_wait_seconds"), (FOR_SAMPLES, "sample_wait_seconds")])
+def test_a_wait_is_counted_by_what_it_was_for(why: str, field: str) -> None:
+    clock = Passing()
+    desk = opened(clock=clock)
+    step(desk)
+    before = desk.vitals(0, 0).usage
+    desk.wait(why)
+    after = desk.vitals(0, 0).usage
+    assert getattr(before, field) == 0 and getattr(after, field) >= 0.25
+    others = {"answer_wait_seconds", "sample_wait_seconds"} - {field}
+    assert all(getattr(after, other) == 0 for other in others)
+    assert after.training_seconds >= before.training_seconds
+    step(desk)
+    assert getattr(desk.vitals(0, 0).usage, field) == getattr(after, field), "it is over"

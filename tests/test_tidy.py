@@ -19,6 +19,11 @@ PACKAGE = ROOT / "hetero_async"
 SHIPPED = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
 ALL = sorted([*SHIPPED, *(ROOT / "tests").rglob("*.py")])
 
+# The command line: a verb or a family of them each.
+VERBS = {
+    "cli", "cli_events", "cli_keys", "cli_log", "cli_sim", "cli_status", "cli_study",
+    "exporting", "repairing", "restoring",
+}  # fmt: skip
 # Lowest first. A file imports from lower layers, from its own folder, and if it lies in the package's root folder
 # from files of the same layer there.
 LAYERS = [
@@ -29,6 +34,7 @@ LAYERS = [
         "archiving",
         "desk",
         "rounds",
+        "traffic",
         "transfers",
         "replay",
         "quarantine",
@@ -57,13 +63,15 @@ LAYERS = [
         "agent",
         "asking",
         "looking",
+        "remains",
+        "following",
         "roster",
         "enrolment",
         "standby_enrolment",
         "unarchiving",
     },
     {"sim", "integrations"},
-    {"", "__main__", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "exporting", "repairing", "restoring"},
+    VERBS | {"", "__main__"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -87,13 +95,15 @@ ONLY_IN = {
     "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
     "obstore": {"shell"},
-    "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "exporting", "repairing", "restoring"},
+    "typer": VERBS,
     "huggingface_hub": {"folders"},
     "transformers": {"integrations"},
     "lightning": {"integrations"},
     "accelerate": {"integrations"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
+    "tensorboard": {"watch"},
+    "prometheus_client": {"watch"},
+    "rich": VERBS | {"watch"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

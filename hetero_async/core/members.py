@@ -6,11 +6,12 @@ that is itself a record (`Left`).
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hetero_async.core.admission import STRIKES, NotAdmitted
 from hetero_async.core.events import Received, Strike
-from hetero_async.core.messages import Heartbeat, Hello, Refused, Rejoin
+from hetero_async.core.heartbeat import UNUSED, Heartbeat, Lately, Usage
+from hetero_async.core.messages import Hello, Refused, Rejoin
 from hetero_async.core.state import Member
 
 
@@ -30,8 +31,12 @@ class Presence:
     bytes_down: int = 0
     refused: int = 0
     staleness: int = 0
+    usage: Usage = UNUSED
+    lately: Lately = field(default_factory=Lately)
 
     def join(self, hello: Hello) -> None:
+        if self.life != hello.life:
+            self.usage, self.lately = UNUSED, Lately()
         self.life, self.steps_per_second = hello.life, 0.0
         self.device, self.dtype, self.doing = hello.device, hello.dtype, "joined"
 
@@ -40,6 +45,8 @@ class Presence:
         self.steps, self.steps_per_second = heartbeat.steps, heartbeat.steps_per_second
         self.publish = heartbeat.publish
         self.bytes_up, self.bytes_down = heartbeat.bytes_up, heartbeat.bytes_down
+        self.usage = heartbeat.usage
+        self.lately.note(self.heard_ms, heartbeat.usage)
 
 
 class Presences:

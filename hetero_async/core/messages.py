@@ -10,6 +10,7 @@ reign has ended. All integers are non-negative.
 from dataclasses import dataclass
 from typing import get_args
 
+from hetero_async.core.heartbeat import Heartbeat
 from hetero_async.core.records import Range
 
 # Kinds of bulk object. A delta is numbered by its seq, publish and snapshot by the publish's number.
@@ -19,7 +20,7 @@ INITIAL, DELTA, PUBLISH, SNAPSHOT = "initial", "delta", "publish", "snapshot"
 RECORDS, MANIFEST, ARRAYS = "records", "manifest", "arrays"
 
 
-# --- worker → server, control ---
+# --- worker → server, control; Heartbeat is in heartbeat.py ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +45,6 @@ class Hello:
     acknowledged: int = 0
     receipt: bytes = b""
     is_warm: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat:
-    """I live, and this is how it goes; answered by `Beat`."""
-
-    incarnation: int
-    state: str
-    steps: int  # optimizer steps in this life
-    steps_per_second: float
-    publish: int  # the publish that the model stands on
-    bytes_up: int
-    bytes_down: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +208,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """Payload: the status as JSON."""
+    """Payload: the status (formats/status.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

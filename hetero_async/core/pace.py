@@ -18,6 +18,8 @@ from hetero_async.core.records import RunSettings
 
 # A window shorter than this would be all overhead; a run whose steps take microseconds gets longer rounds.
 WINDOW_MS_MIN = 50
+# So many times as long as the speeds that are known now would have it, an open window is shortened.
+OVERLONG = 2
 
 
 def reference_rate(rates: Iterable[float]) -> float:
@@ -44,7 +46,7 @@ class Windows:
     merge_ms: int | None = None  # set while a closed window waits for its stragglers
 
     def advance(self, now_ms: int, reference: float, settings: RunSettings) -> bool:
-        """Close the window whose deadline has passed and open the next. True when a new one was opened."""
+        """Close the window whose deadline has passed and open the next. True when there is a deadline to be told."""
         if reference <= 0:  # nobody trains: a deadline that nobody moves would be due for ever
             self.deadline_ms = None
             return False
@@ -53,7 +55,10 @@ class Windows:
             self.number, self.deadline_ms = 1, now_ms + length
             return True
         if now_ms < self.deadline_ms:
-            return False
+            # After a restart the first speed that is heard may be the slowest one's.
+            if is_overlong := self.deadline_ms - now_ms > OVERLONG * length:
+                self.deadline_ms = now_ms + length
+            return is_overlong
         self.merge_ms = self.deadline_ms + int(settings.grace * length)
         self.number += 1
         # After a pause (a full disk, a frozen process) deadlines go on from now instead of rushing to catch up.

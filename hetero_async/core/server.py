@@ -18,12 +18,12 @@ from typing import Any
 from hetero_async.core import leasing, merging, pace, ranges
 from hetero_async.core.admission import Admitted, Duplicate, judge
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
+from hetero_async.core.heartbeat import Heartbeat
 from hetero_async.core.members import Presences, absence, is_life
 from hetero_async.core.messages import (
     Beat,
     Bye,
     Finished,
-    Heartbeat,
     Hello,
     Lease,
     LeaseRequest,

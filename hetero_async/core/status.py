@@ -1,5 +1,6 @@
 """The status of a run as plain values, read off a server's or a standby's machine; `watch.status` draws it."""
 
+from dataclasses import asdict
 from typing import Any
 
 from hetero_async.core import ranges
@@ -7,12 +8,13 @@ from hetero_async.core.members import Presence
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
 from hetero_async.core.state import State
+from hetero_async.core.trend import Trend
 
 
-def summary(server: Server, now_ms: int) -> dict[str, Any]:
+def summary(server: Server, trend: Trend, now_ms: int) -> dict[str, Any]:
     """JSON-able. The shell adds what only it knows: bytes, the log, whether it is paused."""
     state, replication = server.state, server.replication
-    told = outline(server.settings.run, state, now_ms)
+    told = outline(server.settings.run, state, trend, now_ms)
     told["state"] = "finished" if state.is_finished else "training" if state.active else "waiting for workers"
     told["deltas"]["refused"] = sum(server.presences.refusals.values())
     told["refusals"] = dict(server.presences.refusals)
@@ -34,9 +36,11 @@ def summary(server: Server, now_ms: int) -> dict[str, Any]:
     return told
 
 
-def standby_summary(run: str, state: State, standby: Standby, now_ms: int, silence_ms: int) -> dict[str, Any]:
+def standby_summary(
+    run: str, state: State, trend: Trend, standby: Standby, now_ms: int, silence_ms: int
+) -> dict[str, Any]:
     """The same of a standby, as far as its log goes."""
-    told = outline(run, state, now_ms)
+    told = outline(run, state, trend, now_ms)
     if standby.hears_server(now_ms, silence_ms):
         told["state"] = f"standing by for {standby.server}, {standby.lag} records behind"
     else:
@@ -51,8 +55,9 @@ def standby_summary(run: str, state: State, standby: Standby, now_ms: int, silen
     return told
 
 
-def outline(run: str, state: State, now_ms: int) -> dict[str, Any]:
+def outline(run: str, state: State, trend: Trend, now_ms: int) -> dict[str, Any]:
     """What the log alone says."""
+    trained, rate = ranges.size(state.ledger.trained), trend.samples_per_second(now_ms)
     return {
         "run": run,
         "state": "",
@@ -60,17 +65,27 @@ def outline(run: str, state: State, now_ms: int) -> dict[str, Any]:
         "server": state.server,
         "version": state.version,
         "publish": state.publish,
-        "trained": ranges.size(state.ledger.trained),
+        "trained": trained,
         "positions": state.ledger.positions,
+        "samples_per_second": rate,
+        "eta_seconds": (state.ledger.positions - trained) / rate if rate > 0 else None,
         "deltas": {
             "acknowledged": sum(member.deltas for member in state.members.values()),
             "refused": 0,
             "pending": len(state.pending),
         },
         "refusals": {},
-        "metrics": {name: {"value": value, "version": version} for name, (value, version) in state.metrics.items()},
+        "metrics": {name: _metric(trend, name, *newest) for name, newest in state.metrics.items()},
         "workers": [_worker(state, worker, None, 0, now_ms) for worker in sorted(state.members)],
     }
+
+
+def _metric(trend: Trend, name: str, value: float, version: int) -> dict[str, Any]:
+    """`curve`: [version, value] from the oldest to the newest that this process has seen."""
+    told: dict[str, Any] = {"value": value, "version": version}
+    if curve := trend.curves.get(name):
+        told |= {"curve": curve.points, "lowest": curve.lowest, "highest": curve.highest}
+    return told
 
 
 def _worker(state: State, worker: str, heard: Presence | None, steps_per_round: int, now_ms: int) -> dict[str, Any]:
@@ -94,4 +109,6 @@ def _worker(state: State, worker: str, heard: Presence | None, steps_per_round: 
         "deltas": member.deltas,
         "refused": presence.refused,
         "seconds_since_heard": (now_ms - presence.heard_ms) / 1000,
+        "shares": presence.lately.shares() if member.active else None,
+        "usage": asdict(presence.usage),
     }

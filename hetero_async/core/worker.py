@@ -11,11 +11,13 @@ Rules
 4. `unmerged` are the own deltas that the worker's shadow does not contain yet: acknowledged or not, never refused.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from hetero_async.core import ranges
+from hetero_async.core.heartbeat import Heartbeat
 from hetero_async.core.messages import (
     PUBLISH,
     SNAPSHOT,
@@ -23,7 +25,6 @@ from hetero_async.core.messages import (
     Beat,
     Finished,
     Gone,
-    Heartbeat,
     Hello,
     Lease,
     LeaseRequest,
@@ -61,6 +62,8 @@ LEASE_EVERY_MS = 500
 TURN_EVERY_MS = 1_000
 # An offer without any sign of the receiver for so long was lost on the way.
 OFFER_AGAIN_MS = 3_000
+# The quickest of so many answers to a heartbeat says how far the server is; the others say what else held them up.
+ROUND_TRIPS_KEPT = 8
 LOST = "acknowledged by a server that was lost before any standby had it"
 
 
@@ -85,6 +88,8 @@ class Worker:
         self.waiting = ""
         self._owed = Owed()
         self._hello_ms = self._beat_ms = self._lease_ms = self._offer_ms = self._turned_ms = -(10**9)
+        self._asked_ms: int | None = None  # the oldest heartbeat that was not answered
+        self._round_trips_ms: deque[int] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._must_snapshot = False
         self._lease_number = self._attempt = 0
         self._acknowledged = Ack(seq=0, lsn=0)  # the newest
@@ -114,6 +119,7 @@ class Worker:
                 self._fetched(event)
             case Reconnected():
                 self._offer_ms = self._hello_ms = self._beat_ms = -(10**9)
+                self._asked_ms = None  # what was asked on the connection before is lost
             case Tick():
                 self._tick(event.now_ms, event.vitals)
 
@@ -283,6 +289,9 @@ class Worker:
         self.known_publish = max(self.known_publish, beat.publish)
         self.oldest_publish = beat.oldest
         self.trained, self.positions = beat.trained, beat.positions
+        if self._asked_ms is not None:
+            self._round_trips_ms.append(max(1, now_ms - self._asked_ms))  # 0 is said where none is known
+            self._asked_ms = None
 
     def _gone(self, gone: Gone, now_ms: int) -> None:
         self._must_snapshot = True
@@ -316,6 +325,7 @@ class Worker:
             return
         if now_ms - self._beat_ms >= HEARTBEAT_EVERY_MS:
             self._beat_ms = now_ms
+            self._asked_ms = now_ms if self._asked_ms is None else self._asked_ms
             self._owed.control.append(self._heartbeat(vitals))
         # The vitals know nothing yet of what is on its way to the loop; what we do not hold would be granted again.
         is_answered = bool(self._owed.granted) or self._owed.regranted is not None
@@ -366,6 +376,7 @@ class Worker:
             publish=max(0, self.shadow),
             bytes_up=vitals.bytes_up,
             bytes_down=vitals.bytes_down,
+            usage=replace(vitals.usage, round_trip_seconds=min(self._round_trips_ms, default=0) / 1000),
         )
 
 

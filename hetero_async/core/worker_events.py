@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from hetero_async.core.heartbeat import UNUSED, Usage
 from hetero_async.core.messages import Message, Push
 from hetero_async.core.ranges import Ranges
 
@@ -20,6 +21,7 @@ class Vitals:
     undrawn_samples: int = 0
     batch: int = 1
     dataset_samples: int = 0
+    usage: Usage = UNUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar, get_type_hints
 
 import msgpack  # type: ignore[import-untyped]
 
+from hetero_async.core.heartbeat import Usage
 from hetero_async.core.messages import MESSAGE_TYPES, Message, PublishNote
 from hetero_async.core.records import RECORD_TYPES, Range, Record, RunSettings
 from hetero_async.errors import PeerError
@@ -185,6 +186,7 @@ CHECKS: dict[object, Check] = {
     tuple[float, ...]: _many(_number),
     tuple[tuple[str, int], ...]: _many(_pair_of(_text_up_to(TEXT_LENGTH_MAX), _integer)),
     RunSettings: lambda values: _build(RunSettings, values),
+    Usage: lambda values: _build(Usage, values),
 }
 
 
@@ -197,5 +199,5 @@ def _checks_of(kind: type) -> dict[str, Check]:
 
 
 TYPES: dict[str, type] = {kind.__name__: kind for kind in (*MESSAGE_TYPES, *RECORD_TYPES)}
-CHECKS_OF: dict[type, dict[str, Check]] = {kind: _checks_of(kind) for kind in (*TYPES.values(), RunSettings)}
+CHECKS_OF: dict[type, dict[str, Check]] = {kind: _checks_of(kind) for kind in (*TYPES.values(), RunSettings, Usage)}
 assert len(TYPES) == len(MESSAGE_TYPES) + len(RECORD_TYPES), "two types share a name"

@@ -52,23 +52,29 @@ class CheckpointStore:
         names = (path.name for path in self.directory.glob("[0-9]*"))
         return sorted(int(name) for name in names if len(name) == LSN_DIGITS and name.isdigit())
 
-    def load_newest(self) -> Checkpoint | None:
-        """The newest that is whole; None when there is none: the log is then read from its beginning."""
+    def load_newest(self, *, with_arrays: bool = True) -> Checkpoint | None:
+        """The newest that is whole; None when there is none: the log is then read from its beginning.
+
+        `with_arrays` false: as `load` has it.
+        """
         self.warnings.clear()
         for lsn in reversed(self.lsns()):
             try:
-                return self.load(lsn)
+                return self.load(lsn, with_arrays=with_arrays)
             except LogCorrupt as error:
                 self.warnings.append(str(error))
                 self._damaged.add(lsn)
         return None
 
-    def load(self, lsn: int) -> Checkpoint:
-        """Raises LogCorrupt when it is damaged or gone, ConfigError when it is another run's."""
-        manifest = self._verified(lsn)
+    def load(self, lsn: int, *, with_arrays: bool = True) -> Checkpoint:
+        """Raises LogCorrupt when it is damaged or gone, ConfigError when it is another run's.
+
+        `with_arrays` false: the state alone, in no time; the large file is not looked at.
+        """
+        manifest = self._verified(lsn) if with_arrays else self._described(lsn)
         path = self._path(lsn) / MODEL
         try:
-            arrays = safetensors.numpy.load_file(path)
+            arrays = safetensors.numpy.load_file(path) if with_arrays else {}
         except (OSError, safetensors.SafetensorError) as error:
             raise LogCorrupt(f"{path}: cannot be read: {error}") from error
         return Checkpoint(
@@ -177,18 +183,26 @@ class CheckpointStore:
 
     def _verified(self, lsn: int) -> Manifest:
         """The manifest of a checkpoint whose files hash to what it says."""
+        manifest, path = self._described(lsn), self._path(lsn)
+        try:
+            file_hash = _file_hash(path / MODEL)
+        except OSError as error:
+            raise LogCorrupt(f"{path}: cannot be read: {error.strerror}") from error
+        if file_hash != manifest.file_hash:
+            raise LogCorrupt(f"{path / MODEL}: fails its checksum")
+        return manifest
+
+    def _described(self, lsn: int) -> Manifest:
+        """The manifest, which vouches for itself."""
         path = self._path(lsn)
         try:
             manifest = decode_manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))
-            file_hash = _file_hash(path / MODEL)
         except OSError as error:
             raise LogCorrupt(f"{path}: cannot be read: {error.strerror}") from error
         if manifest.run != self.run:
             raise ConfigError(f'{path} belongs to run "{manifest.run}", not "{self.run}": use another directory')
         if manifest.lsn != lsn:
             raise LogCorrupt(f"{path}: the manifest is of record {manifest.lsn}")
-        if file_hash != manifest.file_hash:
-            raise LogCorrupt(f"{path / MODEL}: fails its checksum")
         return manifest
 
     def _path(self, lsn: int) -> Path:

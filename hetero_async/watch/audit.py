@@ -18,7 +18,7 @@ from hetero_async.core.state import Contribution
 from hetero_async.ports import Checkpoint
 from hetero_async.replay import fold, start_of
 from hetero_async.shell.refusals import Refused
-from hetero_async.watch.status import plain
+from hetero_async.watch.words import plain
 
 # As many characters of a key tell it from all others of a run, unless somebody made keys for years to prevent it.
 SHORT = 8

@@ -18,7 +18,7 @@ from hetero_async.replay import replay, start_of
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import hash_of
 from hetero_async.watch.audit import SHORT, short
-from hetero_async.watch.status import plain
+from hetero_async.watch.words import plain
 
 # Elements compared at once, in fp64.
 BLOCK = 1 << 20

@@ -56,6 +56,15 @@ def test_after_a_long_pause_deadlines_do_not_rush_to_catch_up() -> None:
     assert 100_000 < windows.deadline_ms <= 103_200
 
 
+def test_a_window_that_was_measured_by_the_slowest_is_shortened_when_the_fastest_is_heard() -> None:
+    windows = Windows()
+    assert windows.advance(0, 0.1, SETTINGS)
+    assert windows.deadline_ms == 320_000
+    assert windows.advance(1000, 10.0, SETTINGS), "the new deadline is to be told"
+    assert (windows.number, windows.deadline_ms) == (1, 4200)
+    assert not windows.advance(1001, 11.0, SETTINGS)
+
+
 def test_when_nobody_trains_no_deadline_stays_due() -> None:
     windows = Windows()
     assert windows.advance(1000, 10.0, SETTINGS)

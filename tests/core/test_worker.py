@@ -285,6 +285,28 @@ def test_hellos_and_heartbeats_are_said_again_until_the_world_changes() -> None:
     assert [len(only(bench.wait(500), Heartbeat)) for _ in range(4)] == [1, 0, 1, 0]
 
 
+def test_a_heartbeat_tells_how_long_the_quickest_answer_took() -> None:
+    bench = Bench()
+    answer = Beat(version=1, publish=0, oldest=0, trained=0, positions=0)
+
+    def told_after(milliseconds: int) -> float:
+        """What the next heartbeat says when this one is answered after so long."""
+        bench.wait(milliseconds)
+        bench.hear(answer)
+        (beat,) = only(bench.wait(1000 - milliseconds), Heartbeat)
+        assert isinstance(beat, Heartbeat)
+        return beat.usage.round_trip_seconds
+
+    (first,) = only(bench.wait(1000), Heartbeat)
+    assert isinstance(first, Heartbeat) and first.usage.round_trip_seconds == 0
+    assert [told_after(milliseconds) for milliseconds in (300, 80, 500)] == [0.3, 0.08, 0.08]
+    assert [told_after(200) for _ in range(8)][-1] == 0.2, "what was long ago does not count"
+    bench.worker.step(Reconnects(now_ms=bench.now_ms))
+    bench.hear(answer)  # to a question on the connection before
+    (beat,) = only(bench.wait(1000), Heartbeat)
+    assert isinstance(beat, Heartbeat) and beat.usage.round_trip_seconds == 0.2
+
+
 def test_a_refusal_that_overtakes_our_own_welcome_is_not_heeded() -> None:
     bench = Bench()
     bench.hear(Rejoin(incarnation=1, reason="given up"))

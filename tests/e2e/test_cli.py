@@ -21,11 +21,11 @@ from hetero_async.cli import app
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.segments import read_log
+from hetero_async.watch import metrics
 
 VERBS = (
-    "init", "serve", "standby", "promote", "work", "join-site", "join-standby", "keys", "status", "verify", "export",
-    "restore",
-    "repair", "audit", "replay", "sim", "study",
+    "init", "serve", "standby", "promote", "work", "join-site", "join-standby", "keys", "status", "curves", "verify",
+    "export", "restore", "repair", "audit", "replay", "sim", "study",
 )  # fmt: skip
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")
@@ -56,7 +56,9 @@ def test_a_run_from_init_to_export(tmp_path: Path) -> None:
     script = ["--", sys.executable, SCRIPT, "--step-seconds", "0.01", "--hold", hold]
     with (
         background(outputs[0], *PROGRAM, "serve", "--run", toml, "--exit-when-finished") as server,
-        background(outputs[1], *PROGRAM, "work", "--run", toml, "--site", "here", *script) as agent,
+        background(
+            outputs[1], *PROGRAM, "work", "--run", toml, "--site", "here", "--log-format", "json", *script
+        ) as agent,
     ):
         story = functools.partial(told_in, outputs)
         until(lambda: len(workers_in(toml.parent / "log")) == 2, "both workers push", SECONDS_MAX, story)
@@ -67,6 +69,14 @@ def test_a_run_from_init_to_export(tmp_path: Path) -> None:
         hold.unlink()
         assert (server.wait(SECONDS_MAX), agent.wait(SECONDS_MAX)) == (0, 0), story()
     assert "worker restarts" in story() and "signal SIGKILL" in story()
+    events = [json.loads(line) for line in outputs[1].read_text().splitlines() if line.startswith("{")]
+    assert {"here", "here-0", "here-1"} >= {event["process"] for event in events} >= {"here"}
+    assert [event["worker"] for event in events if event["event"] == "worker started"].count("here-0") == 2
+    was = forked(tmp_path, "status", "--run", toml)
+    assert was.exit_code == 1 and "no server is running; this is what" in was.output and "finished" in was.output
+    assert was.errors.startswith("error: no server answers on ")
+    curves = forked(tmp_path, "curves", "--run", toml, "--tensorboard", tmp_path / "events")
+    assert curves.exit_code == 0 and list((tmp_path / "events" / "run").glob("events.out.tfevents.*")), curves.errors
     verified = forked(tmp_path, "verify", toml.parent / "log")
     assert verified.exit_code == 0 and "verify      ok" in verified.output
     assert "samples     4000 trained, 0 counted twice" in verified.output
@@ -160,6 +170,8 @@ def test_status_draws_a_table_of_the_workers(tmp_path: Path) -> None:
         said = forked(tmp_path, "status", "--run", run.config.path)
         assert said.exit_code == 0
         assert all(word in said.output for word in ("tiny", "training", "here-0", "here-1", "steps/s")), said.output
+        run.wait(lambda: all(one["usage"]["round_trip_seconds"] for one in run.status()["workers"]), "both beat twice")
+        assert "hetero_async_workers 2.0" in metrics.render(run.status())
         (tmp_path / "hold").unlink()
         run.finish()
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetero_async.core.heartbeat import Usage
 from hetero_async.core.messages import MESSAGE_TYPES, Ack, Chunk, Heartbeat, Lease, Nack, PublishNote, PublishReady
 from hetero_async.core.records import RECORD_TYPES, Genesis, Left, Published, Range, RunSettings
 from hetero_async.errors import PeerError
@@ -39,6 +40,7 @@ def values_of(kind: type) -> st.SearchStrategy[Any]:
 
 
 VALUES[RunSettings] = values_of(RunSettings)
+VALUES[Usage] = values_of(Usage)
 ACK = Ack(seq=3, lsn=17)
 
 
