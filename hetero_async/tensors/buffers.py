@@ -40,12 +40,12 @@ class LocalBuffers:
 
     @torch.no_grad()
     def adopt(self, run: Values) -> None:
-        """Take in what the run has newly come to: the mean of that and of one's own; of integers the larger.
+        """Take what the run has newly come to. Where a buffer has changed since the last push: the mean of both, or of
+        integers the larger.
 
-        Own statistics have gone on since the push that the run's contain. The run's alone would forget that, which over
-        a slow link is nearly a whole round, each time; what has changed since then added to the run's, as is done with
-        parameters, can make a variance negative. Any point between two statistics is a statistic. Twice as old counts
-        half, so nothing of it lasts.
+        To take the run's alone would forget what own batches have shown since the push, and over a slow link that is
+        nearly a whole round, each time. To add what has changed since then, as is done with parameters, could make a
+        variance negative. Any point between two statistics is one, and what a mean keeps of the older halves each time.
         """
         self._notice()
         for index, new in enumerate(run):
@@ -53,7 +53,9 @@ class LocalBuffers:
                 continue
             own = self._base[index]
             new = new.to(own.device)
-            self._put(index, own * 0.5 + new * 0.5 if own.is_floating_point() else torch.maximum(own, new))
+            if self._has_changed[index]:
+                new = own * 0.5 + new * 0.5 if own.is_floating_point() else torch.maximum(own, new)
+            self._put(index, new)
         self._taken = run
 
     @torch.no_grad()

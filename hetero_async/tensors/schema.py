@@ -14,7 +14,9 @@ from hetero_async.errors import PeerError, SchemaError
 
 SCHEMA_BYTES_MAX = 1024 * 1024
 FLOATING, INTEGER = KINDS = ("floating", "integer")
-INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ def schema_of(model: torch.nn.Module) -> Schema:
 
 def _buffers_of(model: torch.nn.Module, aliases: list[tuple[str, str]]) -> tuple[BufferSpec, ...]:
     """Those that are kept with the model; names that share one are put to the aliases."""
-    kept = model.state_dict().keys()
+    kept = model.state_dict(keep_vars=True).keys()
     first_names: dict[int, str] = {}
     buffers: list[BufferSpec] = []
     for name, buffer in model.named_buffers(remove_duplicate=False):
@@ -159,11 +161,11 @@ def _buffers_of(model: torch.nn.Module, aliases: list[tuple[str, str]]) -> tuple
 def _buffer_spec(name: str, buffer: torch.Tensor) -> BufferSpec:
     if torch.nn.parameter.is_lazy(buffer):
         raise SchemaError(f"{name} has no shape yet: run one batch through the model before joining")
-    is_complex, is_floating = buffer.is_complex(), buffer.is_floating_point()
+    is_complex, is_floating = buffer.dtype == torch.complex64, buffer.is_floating_point()
     if buffer.layout != torch.strided or not (is_complex or is_floating or buffer.dtype in INTEGERS):
         raise SchemaError(
-            f"buffer {name} is {buffer.dtype}, {buffer.layout}: only dense buffers of floating, complex, integer or bool "
-            "dtypes can be shared; register it with persistent=False, and every site keeps its own"
+            f"buffer {name} is {buffer.dtype}, {buffer.layout}: only dense buffers of floating, complex64, bool and "
+            "integer dtypes up to int64 can be shared; register it with persistent=False, and every site keeps its own"
         )
     kind = FLOATING if is_complex or is_floating else INTEGER
     return BufferSpec(name=name, shape=(*buffer.shape, 2) if is_complex else tuple(buffer.shape), kind=kind)
