@@ -269,7 +269,7 @@ class Training:
                 f"parameters or buffers turned NaN or infinite in {SPOILT_ROUNDS_MAX} rounds one after another, "
                 "each begun from the run's own: lower the learning rate, or look for an overflow in the model"
             )
-        self.observer.event("round discarded", reason="a parameter or buffer is NaN or infinite; going on from the run's own")
+        self.observer.event("round discarded", reason="a parameter or buffer is NaN or infinite; now the run's own")
         self.desk.spoil()
         self._rounds += 1
         self._is_target_old.set()

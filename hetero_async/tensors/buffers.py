@@ -185,7 +185,7 @@ def payload_bytes_max(specs: Specs) -> int:
 
 
 def _pack(specs: Specs, changes: Changes) -> bytes:
-    """Which have changed, a byte for each buffer; the floating ones of these as codec fp32 writes them; the integers."""
+    """A byte for each buffer, whether it has changed; of those, the floating ones as codec fp32; the integers."""
     of_kind: dict[bool, list[torch.Tensor]] = {True: [torch.empty(0)], False: [torch.empty(0, dtype=torch.int64)]}
     for index, spec in enumerate(specs):
         if index in changes:

@@ -298,8 +298,8 @@ class ServerModel:
         self._publishes, self._snapshots = {}, {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model under its own names: trained parameters in fp32, buffers as they have become, in the dtype that
-        the first worker had them in, all else as that one had it."""
+        """The whole model under its own names: trained parameters in fp32; buffers as they have become, in the dtypes
+        that the first worker had them in; all else as that one had it."""
         assert self.schema is not None, "no run has begun"
         tensors = _constants(self._constants)
         start = 0

@@ -71,7 +71,9 @@ class Replica:
     def adopt(self, target: object, buffers: object = ()) -> None:
         """Stand on `target` and keep the round's progress: local := target − (base − local), base := target.
 
-        `buffers`: the run's, for which buffers.py has a rule. Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them:
+        `buffers`: the run's, for which buffers.py has a rule of its own.
+
+        Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them:
         rounding is not progress and must not be pushed as if it were.
         """
         self._buffers.adopt(_values(buffers))

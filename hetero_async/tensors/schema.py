@@ -62,6 +62,10 @@ class Schema:
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
+    def parts(self) -> tuple[TensorSpec | BufferSpec, ...]:
+        return (*self.tensors, *self.buffers)
+
+    @property
     def hash(self) -> bytes:
         return xxhash.xxh3_128_digest(self.to_bytes())
 
@@ -91,7 +95,7 @@ class Schema:
         return schema
 
     def _check_names(self) -> None:
-        firsts = [part.name for part in (*self.tensors, *self.buffers)]
+        firsts = [part.name for part in self.parts]
         names = [*firsts, *(alias for alias, _ in self.aliases)]
         if len(set(names)) < len(names):
             raise PeerError("not a schema: it names a tensor twice")
@@ -193,8 +197,7 @@ def _described(schema: Schema) -> dict[str, str]:
 
 
 def _other_order_or_tie(expected: Schema, found: Schema) -> str:
-    ours, theirs = (*expected.tensors, *expected.buffers), (*found.tensors, *found.buffers)
-    for wanted, has in zip(ours, theirs, strict=True):
+    for wanted, has in zip(expected.parts, found.parts, strict=True):
         if wanted.name != has.name:
             return f"its tensors have another order: expected {wanted.name}, found {has.name} in its place"
     wanted_ties, ties = dict(expected.aliases), dict(found.aliases)

@@ -70,9 +70,7 @@ class Run:
         self.server.apply(entry)
         return entry
 
-    def push(
-        self, delta: torch.Tensor, codec: str = "fp32", buffers: Changes | None = None, samples: int = 1
-    ) -> bytes:
+    def push(self, delta: torch.Tensor, codec: str = "fp32", buffers: Changes | None = None, samples: int = 1) -> bytes:
         payload = with_buffers(self.replica.schema.buffers, encode_payload(codec, delta), buffers or {})
         record = replace(DELTA, seq=len(self.entries), codec=codec, ranges=((0, samples),))
         self._deltas.append(self.append(record, payload).lsn)
