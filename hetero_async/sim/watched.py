@@ -15,9 +15,10 @@ from hetero_async.shell.outbox import FileOutbox
 from hetero_async.sim.checkers import Judge
 from hetero_async.sim.lifetime import Life
 from hetero_async.sim.trace import Trace
+from hetero_async.tensors.buffers import without_buffers
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.model import ServerModel
-from hetero_async.tensors.replica import Replica
+from hetero_async.tensors.replica import Replica, read_object, write_object
 
 if TYPE_CHECKING:
     from hetero_async.sim.world import World
@@ -35,8 +36,11 @@ class WatchedModel(ServerModel):
 
     def apply(self, entry: Entry) -> None:
         super().apply(entry)
-        made = self.fetch(PUBLISH, entry.record.number) if isinstance(entry.record, Published) else None
-        self._judge.applied(self._node, entry, self.shadow, made or b"")
+        made = b""
+        if isinstance(entry.record, Published):
+            note, payload = read_object(self.fetch(PUBLISH, entry.record.number) or b"")
+            made = write_object(note, without_buffers(self._specs, payload))
+        self._judge.applied(self._node, entry, self.shadow, made)
 
 
 class WatchedReplica(Replica):
@@ -69,6 +73,7 @@ class WatchedFollower(Follower):
     def __init__(self, replica: Replica, life: Life) -> None:
         super().__init__(replica)
         self._life = life
+        life.specs = replica.schema.buffers
 
     def norm(self, delta: object, buffers: object = None) -> float:
         norm = super().norm(delta, buffers)
