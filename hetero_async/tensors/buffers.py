@@ -13,12 +13,13 @@ from hetero_async.errors import PeerError
 from hetero_async.formats.compression import compress, decompress
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.tensors.codecs import decode_payload, encode_payload
-from hetero_async.tensors.schema import BufferSpec
+from hetero_async.tensors.schema import FLOATING, FLOATS, INTEGER, INTEGERS, BufferSpec
 
 Specs = Sequence[BufferSpec]
 Values = tuple[torch.Tensor, ...]  # of every buffer, in the schema's order
 Changes = Mapping[int, torch.Tensor]  # of some of them, by their number in that order
 INTEGER_BYTES = 8
+DTYPES = {FLOATING: FLOATS, INTEGER: INTEGERS}
 
 
 class LocalBuffers:
@@ -153,8 +154,9 @@ def initial_values(specs: Specs, tensors: Mapping[str, torch.Tensor]) -> Values:
     """From the model's tensors that are not trained. Raises PeerError where one is missing or another's."""
     values = []
     for spec in specs:
-        numbers = numbers_of(tensors[spec.name]) if spec.name in tensors else torch.empty(0)
-        if spec.name not in tensors or (numbers.numel(), numbers.is_floating_point()) != (spec.numel, spec.is_floating):
+        found = tensors.get(spec.name)
+        numbers = numbers_of(found) if found is not None and found.dtype in DTYPES[spec.kind] else None
+        if numbers is None or numbers.numel() != spec.numel:
             raise PeerError(f"the model's other tensors have no buffer {spec.name} of {spec.numel} {spec.kind} numbers")
         values.append(numbers.clone())
     return tuple(values)

@@ -14,6 +14,7 @@ from hetero_async.errors import PeerError, SchemaError
 
 SCHEMA_BYTES_MAX = 1024 * 1024
 FLOATING, INTEGER = KINDS = ("floating", "integer")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
 INTEGERS = (
     torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64,
 )  # fmt: skip
@@ -165,14 +166,14 @@ def _buffers_of(model: torch.nn.Module, aliases: list[tuple[str, str]]) -> tuple
 def _buffer_spec(name: str, buffer: torch.Tensor) -> BufferSpec:
     if torch.nn.parameter.is_lazy(buffer):
         raise SchemaError(f"{name} has no shape yet: run one batch through the model before joining")
-    is_complex, is_floating = buffer.dtype == torch.complex64, buffer.is_floating_point()
-    if buffer.layout != torch.strided or not (is_complex or is_floating or buffer.dtype in INTEGERS):
+    if buffer.layout != torch.strided or buffer.dtype not in (*FLOATS, *INTEGERS):
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*FLOATS, *INTEGERS))
         raise SchemaError(
-            f"buffer {name} is {buffer.dtype}, {buffer.layout}: only dense buffers of floating, complex64, bool and "
-            "integer dtypes up to int64 can be shared; register it with persistent=False, and every site keeps its own"
+            f"buffer {name} is {buffer.dtype}, {buffer.layout}: only dense buffers can be shared, of {known}; "
+            "register it with persistent=False, and every site keeps its own"
         )
-    kind = FLOATING if is_complex or is_floating else INTEGER
-    return BufferSpec(name=name, shape=(*buffer.shape, 2) if is_complex else tuple(buffer.shape), kind=kind)
+    shape = (*buffer.shape, 2) if buffer.is_complex() else tuple(buffer.shape)
+    return BufferSpec(name=name, shape=shape, kind=FLOATING if buffer.dtype in FLOATS else INTEGER)
 
 
 def difference(expected: Schema, found: Schema) -> str:
