@@ -53,7 +53,7 @@ class Gratings(Dataset[tuple[Tensor, int]]):
         across = torch.arange(IMAGE)
         way = math.cos(direction) * across[:, None] + math.sin(direction) * across[None, :]
         stripes = torch.sin(way + 2 * math.pi * phase) * (10 + 20 * contrast)
-        noise = 30 * torch.randn(IMAGE, IMAGE, generator=chance)
+        noise = 20 * torch.randn(IMAGE, IMAGE, generator=chance)
         return (80 + 40 * brightness + stripes + noise)[None], label
 
 

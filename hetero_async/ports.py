@@ -212,7 +212,7 @@ class Model(Protocol):
         """The oldest publish still held: from there on, one by one is fewer bytes than a snapshot."""
 
     def model_hash(self) -> bytes:
-        """xxh3_128 over parameters, outer state and shadow."""
+        """xxh3_128 over parameters, outer state, shadow, and the model's buffers."""
 
     def snapshot(self) -> ModelSnapshot: ...
 

@@ -57,6 +57,9 @@ class Regression:
 class Seen(torch.nn.Module):
     """A running mean of what passes, and how often something has; and a mask, which stays."""
 
+    mean: torch.Tensor
+    count: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(HIDDEN))

@@ -95,7 +95,7 @@ def _owner(model: torch.nn.Module, name: str) -> torch.nn.Module:
 def numbers_of(buffer: torch.Tensor) -> torch.Tensor:
     """Flat fp32 or int64, on the buffer's device; may share its memory."""
     plain = torch.view_as_real(buffer.resolve_conj()) if buffer.is_complex() else buffer
-    return plain.detach().to(torch.float32 if plain.is_floating_point() else torch.int64).reshape(-1)
+    return plain.detach().to(torch.float32 if plain.is_floating_point() else torch.int64).reshape(-1).contiguous()
 
 
 def put_into(buffer: torch.Tensor, numbers: torch.Tensor) -> None:
@@ -170,9 +170,9 @@ def with_buffers(specs: Specs, coded: bytes, changes: Changes) -> bytes:
     return pack_parts(coded, _pack(specs, changes) if changes else b"") if specs else coded
 
 
-def without_buffers(specs: Specs, payload: bytes) -> bytes:
-    """The coded parameters alone. Raises PeerError."""
-    return bytes(unpack_parts(payload, 2)[0]) if specs else payload
+def without_buffers(specs: Specs, payload: bytes) -> bytes | memoryview:
+    """The coded parameters alone, not copied. Raises PeerError."""
+    return unpack_parts(payload, 2)[0] if specs else payload
 
 
 def buffers_in(specs: Specs, payload: bytes) -> Changes:
@@ -201,7 +201,7 @@ def _unpack(specs: Specs, packed: bytes | memoryview) -> Changes:
     which, floating, integers = (bytes(part) for part in unpack_parts(packed, 3))
     flags = decompress(which, len(specs))
     if not set(flags) <= {0, 1}:
-        raise PeerError("buffers have changed, or have not")
+        raise PeerError("what says which buffers have changed is neither 0 nor 1")
     counts = {True: 0, False: 0}
     for flag, spec in zip(flags, specs, strict=True):
         counts[spec.is_floating] += flag * spec.numel

@@ -55,7 +55,6 @@ SNAPSHOTS_HELD = 2
 NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
-SAMPLES_BYTES = 8
 # A schema may claim any size; so much is the book of chunks that the receiver keeps for it a few megabytes.
 INITIAL_BYTES_MAX = 1 << 40
 
@@ -138,7 +137,10 @@ class ServerModel:
         """One pass: decode a block of every delta, weighted mean, rule. No decoded delta is ever whole."""
         numel = self.theta.numel()
         merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
-        raws = [(CODECS[delta.codec], open_payload(delta.codec, self._coded(delta.payload), numel)) for delta in merged]
+        raws = [
+            (CODECS[delta.codec], open_payload(delta.codec, without_buffers(self._specs, delta.payload), numel))
+            for delta in merged
+        ]
         g, decoded = torch.empty(PASS_BLOCK), torch.empty(PASS_BLOCK)
         coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
         for start, stop in _blocks(numel):
@@ -178,15 +180,12 @@ class ServerModel:
             del publishes[min(publishes)]
         return publishes
 
-    def _coded(self, payload: bytes) -> bytes:
-        return without_buffers(self._specs, payload)
-
     # --- what workers send and fetch ---
 
     def inspect(self, codec: str, payload: bytes) -> Facts:
         numel = self.theta.numel()
         try:
-            raw = open_payload(codec, self._coded(payload), numel)
+            raw = open_payload(codec, without_buffers(self._specs, payload), numel)
             infinite = first_infinite(self._specs, buffers_in(self._specs, payload))
         except PeerError as error:
             return _unreadable(error)
@@ -265,9 +264,7 @@ class ServerModel:
         }
         arrays |= {f"momentum/{number}": momentum.numpy().copy() for number, momentum in enumerate(self.momenta)}
         arrays |= {
-            f"pending/{lsn}": _bytes_array(
-                pack_parts(delta.codec.encode(), delta.payload, delta.samples.to_bytes(SAMPLES_BYTES, "little"))
-            )
+            f"pending/{lsn}": _bytes_array(pack_parts(delta.codec.encode(), delta.payload, str(delta.samples).encode()))
             for lsn, delta in self._pending.items()
         }
         for name, values in (("buffers", self.buffers), ("shadow_buffers", self._standing.buffers)):
@@ -374,4 +371,4 @@ def _vector(array: numpy.ndarray) -> torch.Tensor:
 def _pending(arrays: Mapping[str, numpy.ndarray]) -> Iterator[tuple[int, Pending]]:
     for lsn in sorted(int(name.removeprefix("pending/")) for name in arrays if name.startswith("pending/")):
         codec, payload, samples = unpack_parts(arrays[f"pending/{lsn}"].tobytes(), 3)
-        yield lsn, Pending(bytes(codec).decode(), bytes(payload), int.from_bytes(samples, "little"))
+        yield lsn, Pending(bytes(codec).decode(), bytes(payload), int(bytes(samples)))

@@ -17,7 +17,7 @@ def test_the_exported_model_has_the_accuracy_that_the_workers_saw(tmp_path: Path
     found = {who: float(accuracy) for who, accuracy in re.findall(r"(.+): ([\d.]+)\n", ended.stdout)}
     exported, initial = found.pop("the exported model"), found.pop("the same with the statistics of the beginning")
     assert found.keys() == {f"{resnet.SITE}-{number}'s model at the end" for number in range(resnet.WORKERS)}
-    assert exported > 0.7
+    assert exported > 0.6
     assert all(abs(accuracy - exported) < 0.03 for accuracy in found.values())
     assert initial < exported - 0.3
 

@@ -357,3 +357,11 @@ def test_a_payload_of_buffers_that_all_change_keeps_within_the_limit() -> None:
     payload = with_buffers(run.replica.schema.buffers, encode_payload("fp32", torch.randn(3)), noise)
     assert len(payload) <= run.server.payload_limit(b"")
     assert all(map(torch.equal, buffers_in(run.replica.schema.buffers, payload).values(), noise.values()))
+
+
+def test_a_buffer_that_is_a_view_is_read_as_what_it_shows() -> None:
+    model = Watching(places=torch.arange(3).expand(1, -1), every_other=torch.arange(6.0)[::2])
+    run = Run(model)
+    assert run.replica.cut_buffers() == {}
+    model.every_other += 1
+    assert run.replica.cut_buffers()[1].tolist() == [1.0, 3.0, 5.0]
