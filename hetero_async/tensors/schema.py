@@ -96,8 +96,8 @@ class Schema:
         return schema
 
     def _check_names(self) -> None:
-        firsts = [part.name for part in self.parts]
-        names = [*firsts, *(alias for alias, _ in self.aliases)]
+        firsts = {part.name for part in self.parts}
+        names = [*(part.name for part in self.parts), *(alias for alias, _ in self.aliases)]
         if len(set(names)) < len(names):
             raise PeerError("not a schema: it names a tensor twice")
         if not all(first in firsts for _, first in self.aliases):
