@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from hetero_async import ports
+from hetero_async.complaints import SERVER
 from hetero_async.config import Node, RunConfig
 from hetero_async.core.messages import Fence, Position, StatusReport, StatusRequest
 from hetero_async.ports import Observer
@@ -35,7 +36,8 @@ ASK_SECONDS, ASK_AGAIN_SECONDS, SEND_AGAIN_SECONDS = 4.0, 1.0, 0.1
 
 
 def endpoints(config: RunConfig, without: str = "") -> list[Endpoint]:
-    """Every node of the run, with its pinned key. Raises ConfigError for a key file that is missing."""
+    """Every node of the run, with its pinned key; a standby that has never joined has none. Raises ConfigError where
+    the server's is missing."""
     return [
         Endpoint(
             name=node.name,
@@ -44,7 +46,7 @@ def endpoints(config: RunConfig, without: str = "") -> list[Endpoint]:
             bulk=node.bulk,
         )
         for node in config.nodes().values()
-        if node.name != without
+        if node.name != without and (node.name == SERVER or (config.keys / f"{node.name}.public").exists())
     ]
 
 
@@ -56,7 +58,10 @@ async def ask_nodes(config: RunConfig, name: str, term: int) -> dict[str, Positi
         async with open_dial_link([other], secret_path=secret, observer=NullObserver()) as link:
             return await asked(link, Fence(term=term))
 
-    return await ask_all({other.name: functools.partial(ask, other) for other in endpoints(config, without=name)})
+    # All nodes count, also those whose key is not known here: which terms a node may take follows from their names.
+    unknown: dict[str, Position | None] = dict.fromkeys(other for other in config.nodes() if other != name)
+    others = {other.name: functools.partial(ask, other) for other in endpoints(config, without=name)}
+    return unknown | await ask_all(others)
 
 
 async def ask_all(questions: Mapping[str, Callable[[], Awaitable[Position]]]) -> dict[str, Position | None]:

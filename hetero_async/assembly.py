@@ -6,6 +6,7 @@ reads what they have on disk.
 
 import contextlib
 import functools
+import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, DiskFull
 from hetero_async.node import begin_serving, stand_by
 from hetero_async.parts import Parts
-from hetero_async.ports import Observer, Witness
+from hetero_async.ports import Observer, Peer, Witness
 from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals
 from hetero_async.shell.admin import Verb, open_admin, serve_admin
@@ -44,6 +45,10 @@ from hetero_async.shell.witness import open_witness
 from hetero_async.standby import StandingBy
 from hetero_async.tensors.model import ServerModel
 
+# Where a SettingsReport to a standby has the list of keys that are let in.
+ALLOWED = "allowed"
+# Beside the log of a node that has ever served: what deploy/node tries first when it is started again.
+HAS_SERVED = "has-served"
 # A finished server waits so long for workers to fetch the last publish and say bye.
 FAREWELL_SECONDS = 30.0
 # Rests between them keep it from ever coming to so many: the run goes on without its operator's socket.
@@ -101,6 +106,7 @@ async def _serve(
     config: RunConfig, parts: Parts, serving: Serving, listener: trio.socket.SocketType, exit_when_finished: bool
 ) -> None:
     node, state = config.node(parts.name), serving.machine.state
+    (node.directory / HAS_SERVED).touch()
     parts.observer.event("serving", run=config.run.name, address=node.control, term=state.term, version=state.version)
     verbs: dict[str, Verb] = {"status": serving.status, "lift": serving.lift}
     async with trio.open_nursery() as nursery:
@@ -158,7 +164,8 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 check=functools.partial(_check_settings, config),
                 archiving=_archiving(config, node, observer),
                 quarantine=quarantine,
-                told_to_sites=functools.partial(_told_to_sites, config, allowed),
+                told=functools.partial(_told, config, allowed),
+                adopt_list=functools.partial(_adopt_list, allowed, observer),
             )
     finally:
         notes.write()
@@ -229,10 +236,23 @@ async def _archive_rest(serving: Serving) -> None:
     serving.observer.event(told, lsn=archiving.lsn, checkpoint=archiving.checkpoint_lsn)
 
 
-def _told_to_sites(config: RunConfig, allowed: AllowList) -> dict[str, Any]:
-    """The settings, and how to know the other nodes: by the keys with which they are let in here."""
+def _told(config: RunConfig, allowed: AllowList, asking: Peer) -> dict[str, Any]:
+    """The settings, and how to know the other nodes: by the keys with which they are let in here. A standby also
+    learns who else is let in."""
     keys = {peer.worker: peer.key.decode() for peer in allowed.peers() if peer.role == "standby"}
+    if asking.role == "standby":
+        return config.told_to_standbys() | {"keys": keys, ALLOWED: allowed.told()}
     return config.told_to_sites() | {"keys": keys}
+
+
+def _adopt_list(allowed: AllowList, observer: Observer, payload: bytes) -> None:
+    """From a SettingsReport, if that has one: a server of an older version tells none."""
+    try:
+        told = json.loads(payload)
+        if isinstance(told, dict) and ALLOWED in told and allowed.adopt(told[ALLOWED]):
+            observer.event("keys changed", reason="as on the server's host", let_in=len(told[ALLOWED]))
+    except (ValueError, RecursionError, ConfigError) as error:
+        observer.event("allow-list unusable", reason=f"the server's: {error}; the last good one stays")
 
 
 async def _answer_operator(listener: trio.socket.SocketType, verbs: Mapping[str, Verb], observer: Observer) -> None:

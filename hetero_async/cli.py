@@ -33,7 +33,7 @@ from hetero_async.errors import (
 )
 from hetero_async.repairing import repair, told_how_to_mend
 from hetero_async.restoring import restore
-from hetero_async.roster import join_line
+from hetero_async.roster import join_line, standby_line
 from hetero_async.shell.dial import until_stopped
 from hetero_async.shell.memory import told_of_memory
 from hetero_async.shell.telemetry import LineObserver
@@ -68,21 +68,33 @@ def init(
     site: Annotated[list[str] | None, typer.Option(help="NAME=WORKERS, once for each site.")] = None,
     samples: Annotated[int, typer.Option(help="How many samples to train on in all.")] = 200_000,
     address: Annotated[str, typer.Option(help="Where the workers reach the server.")] = "tcp://127.0.0.1:7710",
+    standby: Annotated[list[str] | None, typer.Option(help="NAME=ADDRESS, once for each standby.")] = None,
+    etcd: Annotated[list[str] | None, typer.Option(help="URL of the witness, once for each member.")] = None,
 ) -> None:
     """Write a commented run.toml and the server's keys, and print the address by which sites join.
 
     Example: hetero-async init my-run --samples 500000 --address tcp://server.example:7710
 
     With --site it makes the keys of that site's workers too, all in one place: for a run on one machine, or for files
-    that you carry to the sites yourself.
+    that you carry to the sites yourself. With --standby an acknowledgement waits for that one's disk (replicated);
+    with --etcd as well it takes over by itself, and a server whose standby is lost goes on alone.
     """
     sites = dict(_site(given) for given in site or [])
-    text = template(run={"name": name, "samples": samples}, sites=sites, server={"address": address})
-    config = roster.initialize(directory, text)
+    text = template(
+        run={"name": name, "samples": samples},
+        sites=sites,
+        server={"address": address, **({"durability": "replicated"} if standby else {})}
+        | ({"when_alone": "continue"} if standby and etcd else {}),
+        standbys=dict(_standby(given) for given in standby or []),
+        witness={"etcd": etcd} if etcd else {},
+    )
+    config = roster.initialize(directory, text, for_standbys=False)
     print(f"wrote {config.path} and the keys of the server, the operator and {len(config.workers())} workers")
     print(f"next: hetero-async serve --run {config.path}")
     for name in sites:
         print(f"      hetero-async work --run {config.path} --site {name} -- python train.py")
+    for name in config.standbys:
+        print(f"on the host of the standby {name}:\n      {standby_line(config, name)}")
     print(f"on the host of another site:\n      {join_line(config)}")
     if address.startswith("tcp://127."):
         print("(127.… is reached from this machine alone; for others: init --address tcp://HOST:PORT)")
@@ -93,6 +105,13 @@ def _site(given: str) -> tuple[str, int]:
     if not workers.isdigit():
         raise UserError(f'--site {given}: must be NAME=WORKERS, for example "--site amsterdam=2"')
     return name, int(workers)
+
+
+def _standby(given: str) -> tuple[str, dict[str, str]]:
+    name, sign, address = given.partition("=")
+    if not sign:
+        raise UserError(f'--standby {given}: must be NAME=ADDRESS, for example "--standby b=tcp://b.example:7710"')
+    return name, {"site": name, "address": address}
 
 
 @app.command()
@@ -198,6 +217,7 @@ async def _status(config: RunConfig, as_json: bool, watch: bool) -> None:
 
 
 app.command("join-site", cls=cli_keys.WithScript)(cli_keys.join_site)
+app.command()(cli_keys.join_standby)
 app.add_typer(cli_keys.app, name="keys")
 
 

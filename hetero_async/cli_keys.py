@@ -15,6 +15,7 @@ from hetero_async.config import RunConfig
 from hetero_async.enrolment import Enrolment, ServerAddress
 from hetero_async.enrolment import join_site as enrol
 from hetero_async.shell.telemetry import LineObserver
+from hetero_async.standby_enrolment import join_standby as enrol_standby
 
 SCRIPT = "script"
 RunOption = Annotated[Path, typer.Option("--run", help="The run's run.toml.")]
@@ -53,6 +54,20 @@ def join_site(
     """
     enrolment = Enrolment(server=ServerAddress.parse(address), site=site, workers=workers, directory=directory)
     trio.run(enrol, enrolment, context.meta[SCRIPT], LineObserver(), _tell)
+
+
+def join_standby(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS#KEY", help="What `init` printed, in single quotes.")],
+    name: Annotated[str, typer.Option(help="Which standby of the server's run.toml this host is.")],
+    directory: Annotated[Path, typer.Argument(help="Where run.toml, keys, log and checkpoints will lie.")] = Path(),
+) -> None:
+    """Make this standby's key, wait until the server's operator lets it in, then write its run.toml.
+
+    Example: hetero-async join-standby 'tcp://server.example:7710#…' --name b my-run
+    """
+    server = ServerAddress.parse(address)
+    enrolment = Enrolment(server=server, site=name, workers=1, directory=directory, is_standby=True)
+    trio.run(enrol_standby, enrolment, LineObserver(), _tell)
 
 
 @app.command("list")

@@ -111,6 +111,11 @@ class RunConfig:
             },
         }
 
+    def told_to_standbys(self) -> dict[str, Any]:
+        """What a standby's host must know: as much as the server's own, since it may take its place."""
+        tables = {"server": self.server, "witness": self.witness}
+        return self.told_to_sites() | {name: table.model_dump(exclude_defaults=True) for name, table in tables.items()}
+
     def nodes(self) -> dict[str, Node]:
         """The server that the run began with, and its standbys, in the order in which they are tried."""
         server = self.server

@@ -1,8 +1,9 @@
-"""How a site gets into a run: its keys, the line that its operator says to the server's, the wait, and its run.toml.
+"""How a host gets into a run: its keys, the line that its operator says to the server's, the wait, and its run.toml.
 
-The verb `join-site` runs on the site's host. What it needs to know before is an address with the server's key; all
-else it makes by itself, or is told by the server once its keys are let in. Everything here can be done again at any
-time and goes on from where it was. The other side's verbs, `keys …`, are in roster.py.
+The verb `join-site` runs on a site's host, `join-standby` (standby_enrolment.py) on a standby's. What they need to know
+before is an address with the server's key; all else they make by themselves, or are told by the server once the keys
+are let in. Everything here can be done again at any time and goes on from where it was. The other side's verbs,
+`keys …`, are in roster.py.
 """
 
 import json
@@ -19,7 +20,7 @@ from hetero_async.config import TOLD_OF_SERVERS, RunConfig
 from hetero_async.core.messages import SettingsReport, SettingsRequest
 from hetero_async.errors import ConfigError, HeteroAsyncError, UserError
 from hetero_async.ports import Observer
-from hetero_async.roster import allow_line, workers_of
+from hetero_async.roster import allow_line, allow_standby_line, workers_of
 from hetero_async.shell.dial import DialLink, Endpoint, open_dial_link
 from hetero_async.shell.disk import write_durably
 from hetero_async.shell.keys import create_keypair, is_key, load_public, public_of, save_public
@@ -31,7 +32,7 @@ SILENCE_SECONDS = 2.0
 ASK_AGAIN_SECONDS, SEND_AGAIN_SECONDS = 0.5, 0.05
 # How soon somebody who waits is told so, and how often then.
 TELL_AFTER_SECONDS, TELL_EVERY_SECONDS = 3.0, 10.0
-HEADER = "# Written by hetero-async join-site, each time anew: what counts is the run.toml on the server's host.\n"
+HEADER = "# Written by hetero-async {verb}, each time anew: what counts is the run.toml on the server's host.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,17 @@ class ServerAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolment:
-    """One site's way into a run. Raises UserError for what cannot be a site."""
+    """A host's way into a run, as a site or, under that name, as a standby. Raises UserError for what cannot be one."""
 
     server: ServerAddress
     site: str
     workers: int
     directory: Path
+    is_standby: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.site):
-            raise UserError(f'--site "{self.site}": must be {NAME_ALLOWED}')
+            raise UserError(f'--{"name" if self.is_standby else "site"} "{self.site}": must be {NAME_ALLOWED}')
         if not 1 <= self.workers <= SITE_WORKERS_MAX:
             raise UserError(f"--workers {self.workers}: must be 1 to {SITE_WORKERS_MAX}")
 
@@ -79,17 +81,21 @@ class Enrolment:
     def keys(self) -> Path:
         return self.directory / "keys"
 
+    @property
+    def key_names(self) -> list[str]:
+        return [self.site] if self.is_standby else workers_of(self.site, self.workers)
+
+    def allow_line(self, publics: Sequence[bytes]) -> str:
+        return allow_standby_line(self.site, publics) if self.is_standby else allow_line(self.site, publics)
+
 
 async def join_site(
     enrolment: Enrolment, command: Sequence[str], observer: Observer, tell: Callable[[str], None]
 ) -> None:
     """Make what is missing, wait until the server lets all keys of the site in, then start its workers."""
-    publics, is_new = prepare(enrolment)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-        line = f"on the server's host, where its run.toml lies:\n\n    {allow_line(enrolment.site, publics)}\n"
-        told = await _settings(enrolment, line, is_new, observer, tell)
-        config = write_run_toml(enrolment, told)
+        config = write_run_toml(enrolment, await let_in(enrolment, observer, tell))
         tell(f"let in: {enrolment.site} takes part in {config.run.name}; wrote {config.path}")
         if command:
             await work(config, enrolment.site, command, observer)
@@ -98,8 +104,15 @@ async def join_site(
         nursery.cancel_scope.cancel()
 
 
+async def let_in(enrolment: Enrolment, observer: Observer, tell: Callable[[str], None]) -> Mapping[str, Any]:
+    """What the server tells once it lets all keys of this host in; they are made where there are none."""
+    publics, is_new = prepare(enrolment)
+    line = f"on the server's host, where its run.toml lies:\n\n    {enrolment.allow_line(publics)}\n"
+    return await _settings(enrolment, line, is_new, observer, tell)
+
+
 def prepare(enrolment: Enrolment) -> tuple[list[bytes], bool]:
-    """Pin the server's key and make the site's keys where there are none: their public halves, and whether one is new.
+    """Pin the server's key and make the host's keys where there are none: their public halves, and whether one is new.
 
     Raises ConfigError for a directory that is not this site's, or that pins another server key.
     """
@@ -109,7 +122,7 @@ def prepare(enrolment: Enrolment) -> tuple[list[bytes], bool]:
     except OSError as error:
         raise ConfigError(f"{enrolment.keys}: cannot be made: {error.strerror}") from None
     _pin(enrolment.keys / "server", enrolment.server.key)
-    paths = [enrolment.keys / name for name in workers_of(enrolment.site, enrolment.workers)]
+    paths = [enrolment.keys / name for name in enrolment.key_names]
     missing = [path for path in paths if not path.with_name(f"{path.name}.secret").exists()]
     for path in missing:
         create_keypair(path)
@@ -123,17 +136,24 @@ def _check_directory(enrolment: Enrolment) -> None:
             "or list it in run.toml and start its workers with: hetero-async work"
         )
     if enrolment.run_toml.exists():
-        sites = list(RunConfig.load(enrolment.run_toml).sites)
-        if sites != [enrolment.site]:
+        config = RunConfig.load(enrolment.run_toml)
+        sites = list(config.sites)
+        is_its_own = (
+            enrolment.site in config.standbys and not sites if enrolment.is_standby else sites == [enrolment.site]
+        )
+        if not is_its_own:
             raise ConfigError(
                 f"{enrolment.run_toml} is that of {', '.join(sites) or 'no site'}; choose another directory"
             )
 
 
 def _pin(path: Path, key: bytes) -> None:
+    """Whichever node the address is of, when the others are known as well."""
     public_path = path.with_name(f"{path.name}.public")
     if not public_path.exists():
         save_public(path, key)
+    elif key in map(load_public, path.parent.glob("*.public")):
+        return
     elif (pinned := load_public(public_path)) != key:
         raise ConfigError(
             f"{public_path} pins the server key {pinned.decode()}, and the address has {key.decode()}; "
@@ -154,7 +174,7 @@ async def _settings(
     async with trio.open_nursery() as nursery:
         waiting = Waiting(enrolment, "" if is_new else f"to let {enrolment.site} in, {line}", observer, tell)
         nursery.start_soon(waiting.tell_of_it)
-        for name in workers_of(enrolment.site, enrolment.workers):
+        for name in enrolment.key_names:
             address, key = enrolment.server.address, enrolment.server.key
             # Nothing is asked that would come over the bulk lane.
             async with open_dial_link(
@@ -223,34 +243,55 @@ def _understood(payload: bytes, enrolment: Enrolment) -> Mapping[str, Any]:
 
 
 def write_run_toml(enrolment: Enrolment, told: Mapping[str, Any]) -> RunConfig:
-    """The server's settings with this site alone in [sites], and the standbys' public keys beside the server's."""
+    """The server's settings with this site alone in [sites], and the standbys' public keys beside the server's.
+
+    A standby's host has no site, and all that the server's own has; but an archive in a directory is none of it.
+    """
     tables = {name: told.get(name, {}) for name in ("run", "server", "training", "standbys")}
+    keys, dialled = _keys_of_nodes(enrolment, told)
+    server = _told_of(tables["server"])
+    if enrolment.is_standby:
+        tables["witness"] = told.get("witness", {})
+        server = {key: value for key, value in _items(tables["server"]) if key != "archive" or "://" in str(value)}
+    sites = {} if enrolment.is_standby else {enrolment.site: enrolment.workers}
     file = checked(
         {
             **tables,
-            "server": _as_dialled(_told_of(tables["server"]), enrolment.server.address),
-            "standbys": {name: _told_of(table) for name, table in _items(tables["standbys"])},
-            "sites": {enrolment.site: {"workers": enrolment.workers}},
+            "server": _as_dialled(server, enrolment.server.address) if dialled == SERVER else server,
+            "standbys": {
+                name: _as_dialled(_told_of(table), enrolment.server.address) if dialled == name else _told_of(table)
+                for name, table in _items(tables["standbys"])
+            },
+            "sites": {site: {"workers": workers} for site, workers in sites.items()},
         },
         f"the settings that {enrolment.server.address} sent (is its software of the same version?)",
     )
-    for name in file.standbys:
-        if isinstance(key := told["keys"].get(name), str) and is_key(key.encode()):
-            save_public(enrolment.keys / name, key.encode())
+    for name in (SERVER, *file.standbys):
+        if name in keys and name not in enrolment.key_names:
+            save_public(enrolment.keys / name, keys[name])
     # Nothing that was received may say where files lie on this host.
     run = file.run.model_dump(exclude={"directory"}, exclude_defaults=True)
-    text = HEADER + template(
+    text = HEADER.format(verb="join-standby" if enrolment.is_standby else "join-site") + template(
         run=run,
         server=file.server.model_dump(exclude_defaults=True),
         training=file.training.model_dump(exclude_defaults=True),
         standbys={name: table.model_dump(exclude_defaults=True) for name, table in file.standbys.items()},
-        sites={enrolment.site: enrolment.workers},
+        sites=sites,
+        witness=file.witness.model_dump(exclude_defaults=True),
     )
     try:
         write_durably(enrolment.run_toml, text.encode())
     except OSError as error:
         raise ConfigError(f"{enrolment.run_toml}: cannot be written: {error.strerror}") from None
     return RunConfig.load(enrolment.run_toml)
+
+
+def _keys_of_nodes(enrolment: Enrolment, told: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
+    """By name, and the name of the node that was dialled: a standby may have become the server. Its key is the one
+    that a person gave."""
+    keys = {name: key.encode() for name, key in told["keys"].items() if isinstance(key, str) and is_key(key.encode())}
+    dialled = next((name for name, key in keys.items() if key == enrolment.server.key), SERVER)
+    return keys | {dialled: enrolment.server.key}, dialled
 
 
 def _items(table: object) -> Sequence[tuple[str, Any]]:

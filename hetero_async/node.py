@@ -34,6 +34,7 @@ async def begin_serving(parts: Parts) -> Serving:
         reign = await begin(parts.witness, parts.name, state, parts.lease_seconds, parts.observer)
     else:
         _refuse_if_deposed(parts.name, state, positions)
+        _refuse_if_anothers(parts.name, state)
     return _serving(parts, state, model, reign)
 
 
@@ -44,6 +45,15 @@ def _refuse_if_deposed(name: str, state: State, positions: Mapping[str, Position
                 f"{other} follows or serves in term {position.term}, and this log ends in term {state.term}: "
                 f"start this one as a standby (hetero-async standby --name {name})"
             )
+
+
+def _refuse_if_anothers(name: str, state: State) -> None:
+    """Nobody may be there to say so, and two that went on in one term would part for good."""
+    if state.lsn and state.server != name:
+        raise Deposed(
+            f"{state.server} reigns in term {state.term}, in which this log ends: start this one as a standby; if "
+            f"{state.server} is lost, promote it (hetero-async promote --name {name})"
+        )
 
 
 def _refuse_if_behind(name: str, state: State, positions: Mapping[str, Position | None]) -> None:

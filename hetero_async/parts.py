@@ -10,7 +10,7 @@ from hetero_async.archiving import Archiving
 from hetero_async.core.records import RunSettings
 from hetero_async.core.replication import Durability
 from hetero_async.core.state import State
-from hetero_async.ports import Blocking, KeptLog, Model, Observer, Promises, ServerLink, Store, Witness
+from hetero_async.ports import Blocking, KeptLog, Model, Observer, Peer, Promises, ServerLink, Store, Witness
 from hetero_async.quarantine import Quarantine
 from hetero_async.reigning import Ask
 
@@ -36,9 +36,11 @@ class Parts:
     witness: Witness | None
     ask: Ask
     quarantine: Quarantine
-    told_to_sites: Callable[[], Mapping[str, object]]  # what a SettingsRequest is answered with, JSON-able
+    told: Callable[[Peer], Mapping[str, object]]  # what that peer's SettingsRequest is answered with, JSON-able
     check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
     archiving: Archiving | None = None
+    # A standby's: takes over from the server, by its SettingsReport, who is let in. None: it does not ask.
+    adopt_list: Callable[[bytes], None] | None = None
 
     @property
     def lease_seconds(self) -> float:

@@ -13,15 +13,24 @@ from hetero_async.complaints import NAME, NAME_ALLOWED, SERVER
 from hetero_async.config import RunConfig
 from hetero_async.errors import ConfigError, UserError
 from hetero_async.ports import Peer
-from hetero_async.shell.keys import AllowList, Entry, create_keypair, is_key, load_public, public_of, replace_keypair
+from hetero_async.shell.keys import (
+    AllowList,
+    Entry,
+    create_keypair,
+    is_key,
+    load_public,
+    public_of,
+    replace_keypair,
+    save_public,
+)
 
 LIST_VERB = "hetero-async keys list"
 
 
-def initialize(directory: Path, run_toml: str) -> RunConfig:
+def initialize(directory: Path, run_toml: str, *, for_standbys: bool = True) -> RunConfig:
     """Write run.toml, the keys of server, standbys, operator and every worker, and the list of who is let in.
 
-    Raises ConfigError when there is a run already.
+    `for_standbys`: false leaves their keys to them (`join-standby`). Raises ConfigError when there is a run already.
     """
     path = directory / "run.toml"
     if path.exists():
@@ -31,7 +40,7 @@ def initialize(directory: Path, run_toml: str) -> RunConfig:
     config = RunConfig.load(path)
     config.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
     allowed = AllowList(config.allowed)
-    for node in config.nodes().values():
+    for node in config.nodes().values() if for_standbys else [config.node(SERVER)]:
         allowed.admit(create_keypair(config.keys / node.name), role="standby", site=node.site, worker=node.name)
     allowed.admit(create_keypair(config.keys / "operator"), role="admin", site=config.server.site, worker="operator")
     for site, worker in config.workers():
@@ -46,14 +55,28 @@ def workers_of(site: str, count: int) -> list[str]:
 
 def allow_line(site: str, keys: Sequence[bytes], *more: str) -> str:
     """What lets these workers of a site in. Z85 has letters that a shell would act upon, but no quote."""
-    quoted = [f"'{key.decode()}'" for key in keys]
-    return " ".join(["hetero-async keys allow", *quoted, "--site", site, *more])
+    return " ".join(["hetero-async keys allow", *_quoted(keys), "--site", site, *more])
+
+
+def allow_standby_line(name: str, keys: Sequence[bytes]) -> str:
+    """The same for a standby; a key that it had on another host, or was given by `init`, counts no more then."""
+    return " ".join(["hetero-async keys allow", *_quoted(keys), "--standby", name, "--replace"])
+
+
+def _quoted(keys: Sequence[bytes]) -> list[str]:
+    return [f"'{key.decode()}'" for key in keys]
 
 
 def join_line(config: RunConfig) -> str:
     """What a site's host must say to take part: it holds the address, and the key by which the server is known."""
     key = load_public(config.keys / f"{SERVER}.public").decode()
     return f"hetero-async join-site '{config.server.address}#{key}' --site NAME -- python train.py"
+
+
+def standby_line(config: RunConfig, name: str) -> str:
+    """The same for the host of a standby."""
+    address, key = config.server.address, load_public(config.keys / f"{SERVER}.public").decode()
+    return f"hetero-async join-standby '{address}#{key}' --name {name}"
 
 
 def listed(config: RunConfig) -> list[Peer]:
@@ -79,6 +102,8 @@ def allow(config: RunConfig, keys: Sequence[str], *, site: str, standby: str, re
         return kept
 
     _allowed(config).change(changed)
+    if standby:
+        save_public(config.keys / standby, keys[0].encode())  # by which this host's server knows it when it asks it
     return told
 
 

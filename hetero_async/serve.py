@@ -254,7 +254,7 @@ class Serving:
                 status = json.dumps(self.status()).encode()
                 await self.link.control.send(incoming.peer.key, StatusReport(), status)
             elif isinstance(incoming.message, SettingsRequest):
-                told = json.dumps(self._parts.told_to_sites()).encode()
+                told = json.dumps(self._parts.told(incoming.peer)).encode()
                 await self.link.control.send(incoming.peer.key, SettingsReport(), told)
             elif incoming.peer.role == "standby":
                 await self._hear_standby(incoming)

@@ -36,13 +36,15 @@ from hetero_async.errors import DiskFull, HeteroAsyncError, LogCorrupt, PeerErro
 from hetero_async.feed import Feed
 from hetero_async.formats.shipment import unpack_shipment
 from hetero_async.parts import Parts
-from hetero_async.ports import DialLink, Model
+from hetero_async.ports import DialLink, Incoming, Model
 from hetero_async.replay import apply
 from hetero_async.takeover import Takeover
 from hetero_async.transfers import Pull
 
 TICK_SECONDS = 0.1
 DISK_FULL_RETRY_SECONDS = 1.0
+# How often the server is asked who is let in.
+LIST_SECONDS = 2.0
 # No shipment and no checkpoint is larger: it bounds what a confused server can make a standby allocate.
 OBJECT_BYTES_MAX = 1 << 40
 
@@ -88,6 +90,7 @@ class StandingBy:
                 self._answer,
                 self._hand_out,
                 self._keep_time,
+                self._ask_for_list,
                 self._checkpointer.run,
             ):
                 nursery.start_soon(task)
@@ -134,9 +137,25 @@ class StandingBy:
     async def _receive_control(self) -> None:
         while True:
             incoming = await self._dialling.control.receive()
+            if isinstance(incoming.message, SettingsReport):
+                await self._take_list(incoming)
+                continue
             heard = Heard(now_ms=_now_ms(), server=incoming.peer.worker, term=incoming.term, message=incoming.message)
             await self._tell(heard)
             await self._fetch()
+
+    # --- who is let in ---
+
+    async def _ask_for_list(self) -> None:
+        """When this one serves, its own host's list counts, so it must be the server's by then."""
+        while self._parts.adopt_list is not None:
+            await self._dialling.control.send(self._dialling.server.key, SettingsRequest())
+            await trio.sleep(LIST_SECONDS)
+
+    async def _take_list(self, report: Incoming) -> None:
+        """From nobody but the server of the term that we follow."""
+        if self._parts.adopt_list is not None and report.term == self.machine.term:
+            await self._blocking(self._parts.adopt_list, report.payload)
 
     # --- records ---
 
@@ -258,7 +277,7 @@ class StandingBy:
                     status = json.dumps(self.status()).encode()
                     await self._listening.control.send(incoming.peer.key, StatusReport(), status)
                 case SettingsRequest():
-                    told = json.dumps(self._parts.told_to_sites()).encode()
+                    told = json.dumps(self._parts.told(incoming.peer)).encode()
                     await self._listening.control.send(incoming.peer.key, SettingsReport(), told)
                 case Fence() as fence if incoming.peer.role == "standby":
                     position = self.machine.fence(fence, incoming.peer.worker)

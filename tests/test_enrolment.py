@@ -193,6 +193,16 @@ def test_a_site_s_run_toml_has_the_run_s_settings_and_its_own_site(tmp_path: Pat
     assert load_public(config.keys / "b.public") == OTHER
 
 
+def test_a_site_that_joins_where_a_standby_serves_now_knows_all_nodes_by_their_own_keys(tmp_path: Path) -> None:
+    far = site(tmp_path / "site", key=OTHER, address="tcp://b.example:7710")
+    prepare(far)
+    config = write_run_toml(far, told(tmp_path) | {"keys": {"server": KEY.decode(), "b": OTHER.decode()}})
+    assert (config.node("server").control, config.node("b").control) == ("tcp://10.0.0.1:7710", "tcp://b.example:7710")
+    assert [load_public(config.keys / f"{name}.public") for name in ("server", "b")] == [KEY, OTHER]
+    prepare(far)  # said again, and at the other node
+    prepare(site(tmp_path / "site"))
+
+
 def test_nothing_that_was_received_says_where_files_lie(tmp_path: Path) -> None:
     prepare(site(tmp_path / "site"))
     received = told(tmp_path)

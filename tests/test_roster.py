@@ -69,7 +69,9 @@ def test_the_line_may_be_said_again_with_more_keys(config: RunConfig) -> None:
 
 def test_a_standby_s_key_gets_its_role_and_its_site_from_run_toml(config: RunConfig) -> None:
     allow(config, KEYS[0], standby="b", replace=True)
-    assert members(config) == {KEYS[0]: ("standby", "shanghai", "b")}
+    [b] = [peer for peer in roster.listed(config) if peer.worker == "b"]
+    assert (b.key.decode(), b.role, b.site) == (KEYS[0], "standby", "shanghai")
+    assert load_public(config.keys / "b.public") == b.key, "by which the server knows it when it asks"
 
 
 def test_nobody_takes_a_worker_s_place_unless_the_operator_says_so(config: RunConfig) -> None:

@@ -57,6 +57,7 @@ LAYERS = [
         "looking",
         "roster",
         "enrolment",
+        "standby_enrolment",
         "unarchiving",
     },
     {"sim"},

@@ -181,6 +181,23 @@ class AllowList:
         self.lookup(b"")
         return list(self._peers.values())
 
+    def told(self) -> dict[str, dict[str, str]]:
+        """The entries by key, as `adopt` takes them."""
+        return {
+            peer.key.decode(): {"role": peer.role, "site": peer.site, "worker": peer.worker} for peer in self.peers()
+        }
+
+    def adopt(self, entries: object) -> bool:
+        """Have another list in the place of this one; whether it was another. Raises ConfigError."""
+        if entries == (self.told() if self.path.exists() else None):
+            return False
+        try:
+            adopted = ALLOWED.validate_python(entries)
+        except ValidationError as error:
+            raise ConfigError(f"{self.path}: cannot become what was received: {error.errors()[0]['msg']}") from None
+        self.change(lambda _: adopted)
+        return True
+
     def admit(self, key: bytes, *, role: Role, site: str, worker: str) -> None:
         """Let a key in, from the next message on."""
         entry = Entry(role=role, site=site, worker=worker)

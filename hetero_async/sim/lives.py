@@ -74,7 +74,7 @@ class NodeLife:
             witness=self._witness(),
             ask=self._ask,
             check=lambda _: None,
-            told_to_sites=dict,
+            told=lambda _: {},
             quarantine=Quarantine(observer),
             archiving=self._archiving(blocking, observer),
         )

@@ -71,7 +71,7 @@ def entropy(name: str, delta: torch.Tensor) -> float:
         return chunks * (places + 32 + KEPT * entropy_of(codes)) / numel
     code_bytes = math.ceil(numel / 64) * 64 * bits // 8
     packed, side = raw[-code_bytes:], 8 * (len(raw) - code_bytes) / numel
-    codes = {8: lambda: packed, 4: lambda: nibbles(packed, 0, numel), 2: lambda: crumbs(packed)}[bits]()
+    codes = {8: lambda: packed, 4: lambda: nibbles(packed) & 15, 2: lambda: crumbs(packed)}[bits]()
     return side + entropy_of(codes)
 
 

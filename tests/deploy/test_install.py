@@ -1,4 +1,4 @@
-"""What deploy/ installs: units that systemd takes, scripts without a fault, and a service that outlives its upgrade."""
+"""What deploy/ installs: units that systemd takes, and scripts that do what they say. test_hosts.py starts it all."""
 
 import os
 import re
@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 from e2e.commands import background
-from e2e.harness import free_port, until
-
-from hetero_async.looking import verify_directory
+from e2e.harness import until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 INSTALL = DEPLOY / "install.sh"
-TINY = ROOT / "tests/e2e/tiny.py"
 EXPOSURE_MAX = 3.0
 SECONDS_MAX = 90.0
 PROGRAMS = Path(sys.executable).parent  # of this environment
@@ -44,7 +41,7 @@ def installed(root: Path) -> dict[str, str]:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", ["hetero-async-server@.service", "hetero-async-site@.service"])
+@pytest.mark.parametrize("unit", sorted(path.name for path in (DEPLOY / "systemd").iterdir()))
 def test_systemd_finds_nothing_wrong_with_a_unit_and_little_exposed(tmp_path: Path, unit: str) -> None:
     install("server", "demo", "--root", tmp_path, "--environment", PROGRAMS.parent)
     here = tmp_path / unit
@@ -58,7 +55,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit_and_little_exposed(tmp_path: Pa
     assert float(exposure) <= EXPOSURE_MAX
 
 
-@pytest.mark.parametrize("script", ["install.sh", "node", "slurm/site.sbatch"])
+@pytest.mark.parametrize("script", ["install.sh", "node", "in-run", "slurm/site.sbatch"])
 def test_shellcheck_finds_nothing_wrong_with_a_script(script: str) -> None:
     told = subprocess.run([PROGRAMS / "shellcheck", DEPLOY / script], capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout) == (0, "")
@@ -99,8 +96,8 @@ def test_uninstalling_leaves_the_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ((), "'' is not server, standby, site or uninstall"),
-        (("serve", "demo"), "'serve' is not server, standby, site or uninstall"),
+        ((), "'' is not server, standby, site, witness or uninstall"),
+        (("serve", "demo"), "'serve' is not server, standby, site, witness or uninstall"),
         (("server",), "say which run"),
         (("server", "My Run"), "RUN is 'My Run': it may have a-z, 0-9 and - in it"),
         (("standby", "demo"), "a standby needs --name: a [standbys.NAME] of run.toml"),
@@ -108,6 +105,13 @@ def test_uninstalling_leaves_the_runs(tmp_path: Path) -> None:
         (("site", "demo", "--site", "a"), "a site needs --train 'python train.py'"),
         (("server", "demo", "--nmae", "b"), "unknown option --nmae"),
         (("server", "demo", "--name"), "--name needs a value"),
+        (("server", "demo", "--join", "tcp://a:1#K"), "a server joins nobody; give --join to the others"),
+        (
+            ("site", "demo", "--site", "a", "--train", "t", "--", "--samples", "5"),
+            "only for a server do words for init",
+        ),
+        (("witness", "--members", "a=10.0.0.1"), "a witness needs --member NAME"),
+        (("witness", "--member", "b", "--members", "a=10.0.0.1"), "a witness needs --member NAME and --members"),
         (("server", "demo", "--environment", "/nowhere"), "/nowhere has no bin/hetero-async"),
     ],
 )
@@ -118,60 +122,101 @@ def test_bad_words_are_told_in_one_line(tmp_path: Path, words: tuple[str, ...], 
 # --- what was installed ---
 
 
-@pytest.mark.parametrize(("code", "follows"), [(69, True), (0, False), (65, False)])
-def test_a_server_that_was_deposed_goes_on_as_a_standby(tmp_path: Path, code: int, follows: bool) -> None:
+PROGRAM = """#!/bin/sh
+echo "$@${{WATCHDOG_PID:+, and looks whether it is process $WATCHDOG_PID}}" >>{heard}
+case $1 in serve) exit {serve} ;; standby) [ -e {heard}.again ] || {{ touch {heard}.again; exit {standby}; }} ;; esac
+exit 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "has_served", "serve", "standby", "verbs", "ends"),
+    [
+        ("server", "server", False, 0, 0, ["serve"], 0),
+        ("server", "server", False, 65, 0, ["serve"], 65),
+        ("server", "server", False, 69, 0, ["serve", "standby"], 0),  # deposed: it goes on as a standby
+        ("standby", "b", False, 0, 69, ["standby", "standby"], 7),  # promoted, and deposed again
+        ("standby", "b", True, 0, 0, ["serve"], 0),  # it served when it was stopped, and nobody else does now
+        ("standby", "b", True, 69, 0, ["serve", "standby"], 0),
+    ],
+)
+def test_a_node_serves_when_it_was_the_last_to_serve_and_else_stands_by(
+    tmp_path: Path, role: str, name: str, has_served: bool, serve: int, standby: int, verbs: list[str], ends: int
+) -> None:
     install("server", "demo", "--root", tmp_path, "--environment", PROGRAMS.parent)
-    current, heard = tmp_path / "opt/hetero-async/current", tmp_path / "heard"
+    current, heard, run = tmp_path / "opt/hetero-async/current", tmp_path / "heard", tmp_path / "run"
+    replace_program(current, PROGRAM.format(heard=heard, serve=serve, standby=standby))
+    (run / f"standby-{name}").mkdir(parents=True)
+    if has_served:
+        (run / f"standby-{name}/has-served").touch()
+    environment = {**os.environ, "ROLE": role, "NAME": name, "WATCHDOG_PID": "1"}  # the shell's, says systemd
+    node = [current / "libexec/node"]
+    ended = subprocess.run(node, cwd=run, env=environment, timeout=SECONDS_MAX, check=False)
+    assert heard.read_text().splitlines() == [f"{verb} --run run.toml --name {name}" for verb in verbs]
+    assert ended.returncode == ends
+
+
+def replace_program(current: Path, text: str) -> None:
     program = current.resolve() / "bin/hetero-async"
     program.unlink()
-    program.write_text(f'#!/bin/sh\necho "$@" >>{heard}\n[ "$1" = serve ] && exit {code}\nexit 7\n')
+    program.write_text(text)
     program.chmod(0o755)
-    environment = {**os.environ, "ROLE": "server", "NAME": "b", "HETERO_ASYNC_STATE": "/state"}
-    ended = subprocess.run([current / "libexec/node", "demo"], env=environment, timeout=SECONDS_MAX, check=False)
-    rest = "--run /state/demo/run.toml --name b"
-    assert heard.read_text().splitlines() == [f"serve {rest}", *([f"standby {rest}"] if follows else [])]
-    assert ended.returncode == (7 if follows else code)
 
 
-def test_a_run_goes_on_through_an_upgrade_of_its_server(tmp_path: Path) -> None:
-    state, current = tmp_path / "var/lib/hetero-async", tmp_path / "opt/hetero-async/current"
-    run, hold, other = state / "demo/run.toml", tmp_path / "hold", tmp_path / "newer"
-    words = ("server", "demo", "--root", tmp_path, "--environment")
-    install(*words, PROGRAMS.parent)
-    program = current / "bin/hetero-async"
-    address = f"tcp://127.0.0.1:{free_port()}"
-    init = [
-        program,
-        "init",
-        run.parent,
-        "--name",
-        "demo",
-        "--site",
-        "here=1",
-        "--samples",
-        "1600",
-        "--address",
-        address,
-    ]
-    subprocess.run(init, check=True, capture_output=True, timeout=SECONDS_MAX)
-    server = (tmp_path / "server.output", current / "libexec/node", "demo")
-    told = {"ROLE": "server", "NAME": "server", "HETERO_ASYNC_STATE": state}
-    train = ("--", sys.executable, TINY, "--hold", hold)
-    hold.touch()
-    with background(tmp_path / "site.output", program, "work", "--run", run, "--site", "here", *train) as site:
-        story = lambda: "".join(path.read_text() for path in tmp_path.glob("*.output"))  # noqa: E731
-        with background(*server, **told) as first:
-            until(Path(f"{hold}.reached-here-0").exists, "the worker has begun", SECONDS_MAX, story)
-            before = os.readlink(current)
-            other.symlink_to(PROGRAMS.parent)
-            install(*words, other)
-            assert os.readlink(current) != before
-            os.killpg(first.pid, signal.SIGTERM)
-            first.wait(SECONDS_MAX)
-        with background(*server, **told):
-            hold.unlink()
-            until(lambda: site.poll() is not None, "the site's workers have ended", SECONDS_MAX, story)
-            assert site.returncode == 0, story()
-    verdict = verify_directory(run.parent / "log", lambda _: None)
-    assert verdict.is_ok
-    assert verdict.samples == 1600
+def test_what_an_operator_types_is_done_in_the_run_s_directory(tmp_path: Path) -> None:
+    install("server", "demo", "--root", tmp_path, "--environment", PROGRAMS.parent)
+    state = tmp_path / "var/lib/hetero-async"
+    (state / "demo").mkdir()
+    replace_program(tmp_path / "opt/hetero-async/current", '#!/bin/sh\necho "$PWD" "$@"\n')
+    typed = [tmp_path / "usr/local/bin/hetero-async-in", "demo", "hetero-async", "keys", "allow", "a$b"]
+    told = subprocess.run(
+        typed, env={**os.environ, "HETERO_ASYNC_STATE": str(state)}, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == f"{state}/demo keys allow a$b\n"
+
+
+# --- a site under Slurm, with programs in the place of Slurm's and of the workers ---
+
+WORKERS = """#!/bin/sh
+echo "$@" >{heard}
+trap 'echo told to stop >>{heard}; exit {stopped}' TERM
+touch {heard}.begun
+[ {ends} = never ] || exit {ends}
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "stopped", "is_requeued"),
+    [
+        ("0", 0, False),  # the run is over
+        ("1", 0, True),
+        ("2", 0, False),  # run.toml is wrong
+        ("never", 0, True),  # preempted: the workers have ended well
+        ("never", 1, True),
+    ],
+)
+def test_a_slurm_job_is_queued_again_unless_the_run_is_over(
+    tmp_path: Path, ends: str, stopped: int, is_requeued: bool
+) -> None:
+    heard, programs = tmp_path / "heard", tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("hetero-async", WORKERS.format(heard=heard, ends=ends, stopped=stopped)),
+        ("scontrol", f'#!/bin/sh\necho "$@" >{heard}.scontrol\n'),
+    ):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    job = [DEPLOY / "slurm/site.sbatch", "python", "train.py"]
+    variables = {"PATH": path, "RUN": "/shared/big", "SITE": "cluster", "SLURM_JOB_ID": "7"}
+    with background(tmp_path / "job.output", "bash", *job, **variables) as batch:
+        until(Path(f"{heard}.begun").exists, "the workers have begun", SECONDS_MAX, str)
+        if ends == "never":
+            batch.send_signal(signal.SIGTERM)
+        code = batch.wait(SECONDS_MAX)
+    assert heard.read_text().splitlines()[0] == "work --run /shared/big/run.toml --site cluster -- python train.py"
+    assert ("told to stop" in heard.read_text()) == (ends == "never")
+    assert code == (stopped if ends == "never" else int(ends))
+    requeued = Path(f"{heard}.scontrol")
+    assert (requeued.read_text() if requeued.exists() else "") == ("requeue 7\n" if is_requeued else "")

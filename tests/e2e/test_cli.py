@@ -23,7 +23,8 @@ from hetero_async.core.records import Delta, Joined
 from hetero_async.shell.segments import read_log
 
 VERBS = (
-    "init", "serve", "standby", "promote", "work", "join-site", "keys", "status", "verify", "export", "restore",
+    "init", "serve", "standby", "promote", "work", "join-site", "join-standby", "keys", "status", "verify", "export",
+    "restore",
     "repair", "audit", "replay", "sim", "study",
 )  # fmt: skip
 PROGRAM = [sys.executable, "-m", "hetero_async"]

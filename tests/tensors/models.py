@@ -72,9 +72,11 @@ class Run:
 
     def push(self, delta: torch.Tensor, codec: str = "fp32", buffers: Changes | None = None, samples: int = 1) -> bytes:
         payload = with_buffers(self.replica.schema.buffers, encode_payload(codec, delta), buffers or {})
-        record = replace(DELTA, seq=len(self.entries), codec=codec, ranges=((0, samples),))
-        self._deltas.append(self.append(record, payload).lsn)
+        self.take(replace(DELTA, seq=len(self.entries), codec=codec, ranges=((0, samples),)), payload)
         return payload
+
+    def take(self, record: Delta, payload: bytes) -> None:
+        self._deltas.append(self.append(record, payload).lsn)
 
     def step(self, weights: Sequence[float] | None = None, gain: float = 0.7) -> None:
         """Merge all that is pending, with equal weights unless told otherwise."""

@@ -146,8 +146,9 @@ def test_what_is_not_finite_is_not_hidden(name: str, fault: float) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_vector_that_is_encoded_is_left_alone(name: str) -> None:
-    flat = values(130, seed=3)
+@pytest.mark.parametrize("numel", [64, 128, 130, 4096])
+def test_the_vector_that_is_encoded_is_left_alone(name: str, numel: int) -> None:
+    flat = values(numel, seed=3)
     before = flat.clone()
     CODECS[name].encode(flat)
     assert torch.equal(flat, before)
@@ -171,3 +172,12 @@ def test_an_unknown_codec_is_a_peers_fault_and_the_known_ones_are_named() -> Non
 def test_junk_is_a_peers_fault(name: str, junk: bytes, numel: int) -> None:
     with pytest.raises(PeerError):
         open_payload(name, junk, numel)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_that_a_vector_is_coded_in_pieces_does_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = values(9000, seed=4)
+    raw, back = CODECS[name].encode(flat), there_and_back(name, flat)
+    monkeypatch.setattr("hetero_async.tensors.codecs.codec.PIECE", BLOCK)
+    assert torch.equal(CODECS[name].encode(flat), raw)
+    assert torch.equal(there_and_back(name, flat), back)

@@ -308,7 +308,7 @@ def raw_scales(codec: str, scale: float) -> bytes:
 HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "empty": ("int8", lambda: b""),
     "not zstd": ("int8", lambda: b"\x00" * 400),
-    "shorter": ("int8", lambda: encode_payload("int8", torch.ones(99))),
+    "shorter": ("int8", lambda: encode_payload("int8", torch.ones(64))),
     "longer": ("fp32", lambda: encode_payload("fp32", torch.ones(101))),
     "another codec's": ("int4", lambda: encode_payload("int8", torch.ones(100))),
     "cut off": ("fp32", lambda: encode_payload("fp32", values(100, seed=1))[:-1]),

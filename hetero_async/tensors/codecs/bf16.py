@@ -2,7 +2,7 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import Codec, from_planes, planes
+from hetero_async.tensors.codecs.codec import Codec, from_planes, pieces, planes
 
 WIDTH = 2
 
@@ -17,4 +17,5 @@ class Bf16(Codec):
         return planes(flat.to(torch.bfloat16), WIDTH)
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        out.copy_(from_planes(raw, WIDTH, start, out.numel()).view(torch.bfloat16))
+        for first, piece in pieces(out):
+            piece.copy_(from_planes(raw, WIDTH, start + first, piece.numel()).view(torch.bfloat16))

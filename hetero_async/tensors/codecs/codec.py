@@ -6,12 +6,17 @@ it that starts at a block, so that a merge never needs a whole decoded delta. On
 replayed from the log, where it must come out the same on any CPU and with any number of threads.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 
 # Elements that share a scale (the study behind int4: blocks of 64 lose least at half a bit of overhead).
 BLOCK = 64
+# Elements coded at a time: what is in between stays in a core's cache, or keeps an accelerator busy in little memory.
+PIECE, PIECE_ON_DEVICE = 2048 * BLOCK, 65_536 * BLOCK
+# Words of so many bytes, seen as whole numbers.
+WORDS = {2: torch.int16, 4: torch.int32}
 
 
 class Codec(Protocol):
@@ -37,14 +42,68 @@ class Codec(Protocol):
         ...
 
 
+class BlockCodec(Codec):
+    """Each block by itself. Raw: of every block a head (its scale), then of every block its codes."""
+
+    head_bytes: int
+    code_bytes: int
+
+    def coded(self, blocks: torch.Tensor, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Heads and codes of some blocks (fp32 [blocks, BLOCK]), filled up with zeros behind `numel` elements."""
+        raise NotImplementedError
+
+    def restored(self, heads: torch.Tensor, codes: torch.Tensor, out: torch.Tensor) -> None:
+        """`heads` and `codes` (uint8) of whole blocks; `out`: fp32 [blocks, BLOCK]."""
+        raise NotImplementedError
+
+    def raw_bytes(self, numel: int) -> int:
+        return (self.head_bytes + self.code_bytes) * block_count(numel)
+
+    def encode(self, flat: torch.Tensor) -> torch.Tensor:
+        numel = flat.numel()
+        raw = torch.empty(self.raw_bytes(numel), dtype=torch.uint8, device=flat.device)
+        heads, codes = self._parts(raw, numel)
+        for first, piece in pieces(flat):
+            blocks = padded_blocks(piece)
+            some_heads, some_codes = self.coded(blocks, piece.numel())
+            first, last = first // BLOCK, first // BLOCK + len(blocks)
+            heads[first * self.head_bytes : last * self.head_bytes] = as_bytes(some_heads)
+            codes[first * self.code_bytes : last * self.code_bytes] = as_bytes(some_codes)
+        return raw
+
+    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
+        heads, codes = self._parts(raw, numel)
+        for first, piece in pieces(out):
+            first = (start + first) // BLOCK
+            last = first + block_count(piece.numel())
+            whole = piece if piece.numel() % BLOCK == 0 else torch.empty((last - first) * BLOCK)
+            self.restored(
+                heads[first * self.head_bytes : last * self.head_bytes],
+                codes[first * self.code_bytes : last * self.code_bytes],
+                whole.view(-1, BLOCK),
+            )
+            if whole is not piece:
+                piece.copy_(whole[: piece.numel()])
+
+    def _parts(self, raw: torch.Tensor, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
+        split = self.head_bytes * block_count(numel)
+        return raw[:split], raw[split:]
+
+
+def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """(start, stretch), one after the other."""
+    size = PIECE if flat.device.type == "cpu" else PIECE_ON_DEVICE
+    return ((start, flat[start : start + size]) for start in range(0, flat.numel(), size))
+
+
 def block_count(numel: int) -> int:
     return -(-numel // BLOCK)
 
 
 def padded_blocks(flat: torch.Tensor) -> torch.Tensor:
-    """[blocks, BLOCK], the last one filled up with zeros."""
+    """[blocks, BLOCK], the last one filled up with zeros. The vector's own memory where nothing is to be filled up."""
     missing = block_count(flat.numel()) * BLOCK - flat.numel()
-    return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
+    return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(-1, BLOCK)
 
 
 def absmax(blocks: torch.Tensor, levels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,32 +113,22 @@ def absmax(blocks: torch.Tensor, levels: int = 1) -> tuple[torch.Tensor, torch.T
     return scales, torch.where(scales > 0, scales, 1.0)
 
 
-def quantized(flat: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales [blocks] and whole numbers [blocks, BLOCK] within ±levels: q = round(x / s), s = max|x| / levels."""
-    blocks = padded_blocks(flat)
+def quantized(blocks: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales [blocks] and whole numbers (int8, like `blocks`): q = round(x / s) within ±levels, s = max|x| / levels."""
     scales, divisors = absmax(blocks, levels)
-    return scales, blocks.div(divisors[:, None]).round_().clamp_(-levels, levels)
-
-
-def dequantized(scales: torch.Tensor, numbers: torch.Tensor, out: torch.Tensor) -> None:
-    """x = q · s for whole blocks and a last partial one."""
-    whole = out.numel() // BLOCK
-    torch.mul(
-        numbers[: whole * BLOCK].view(whole, BLOCK), scales[:whole, None], out=out[: whole * BLOCK].view(whole, BLOCK)
-    )
-    if rest := out.numel() - whole * BLOCK:
-        torch.mul(numbers[whole * BLOCK :][:rest], scales[whole], out=out[whole * BLOCK :])
+    return scales, blocks.div(divisors[:, None]).round_().clamp_(-levels, levels).to(torch.int8)
 
 
 def packed_nibbles(codes: torch.Tensor) -> torch.Tensor:
-    """Codes of four bits, two a byte; their number is even."""
-    return codes[0::2] | (codes[1::2] << 4)
+    """Codes of four bits (int8, an even number of them), two a byte, the first one low: uint8."""
+    pairs = as_bytes(codes).view(torch.int16)  # low byte first, on all machines that torch runs on
+    return (pairs >> 4).bitwise_or_(pairs).to(torch.uint8)
 
 
-def nibbles(packed: torch.Tensor, start: int, count: int) -> torch.Tensor:
-    """`count` codes from an even `start` on."""
-    stretch = packed[start // 2 : (start + count + 1) // 2]
-    return torch.stack([stretch & 15, stretch >> 4], dim=1).view(-1)[:count]
+def nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """int8, two of each byte."""
+    pairs = packed.to(torch.int16)
+    return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.int8)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,9 +137,18 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def planes(words: torch.Tensor, width: int) -> torch.Tensor:
     """Byte planes: all lowest bytes first, the highest last. Exponents lie side by side and compress."""
-    return as_bytes(words).view(-1, width).t().contiguous().view(-1)
+    numbers = words.contiguous().view(-1).view(WORDS[width])
+    raw = torch.empty(width, numbers.numel(), dtype=torch.uint8, device=words.device)
+    for start, piece in pieces(numbers):
+        for place in range(width):
+            raw[place, start : start + piece.numel()] = piece >> 8 * place
+    return raw.view(-1)
 
 
 def from_planes(raw: torch.Tensor, width: int, start: int, count: int) -> torch.Tensor:
-    """The bytes of `count` words from word `start` on, in order."""
-    return raw.view(width, -1)[:, start : start + count].t().contiguous().view(-1)
+    """`count` words from word `start` on, as whole numbers."""
+    stretch = raw.view(width, -1)[:, start : start + count]
+    words: torch.Tensor = stretch[0].to(WORDS[width])
+    for place in range(1, width):
+        words.bitwise_or_(stretch[place].to(words.dtype).bitwise_left_shift_(8 * place))
+    return words

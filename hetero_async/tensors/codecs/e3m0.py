@@ -6,45 +6,35 @@ tower above their block (Streaming DiLoCo: Douillard et al. 2025, arXiv 2501.185
 
 import torch
 
-from hetero_async.tensors.codecs.codec import (
-    BLOCK,
-    Codec,
-    absmax,
-    as_bytes,
-    block_count,
-    dequantized,
-    nibbles,
-    packed_nibbles,
-    padded_blocks,
-)
+from hetero_async.tensors.codecs.codec import BLOCK, BlockCodec, absmax, nibbles, packed_nibbles
 
 # Code 0 is zero, code k is 2^(k−7); the sign is bit 3.
-SIZES = (0.0, *(2.0**-power for power in range(6, -1, -1)))
-# Half-way between two powers, as log₂ counts; below the first everything is zero.
-BOUNDS = tuple(2.0 ** (-power - 0.5) for power in range(6, -1, -1))
-SIGN = 8
+LARGEST, SIGN = 7, 8
+# fp32: 23 bits of mantissa, an exponent offset by 127, a sign.
+MANTISSA_BITS, BIAS = 23, 127
+# From here on an element is code 1, from twice as much code 2, and so on: half-way between two powers, as log₂ counts.
+FIRST = 2.0**-6.5
 
 
-class E3m0(Codec):
+class E3m0(BlockCodec):
     name = "e3m0"
+    head_bytes = 4
+    code_bytes = BLOCK // 2
 
-    def raw_bytes(self, numel: int) -> int:
-        return (4 + BLOCK // 2) * block_count(numel)
-
-    def encode(self, flat: torch.Tensor) -> torch.Tensor:
-        blocks = padded_blocks(flat)
+    def coded(self, blocks: torch.Tensor, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
         scales, divisors = absmax(blocks)
-        shares = blocks.abs().div_(divisors[:, None])
-        codes = torch.bucketize(shares, torch.tensor(BOUNDS, device=flat.device), right=True, out_int32=True)
-        signs = (blocks < 0) & (codes > 0)
-        return torch.cat([as_bytes(scales), packed_nibbles((codes + SIGN * signs).to(torch.uint8).view(-1))])
+        # The bits of positive floats are in the floats' order, and twice as much is one more in the exponent.
+        bits = blocks.abs().div_(divisors[:, None]).view(torch.int32)
+        first = torch.tensor(FIRST).view(torch.int32).item()
+        codes = bits.sub_(first).bitwise_right_shift_(MANTISSA_BITS).add_(1).clamp_(0, LARGEST).to(torch.int8)
+        signs = ((blocks < 0) & (codes > 0)).to(torch.int8)
+        return scales, packed_nibbles(codes.add_(signs.mul_(SIGN)))
 
-    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        split = 4 * block_count(numel)
-        values = torch.tensor([*SIZES, *(-size for size in SIZES)])
-        values[SIGN] = 0.0  # a zero has no sign, whoever coded it
-        dequantized(
-            raw[:split].view(torch.float32)[start // BLOCK :],
-            values[nibbles(raw[split:], start, out.numel()).to(torch.int32)],
-            out,
-        )
+    def restored(self, heads: torch.Tensor, codes: torch.Tensor, out: torch.Tensor) -> None:
+        signed = nibbles(codes).to(torch.int32)
+        sizes = signed & LARGEST
+        # A zero has no sign, whoever coded it.
+        is_some = sizes > 0
+        bits = sizes.add_(BIAS - LARGEST).bitwise_left_shift_(MANTISSA_BITS)
+        bits.bitwise_or_(signed.bitwise_and_(SIGN).bitwise_left_shift_(31 - 3)).mul_(is_some)
+        torch.mul(bits.view(torch.float32).view(-1, BLOCK), heads.view(torch.float32)[:, None], out=out)

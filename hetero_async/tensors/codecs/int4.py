@@ -2,32 +2,20 @@
 
 import torch
 
-from hetero_async.tensors.codecs.codec import (
-    BLOCK,
-    Codec,
-    as_bytes,
-    block_count,
-    dequantized,
-    nibbles,
-    packed_nibbles,
-    quantized,
-)
+from hetero_async.tensors.codecs.codec import BLOCK, BlockCodec, nibbles, packed_nibbles, quantized
 
 LEVELS = 7
 OFFSET = 8
 
 
-class Int4(Codec):
+class Int4(BlockCodec):
     name = "int4"
+    head_bytes = 4
+    code_bytes = BLOCK // 2
 
-    def raw_bytes(self, numel: int) -> int:
-        return (4 + BLOCK // 2) * block_count(numel)
+    def coded(self, blocks: torch.Tensor, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scales, numbers = quantized(blocks, LEVELS)
+        return scales, packed_nibbles(numbers.add_(OFFSET))
 
-    def encode(self, flat: torch.Tensor) -> torch.Tensor:
-        scales, numbers = quantized(flat, LEVELS)
-        return torch.cat([as_bytes(scales), packed_nibbles(numbers.add_(OFFSET).to(torch.uint8).view(-1))])
-
-    def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        split = 4 * block_count(numel)
-        scales = raw[:split].view(torch.float32)[start // BLOCK :]
-        dequantized(scales, nibbles(raw[split:], start, out.numel()).to(torch.int8).sub_(OFFSET), out)
+    def restored(self, heads: torch.Tensor, codes: torch.Tensor, out: torch.Tensor) -> None:
+        torch.mul(nibbles(codes).sub_(OFFSET).view(-1, BLOCK), heads.view(torch.float32)[:, None], out=out)

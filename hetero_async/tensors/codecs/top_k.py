@@ -13,6 +13,7 @@ from hetero_async.tensors.codecs.magnitudes import LEVEL_BYTES, LEVELS, crumbs, 
 
 CHUNK, KEPT = 4096, 64
 GAP_BYTES = 2
+CHUNKS_AT_A_TIME = 256
 CUT = 1.0  # those that are kept lie close together
 
 
@@ -24,14 +25,17 @@ class TopK(Codec):
 
     def encode(self, flat: torch.Tensor) -> torch.Tensor:
         chunks = torch.nn.functional.pad(flat, (0, _chunk_count(flat.numel()) * CHUNK - flat.numel())).view(-1, CHUNK)
-        # Stable, for where two are equal any choice would do, and all CPUs must make the same one.
-        kept = chunks.abs().sort(dim=1, descending=True, stable=True).indices[:, :KEPT]
+        kept = (
+            torch.cat([_largest(some) for some in chunks.split(CHUNKS_AT_A_TIME)])
+            if len(chunks)
+            else chunks[:, :KEPT].long()
+        )
         counts = _kept_counts(flat.numel(), 0, len(chunks)).to(flat.device)[:, None]
         is_kept = torch.arange(KEPT, device=flat.device) < counts
         places = torch.where(is_kept, kept, CHUNK).sort(dim=1).values
         values = torch.where(is_kept, chunks.gather(1, places.clamp(max=CHUNK - 1)), 0.0)
         gaps = torch.where(is_kept, places.diff(dim=1, prepend=places.new_full((len(places), 1), -1)) - 1, 0)
-        levels, codes = two_magnitudes(values, counts.float(), CUT)
+        levels, codes = two_magnitudes(values, counts.float()[:, 0], CUT)
         return torch.cat([as_bytes(levels), planes(gaps.to(torch.int16), GAP_BYTES), packed_crumbs(codes)])
 
     def check(self, raw: torch.Tensor, numel: int) -> None:
@@ -58,8 +62,16 @@ class TopK(Codec):
         """int64 [chunks, KEPT], within their chunk; behind the kept ones of a chunk they mean nothing."""
         begin = LEVELS * LEVEL_BYTES * _chunk_count(numel)
         stored = raw[begin:][: GAP_BYTES * KEPT * _chunk_count(numel)]
-        gaps = from_planes(stored, GAP_BYTES, first * KEPT, (stop - first) * KEPT).view(torch.int16)
+        gaps = from_planes(stored, GAP_BYTES, first * KEPT, (stop - first) * KEPT)
         return (gaps.view(-1, KEPT).long() % (1 << 16) + 1).cumsum(dim=1) - 1
+
+
+def _largest(chunks: torch.Tensor) -> torch.Tensor:
+    """int64 [chunks, KEPT]: the places of the largest magnitudes, in any order; of equal ones the first."""
+    # The bits of positive floats are in the floats' order; with its place behind it no two are equal, so that all CPUs
+    # choose the same.
+    sizes = chunks.abs().view(torch.int32).long() * CHUNK
+    return sizes.add_(torch.arange(CHUNK - 1, -1, -1, device=chunks.device)).topk(KEPT, dim=1, sorted=False).indices
 
 
 def _chunk_count(numel: int) -> int:
