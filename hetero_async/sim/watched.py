@@ -39,7 +39,7 @@ class WatchedModel(ServerModel):
         made = b""
         if isinstance(entry.record, Published):
             note, payload = read_object(self.fetch(PUBLISH, entry.record.number) or b"")
-            made = write_object(note, without_buffers(self._specs, payload))
+            made = write_object(note, bytes(without_buffers(self._specs, payload)))
         self._judge.applied(self._node, entry, self.shadow, made)
 
 
