@@ -58,7 +58,7 @@ class Dataset(Protocol):
 
 
 def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
-    """Join the run that this process was started for, and load the run's parameters into the model.
+    """Join the run that this process was started for, and load the run's parameters and buffers into the model.
 
     Returns when the parameters are in place; until then it says every few seconds what it waits for. Raises ConfigError
     when the process was not started by `hetero-async work`, RefusedError with the server's reason (another model,

@@ -9,6 +9,7 @@ import torch
 from hetero_async.core.messages import Push
 from hetero_async.sim.checkers import OUTBOX_MAX, Judge, positions_of
 from hetero_async.sim.story import Publish
+from hetero_async.tensors.buffers import Specs, without_buffers
 from hetero_async.tensors.codecs import WITH_FEEDBACK, decode_payload, encode_payload
 from hetero_async.tensors.feedback import DECAY
 
@@ -35,6 +36,7 @@ class Life:
     """One life of a worker, as the judge saw it."""
 
     def __init__(self, judge: Judge, worker: str) -> None:
+        self.specs: Specs = ()  # of the model's buffers
         self._judge = judge
         self._worker = worker
         self._consumed: list[int] = []  # positions of the steps since the last cut
@@ -74,19 +76,22 @@ class Life:
 
     def encoded(self, codec: str, payload: bytes) -> None:
         trained, delta = self._cuts.popleft()
-        if codec in WITH_FEEDBACK and payload != encode_payload(codec, self._fed(delta)):
+        if codec in WITH_FEEDBACK and without_buffers(self.specs, payload) != encode_payload(codec, self._fed(delta)):
             self._judge.violated("6", f"a delta of {self._worker} goes without what those before it have left out")
         self._order.append(Coded(codec, payload, sorted(trained), delta=delta))
-        error = (decode_payload(codec, payload, delta.numel()) - delta).abs().max().item()
+        error = (self._decoded(codec, payload, delta) - delta).abs().max().item()
         if codec not in WITH_FEEDBACK and not error <= CODEC_ERROR[codec] * delta.abs().max().item():
             self._judge.violated("6", f"a delta of {self._worker} is coded with an error of {error:g}")
+
+    def _decoded(self, codec: str, payload: bytes, like: torch.Tensor) -> torch.Tensor:
+        return decode_payload(codec, without_buffers(self.specs, payload), like.numel())
 
     def _fed(self, delta: torch.Tensor) -> torch.Tensor:
         """What is to be coded: βe + Δ, with e what is left of the deltas of this life that are not refused."""
         residual: torch.Tensor | None = None
         for coded in self._order:
             if coded.delta is not None and coded.seq not in self._refused:
-                left_out = coded.delta - decode_payload(coded.codec, coded.payload, delta.numel())
+                left_out = coded.delta - self._decoded(coded.codec, coded.payload, delta)
                 residual = left_out if residual is None else torch.add(left_out, residual, alpha=DECAY)
         return delta if residual is None else torch.add(delta, residual, alpha=DECAY)
 
@@ -147,7 +152,7 @@ class Life:
                 missing.append(coded.seq)  # it came while this was computed: the target is not for adoption
         expected = seen.shadow.clone()
         for coded in known:
-            expected.sub_(decode_payload(coded.codec, coded.payload, expected.numel()))
+            expected.sub_(self._decoded(coded.codec, coded.payload, expected))
         return expected, -1 if left else len(self._order) - len(missing), missing
 
     def began(self, target: torch.Tensor) -> None:

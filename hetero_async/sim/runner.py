@@ -22,6 +22,8 @@ from hetero_async.sim.world import Outcome, simulate
 
 # A simulated disk belongs in memory: nothing of it is to be kept.
 MEMORY = Path("/dev/shm")
+# In one world of so many the model has buffers, which change what travels and nothing that is learned.
+WITH_BUFFERS_EVERY = 4
 # Seeds that one process is given at a time, and how many such parcels wait for each process.
 PARCEL, PARCELS_AHEAD = 4, 2
 # A failing schedule is not tried in more than so many smaller versions.
@@ -97,10 +99,11 @@ def run_seed(
     plan = draw(seed, kinds)
     if faults is not None:
         plan = plan.only(faults)
+    workload = Regression(plan.dataset_samples, seed, with_buffers=seed % WITH_BUFFERS_EVERY == WITH_BUFFERS_EVERY - 1)
     memory = MEMORY if os.access(MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="hetero-async-", dir=memory) as scratch:
         try:
-            return simulate(plan, Path(scratch) / "world", Regression(plan.dataset_samples, seed), echo)
+            return simulate(plan, Path(scratch) / "world", workload, echo)
         except Exception as error:
             error.add_note(f"the simulator itself broke; see it again with: hetero-async sim --seed {seed}")
             raise

@@ -15,9 +15,10 @@ from hetero_async.shell.outbox import FileOutbox
 from hetero_async.sim.checkers import Judge
 from hetero_async.sim.lifetime import Life
 from hetero_async.sim.trace import Trace
+from hetero_async.tensors.buffers import without_buffers
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.model import ServerModel
-from hetero_async.tensors.replica import Replica
+from hetero_async.tensors.replica import Replica, read_object, write_object
 
 if TYPE_CHECKING:
     from hetero_async.sim.world import World
@@ -35,8 +36,11 @@ class WatchedModel(ServerModel):
 
     def apply(self, entry: Entry) -> None:
         super().apply(entry)
-        made = self.fetch(PUBLISH, entry.record.number) if isinstance(entry.record, Published) else None
-        self._judge.applied(self._node, entry, self.shadow, made or b"")
+        made = b""
+        if isinstance(entry.record, Published):
+            note, payload = read_object(self.fetch(PUBLISH, entry.record.number) or b"")
+            made = write_object(note, bytes(without_buffers(self._specs, payload)))
+        self._judge.applied(self._node, entry, self.shadow, made)
 
 
 class WatchedReplica(Replica):
@@ -45,8 +49,8 @@ class WatchedReplica(Replica):
         super().__init__(model)
         self._life = life
 
-    def reset(self, target: object) -> None:
-        super().reset(target)
+    def reset(self, target: object, buffers: object = ()) -> None:
+        super().reset(target, buffers)
         if self._life is not None:
             assert isinstance(target, torch.Tensor)
             self._life.began_again(target)
@@ -57,9 +61,9 @@ class WatchedReplica(Replica):
         self._life.cut(delta)
         return delta
 
-    def adopt(self, target: object) -> None:
+    def adopt(self, target: object, buffers: object = ()) -> None:
         before = self.progress()
-        super().adopt(target)
+        super().adopt(target, buffers)
         assert isinstance(target, torch.Tensor)
         assert self._life is not None
         self._life.adopted(target, before, self.progress())
@@ -69,9 +73,10 @@ class WatchedFollower(Follower):
     def __init__(self, replica: Replica, life: Life) -> None:
         super().__init__(replica)
         self._life = life
+        life.specs = replica.schema.buffers
 
-    def norm(self, delta: object) -> float:
-        norm = super().norm(delta)
+    def norm(self, delta: object, buffers: object = None) -> float:
+        norm = super().norm(delta, buffers)
         if not math.isfinite(norm):
             self._life.discarded()
         return norm
@@ -80,8 +85,8 @@ class WatchedFollower(Follower):
         super().answered(seq, is_accepted)
         self._life.answered(seq, is_accepted)
 
-    def encode(self, delta: object, codec: str) -> bytes:
-        payload = super().encode(delta, codec)
+    def encode(self, delta: object, codec: str, buffers: object = None) -> bytes:
+        payload = super().encode(delta, codec, buffers)
         self._life.encoded(codec, payload)
         return payload
 

@@ -16,6 +16,7 @@ from hetero_async.errors import ConfigError, LogCorrupt
 from hetero_async.formats import frames
 from hetero_async.formats.segment import (
     FIRST_CHAIN,
+    FORMAT_VERSION,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     Scanner,
@@ -224,9 +225,9 @@ def test_random_bytes_behind_the_records_are_a_torn_tail(junk: bytes) -> None:
 
 def test_another_format_version_is_named() -> None:
     header = bytearray(HEADER.pack())
-    header[8:12] = struct.pack("<I", 5)
+    header[8:12] = struct.pack("<I", FORMAT_VERSION + 1)
     header[-4:] = struct.pack("<I", crc32c(bytes(header[:-4])))
-    with pytest.raises(ConfigError, match="log format 5, this software reads 4"):
+    with pytest.raises(ConfigError, match=f"log format {FORMAT_VERSION + 1}, this software reads {FORMAT_VERSION}"):
         scanner_of(bytes(header))
 
 

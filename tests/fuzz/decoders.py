@@ -27,10 +27,11 @@ from hetero_async.shell.keys import _parse
 from hetero_async.shell.quarantine import load_quarantine
 from hetero_async.shell.refusals import NOTES, load_refusals
 from hetero_async.tables import template
+from hetero_async.tensors.buffers import buffers_in, with_buffers
 from hetero_async.tensors.codecs import CODECS, decode_payload
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import read_object, write_object
-from hetero_async.tensors.schema import Schema
+from hetero_async.tensors.schema import BufferSpec, Schema
 
 # Of a vector that has whole blocks and a partial one.
 NUMEL = 200
@@ -46,7 +47,7 @@ PUSH = frames.encode(
     )
 )  # fmt: skip
 NOTE = PublishNote(number=1, version=1, codec="fp32", merged=(("w", 1),), shadow_hash=bytes(16))
-SCHEMA = b'{"tensors":[["a",[2,3]],["b",[]]],"aliases":[["c","a"]]}'
+SCHEMA = b'{"tensors":[["a",[2,3]],["b",[]]],"aliases":[["c","a"]],"buffers":[["d",[2],"floating"],["e",[],"integer"]]}'
 MANIFEST = snapshot.encode_manifest(
     snapshot.Manifest(
         run="r",
@@ -70,6 +71,11 @@ LEAVING = [Entry(lsn=lsn, term=1, record=Left(worker="w", reason="x"), payload=b
 SHIPMENT = pack_shipment(segment.FIRST_CHAIN, LEAVING)
 RUN_TOML = template(run={"name": "r"}, sites={"a": 1}).encode()
 VECTOR = torch.linspace(-1, 1, NUMEL)
+BUFFERS = (
+    BufferSpec(name="mean", shape=(5,), kind="floating"), BufferSpec(name="count", shape=(), kind="integer"),
+    BufferSpec(name="mask", shape=(2, 2), kind="floating"),
+)  # fmt: skip
+BUFFER_VALUES = {0: VECTOR[:5], 1: torch.tensor([7])}
 
 
 def header(data: bytes) -> None:
@@ -136,6 +142,13 @@ def values_of(codec: str) -> Callable[[bytes], None]:
 def publish(data: bytes) -> None:
     with contextlib.suppress(PeerError):
         read_object(data)
+
+
+def buffers(data: bytes) -> None:
+    with contextlib.suppress(PeerError):
+        changes = buffers_in(BUFFERS, data)
+        assert all(numbers.numel() == BUFFERS[index].numel for index, numbers in changes.items())
+        assert dict(buffers_in(BUFFERS, with_buffers(BUFFERS, b"", changes))).keys() == changes.keys()
 
 
 def parts(data: bytes) -> None:
@@ -238,6 +251,7 @@ DECODERS: dict[str, tuple[Decoder, list[bytes]]] = {
        for _coded in [compress(codec.encode(VECTOR).numpy().tobytes())]},
     **{f"{name}-values": (values_of(name), [codec.encode(VECTOR).numpy().tobytes()]) for name, codec in CODECS.items()},
     "publish": (publish, [write_object(NOTE, b"abc")]),
+    "buffers": (buffers, [with_buffers(BUFFERS, b"coded", BUFFER_VALUES)]),
     "parts": (parts, [b"\x02" + pack_parts(b"a", b"bc")]),
     "shipment": (shipment, [SHIPMENT]),
     "shipped-record": (shipped_record, [b"\x10" + bytes(16) + frames.encode(Left(worker="w", reason="x"))]),

@@ -41,6 +41,13 @@ MUTANTS = (
                 await self._append(ready.records)""",
         first=1,
     ),
+    Mutant(
+        "a publish leaves out what the buffers have become",
+        "tensors/model.py",
+        "changes_between(self._standing.buffers, self.buffers)",
+        "{}",
+        first=3,
+    ),
     Mutant("no fdatasync", "shell/log.py", "self._disk.fdatasync(self._segment)", "pass"),
     Mutant(
         "a failed fdatasync is ignored",
