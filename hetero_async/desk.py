@@ -35,6 +35,7 @@ class Target:
     flat: object  # a flat fp32 tensor; opaque here
     anchor: Anchor
     rounds: int
+    buffers: object = ()  # of the model, as the run has them; opaque here
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Round:
     anchor: Anchor
     steps: int
     ranges: Ranges
+    buffers: object = None  # of the model, those that the round has changed; opaque here
 
 
 class Desk:
@@ -141,10 +143,10 @@ class Desk:
         with self._lock:
             return self._is_dry and self.round_steps > 0 and bool(self._consumed) and not self.is_busy
 
-    def cut(self, delta: object) -> None:
+    def cut(self, delta: object, buffers: object = None) -> None:
         """Hand the round over. The background takes it from here."""
         with self._lock:
-            finished = Round(delta, self.anchor, self.round_steps, self._consumed)
+            finished = Round(delta, self.anchor, self.round_steps, self._consumed, buffers)
             self._consumed, self.round_steps = (), 0
             self.rounds += 1
             self._handed_over[self.rounds] = finished.ranges

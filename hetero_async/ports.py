@@ -258,15 +258,18 @@ class Kept(Protocol):
 
 
 class Replica(Protocol):
-    """The parameters in training, as the loop's side uses them; a delta and a target are opaque to it."""
+    """The parameters in training, as the loop's side uses them; a delta, a target and buffers are opaque to it."""
 
     def cut(self) -> object:
         """A round ends: its delta. The next is measured from here."""
 
-    def adopt(self, target: object) -> None:
+    def cut_buffers(self) -> object:
+        """Called with every `cut`: those of the model's buffers that the round has changed."""
+
+    def adopt(self, target: object, buffers: object) -> None:
         """Stand on the target and keep the round's progress."""
 
-    def reset(self, target: object) -> None:
+    def reset(self, target: object, buffers: object) -> None:
         """Stand on the target with no progress."""
 
 
@@ -281,7 +284,7 @@ class Follower(Protocol):
 
     def initial_upload(self) -> bytes: ...
 
-    def encode(self, delta: object, codec: str) -> bytes: ...
+    def encode(self, delta: object, codec: str, buffers: object) -> bytes: ...
 
     def pushed(self, seq: int) -> None: ...
 
@@ -296,8 +299,8 @@ class Follower(Protocol):
     def restore_feedback(self, content: bytes, accepted: Collection[int], unanswered: Collection[int]) -> None:
         """Go on from that. `accepted`: all ever acknowledged; `unanswered`: what is still offered. Raises PeerError."""
 
-    def norm(self, delta: object) -> float:
-        """L2, as the server will find it: not finite for a delta that holds a NaN, an infinity or far too much."""
+    def norm(self, delta: object, buffers: object) -> float:
+        """L2, as the server will find it: not finite where it will find a NaN, an infinity or far too much."""
 
     def take(self, kind: str, blob: bytes) -> int:
         """Move the shadow by a publish or snapshot object; returns its number. Raises PeerError."""
@@ -307,6 +310,10 @@ class Follower(Protocol):
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
         """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""
+
+    @property
+    def buffers(self) -> object:
+        """The model's buffers as the shadow has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

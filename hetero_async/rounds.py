@@ -20,7 +20,7 @@ class Rounds:
         """Whether the run's parameters have come, and are in the model now."""
         target = self._desk.take_target()
         if target is not None:
-            self._replica.reset(target.flat)
+            self._replica.reset(target.flat, target.buffers)
             self._desk.anchor = target.anchor
         return target is not None
 
@@ -30,7 +30,7 @@ class Rounds:
         if positions is None:
             self.adopt()
         elif not positions and self._desk.can_flush():
-            self._desk.cut(self._replica.cut())
+            self._desk.cut(self._replica.cut(), self._replica.cut_buffers())
         return positions
 
     def end_step(self) -> None:
@@ -38,7 +38,7 @@ class Rounds:
         self._desk.count_step()
         self.adopt()
         if self._desk.is_round_due():
-            self._desk.cut(self._replica.cut())
+            self._desk.cut(self._replica.cut(), self._replica.cut_buffers())
 
     def adopt(self) -> None:
         """Move to where the background says that the parameters should stand, if it says anything new."""
@@ -46,9 +46,9 @@ class Rounds:
         if target is None:
             return
         if self._desk.is_spoilt:
-            self._replica.reset(target.flat)
+            self._replica.reset(target.flat, target.buffers)
             self._desk.begin_again()
             self._forget()
         else:
-            self._replica.adopt(target.flat)
+            self._replica.adopt(target.flat, target.buffers)
         self._desk.anchor = target.anchor

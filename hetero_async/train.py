@@ -232,7 +232,7 @@ class Training:
     # --- rounds ---
 
     async def _encode(self, finished: Round) -> None:
-        norm = await self.blocking(self.follower.norm, finished.delta)
+        norm = await self.blocking(self.follower.norm, finished.delta, finished.buffers)
         if not math.isfinite(norm):
             await self._discard()
             return
@@ -240,7 +240,7 @@ class Training:
         if norm == 0:
             self.observer.event("round moved nothing", reason="its samples count all the same; is the step size zero?")
         codec = self.machine.codec
-        payload = await self.blocking(self.follower.encode, finished.delta, codec)
+        payload = await self.blocking(self.follower.encode, finished.delta, codec, finished.buffers)
         cut = Cut(
             now_ms=_now_ms(),
             anchor=finished.anchor,
@@ -259,17 +259,17 @@ class Training:
         await self._inbox_send.send(None)
 
     async def _discard(self) -> None:
-        """The parameters hold a NaN or an infinity, and would for ever: go on from the run's own.
+        """The parameters or buffers hold a NaN or an infinity, and would for ever: go on from the run's own.
 
         The round is not pushed; the server leases its samples again. Raises UserError when that has not helped.
         """
         self._spoilt_rounds += 1
         if self._spoilt_rounds == SPOILT_ROUNDS_MAX:
             raise UserError(
-                f"the parameters turned NaN or infinite in {SPOILT_ROUNDS_MAX} rounds one after another, "
+                f"parameters or buffers turned NaN or infinite in {SPOILT_ROUNDS_MAX} rounds one after another, "
                 "each begun from the run's own: lower the learning rate, or look for an overflow in the model"
             )
-        self.observer.event("round discarded", reason="a parameter is NaN or infinite; going on from the run's own")
+        self.observer.event("round discarded", reason="a parameter or buffer is NaN or infinite; now the run's own")
         self.desk.spoil()
         self._rounds += 1
         self._is_target_old.set()
@@ -336,7 +336,8 @@ class Training:
                 anchor, rounds = Anchor(self.machine.shadow, self.machine.shadow_term), self._rounds
                 pending = [self._payloads[seq] for seq in self.machine.unmerged]
                 flat = await self.blocking(self.follower.target, pending)
-            self.desk.offer_target(Target(flat, anchor, rounds))
+                buffers = self.follower.buffers
+            self.desk.offer_target(Target(flat, anchor, rounds, buffers))
             if self._is_finishing:
                 self.desk.finish()
 

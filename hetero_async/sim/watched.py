@@ -45,8 +45,8 @@ class WatchedReplica(Replica):
         super().__init__(model)
         self._life = life
 
-    def reset(self, target: object) -> None:
-        super().reset(target)
+    def reset(self, target: object, buffers: object = ()) -> None:
+        super().reset(target, buffers)
         if self._life is not None:
             assert isinstance(target, torch.Tensor)
             self._life.began_again(target)
@@ -57,9 +57,9 @@ class WatchedReplica(Replica):
         self._life.cut(delta)
         return delta
 
-    def adopt(self, target: object) -> None:
+    def adopt(self, target: object, buffers: object = ()) -> None:
         before = self.progress()
-        super().adopt(target)
+        super().adopt(target, buffers)
         assert isinstance(target, torch.Tensor)
         assert self._life is not None
         self._life.adopted(target, before, self.progress())
@@ -70,8 +70,8 @@ class WatchedFollower(Follower):
         super().__init__(replica)
         self._life = life
 
-    def norm(self, delta: object) -> float:
-        norm = super().norm(delta)
+    def norm(self, delta: object, buffers: object = None) -> float:
+        norm = super().norm(delta, buffers)
         if not math.isfinite(norm):
             self._life.discarded()
         return norm
@@ -80,8 +80,8 @@ class WatchedFollower(Follower):
         super().answered(seq, is_accepted)
         self._life.answered(seq, is_accepted)
 
-    def encode(self, delta: object, codec: str) -> bytes:
-        payload = super().encode(delta, codec)
+    def encode(self, delta: object, codec: str, buffers: object = None) -> bytes:
+        payload = super().encode(delta, codec, buffers)
         self._life.encoded(codec, payload)
         return payload
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from hetero_async.core.messages import PUBLISH, SNAPSHOT
 from hetero_async.errors import PeerError
+from hetero_async.tensors.buffers import Changes, Values, first_infinite, with_buffers
 from hetero_async.tensors.codecs import WITH_FEEDBACK, encode_payload
 from hetero_async.tensors.feedback import ErrorFeedback
 from hetero_async.tensors.replica import Replica, Shadow
@@ -20,6 +21,7 @@ class Follower:
         self.schema_hash = replica.schema.hash
         self._replica = replica
         self._numel = replica.schema.numel
+        self._specs = replica.schema.buffers
         self._shadow: Shadow | None = None
         self._feedback = ErrorFeedback()
 
@@ -27,9 +29,10 @@ class Follower:
         """Called before the training loop has begun, so the parameters hold still."""
         return self._replica.initial_upload()
 
-    def encode(self, delta: object, codec: str) -> bytes:
+    def encode(self, delta: object, codec: str, buffers: object = None) -> bytes:
         assert isinstance(delta, torch.Tensor)
-        return self._feedback.encode(delta, codec) if codec in WITH_FEEDBACK else encode_payload(codec, delta)
+        coded = self._feedback.encode(delta, codec) if codec in WITH_FEEDBACK else encode_payload(codec, delta)
+        return with_buffers(self._specs, coded, _changes(buffers))
 
     def pushed(self, seq: int) -> None:
         self._feedback.pushed(seq)
@@ -50,14 +53,16 @@ class Follower:
             raise PeerError(f"it is of another model: this one has {self._numel} parameters")
         self._feedback.load(kept, accepted, unanswered)
 
-    def norm(self, delta: object) -> float:
+    def norm(self, delta: object, buffers: object = None) -> float:
         """The square root of the dot product that the server takes, too."""
         assert isinstance(delta, torch.Tensor)
+        if first_infinite(self._specs, _changes(buffers)):
+            return math.nan
         return math.sqrt(float(torch.dot(delta, delta)))
 
     def take(self, kind: str, blob: bytes) -> int:
         if kind == SNAPSHOT:
-            self._shadow = Shadow.from_snapshot(blob, self._numel)
+            self._shadow = Shadow.from_snapshot(blob, self._numel, self._specs)
         elif kind == PUBLISH and self._shadow is not None:
             self._shadow.advance(blob)
         else:
@@ -71,3 +76,13 @@ class Follower:
     def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
         assert self._shadow is not None
         return self._shadow.target(pending)
+
+    @property
+    def buffers(self) -> Values:
+        assert self._shadow is not None
+        return self._shadow.buffers
+
+
+def _changes(buffers: object) -> Changes:
+    assert buffers is None or isinstance(buffers, dict)
+    return buffers or {}

@@ -1,6 +1,7 @@
-"""The tensors' half of the run's state on the server: parameters θ, the rule's buffers, the shadow θ̂, pending deltas.
+"""The tensors' half of the run's state on the server: parameters θ, the rule's momenta, the shadow θ̂, pending deltas.
 
-Fulfils ports.Model. All vectors are flat fp32 on the CPU, in the schema's order. `apply` is the only thing that changes
+Fulfils ports.Model. All vectors are flat fp32 on the CPU, in the schema's order; the model's own buffers, which a merge
+averages and a publish shows as they are, lie beside them as buffers.py has them. `apply` is the only thing that changes
 them, and only by records, so the same log gives the same bits. A merge is one pass over blocks that fit in a cache.
 """
 
@@ -17,6 +18,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
+from hetero_async.core import ranges
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Stepped
@@ -24,6 +26,21 @@ from hetero_async.errors import LogCorrupt, PeerError, UserError
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
 from hetero_async.tensors import outer
+from hetero_async.tensors.buffers import (
+    Specs,
+    Values,
+    buffers_in,
+    changes_between,
+    first_infinite,
+    initial_values,
+    is_same,
+    numbers_of,
+    payload_bytes_max,
+    put_into,
+    with_buffers,
+    without_buffers,
+)
+from hetero_async.tensors.buffers import merged as buffers_merged
 from hetero_async.tensors.codecs import BLOCK, CODECS, decode_payload, encode_payload, open_payload
 from hetero_async.tensors.replica import hash_of, read_object, write_object
 from hetero_async.tensors.schema import Schema, difference
@@ -38,6 +55,7 @@ SNAPSHOTS_HELD = 2
 NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
+SAMPLES_BYTES = 8
 # A schema may claim any size; so much is the book of chunks that the receiver keeps for it a few megabytes.
 INITIAL_BYTES_MAX = 1 << 40
 
@@ -46,6 +64,7 @@ INITIAL_BYTES_MAX = 1 << 40
 class Pending:
     codec: str
     payload: bytes
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,7 @@ class Standing:
 
     note: PublishNote
     shadow: torch.Tensor
+    buffers: Values
 
 
 class ServerModel:
@@ -62,10 +82,11 @@ class ServerModel:
     def __init__(self) -> None:
         self.schema: Schema | None = None
         self.theta = torch.empty(0)
-        self.buffers: list[torch.Tensor] = []
+        self.momenta: list[torch.Tensor] = []
+        self.buffers: Values = ()
         self._constants = b""
         self._pending: dict[int, Pending] = {}
-        self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0))
+        self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0), ())
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
 
@@ -73,6 +94,10 @@ class ServerModel:
     def shadow(self) -> torch.Tensor:
         """θ̂, what workers hold. Not to be written to."""
         return self._standing.shadow
+
+    @property
+    def _specs(self) -> Specs:
+        return self.schema.buffers if self.schema is not None else ()
 
     # --- the log ---
 
@@ -90,7 +115,7 @@ class ServerModel:
             case Genesis() as genesis:
                 self._begin(genesis, entry.payload)
             case Delta() as delta:
-                self._pending[entry.lsn] = Pending(delta.codec, entry.payload)
+                self._pending[entry.lsn] = Pending(delta.codec, entry.payload, ranges.size(delta.ranges))
             case Stepped() as stepped:
                 self._step(stepped)
             case Published() as published:
@@ -100,20 +125,20 @@ class ServerModel:
         packed_schema, upload = unpack_parts(payload, 2)
         parameters, constants = unpack_parts(upload, 2)
         schema = Schema.from_bytes(bytes(packed_schema))
-        self.theta = decode_payload("fp32", bytes(parameters), schema.numel)
-        if hash_of(self.theta) != genesis.parameters_hash:
+        self.theta, self.buffers = _initial(bytes(packed_schema), parameters, constants)
+        if hash_of(self.theta, self.buffers) != genesis.parameters_hash:
             raise LogCorrupt("the initial parameters are not those that the genesis record names")
         self._constants = bytes(constants)
-        self.buffers = [torch.zeros_like(self.theta) for _ in range(outer.buffers_of(genesis.settings.rule))]
+        self.momenta = [torch.zeros_like(self.theta) for _ in range(outer.buffers_of(genesis.settings.rule))]
         note = replace(NOTHING_PUBLISHED, shadow_hash=genesis.parameters_hash)
-        self._standing = Standing(note, self.theta.clone())
+        self._standing = Standing(note, self.theta.clone(), self.buffers)
         self.schema = schema  # last: from here on there is something to fetch
 
     def _step(self, stepped: Stepped) -> None:
         """One pass: decode a block of every delta, weighted mean, rule. No decoded delta is ever whole."""
         numel = self.theta.numel()
         merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
-        raws = [(CODECS[delta.codec], open_payload(delta.codec, delta.payload, numel)) for delta in merged]
+        raws = [(CODECS[delta.codec], open_payload(delta.codec, self._coded(delta.payload), numel)) for delta in merged]
         g, decoded = torch.empty(PASS_BLOCK), torch.empty(PASS_BLOCK)
         coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
         for start, stop in _blocks(numel):
@@ -121,26 +146,29 @@ class ServerModel:
             for (codec, raw), weight in zip(raws, stepped.weights, strict=True):
                 codec.decode(raw, numel, start, one)
                 mean.add_(one.mul_(weight))
-            buffers = [buffer[start:stop] for buffer in self.buffers]
-            outer.step(self.theta[start:stop], buffers, mean, one, coefficients)
+            momenta = [momentum[start:stop] for momentum in self.momenta]
+            outer.step(self.theta[start:stop], momenta, mean, one, coefficients)
+        given = [(delta.samples, buffers_in(self._specs, delta.payload)) for delta in merged]
+        self.buffers = buffers_merged(self.buffers, given)
 
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
         before = self._standing.shadow
         change = torch.sub(self.theta, before)
-        for m in self.buffers if published.ahead else ():
+        for m in self.momenta if published.ahead else ():
             change.sub_(torch.mul(m, published.ahead))
-        payload = encode_payload(published.codec, change)
-        shadow = decode_payload(published.codec, payload, before.numel()).add_(before)
+        coded = encode_payload(published.codec, change)
+        shadow = decode_payload(published.codec, coded, before.numel()).add_(before)
+        payload = with_buffers(self._specs, coded, changes_between(self._standing.buffers, self.buffers))
         note = PublishNote(
             number=published.number,
             version=published.version,
             codec=published.codec,
             merged=published.merged,
-            shadow_hash=hash_of(shadow),
+            shadow_hash=hash_of(shadow, self.buffers),
         )
         self._publishes = self._held({**self._publishes, note.number: write_object(note, payload)})
-        self._standing = Standing(note, shadow)
+        self._standing = Standing(note, shadow, self.buffers)
 
     def _held(self, publishes: dict[int, bytes]) -> dict[int, bytes]:
         snapshot_bytes = 4 * self.theta.numel()
@@ -150,14 +178,21 @@ class ServerModel:
             del publishes[min(publishes)]
         return publishes
 
+    def _coded(self, payload: bytes) -> bytes:
+        return without_buffers(self._specs, payload)
+
     # --- what workers send and fetch ---
 
     def inspect(self, codec: str, payload: bytes) -> Facts:
         numel = self.theta.numel()
         try:
-            raw = open_payload(codec, payload, numel)
+            raw = open_payload(codec, self._coded(payload), numel)
+            infinite = first_infinite(self._specs, buffers_in(self._specs, payload))
         except PeerError as error:
             return _unreadable(error)
+        if infinite:
+            reason = f"not finite: buffer {infinite} holds a NaN or an infinity"
+            return Facts(refusal=NotAdmitted(reason, Cause.INFINITE))
         facts = _facts(lambda start, out: CODECS[codec].decode(raw, numel, start, out), numel)
         theta = self.theta  # an outer step may be writing to it: either side of that step will do for a scale
         parameters_norm = math.sqrt(float(torch.dot(theta, theta)))
@@ -166,21 +201,18 @@ class ServerModel:
     def inspect_initial(self, schema: bytes, upload: bytes) -> Facts:
         try:
             parameters, constants = unpack_parts(upload, 2)
-            flat = decode_payload("fp32", bytes(parameters), Schema.from_bytes(schema).numel)
-            _constants(bytes(constants))
+            flat, _ = _initial(schema, parameters, constants)
         except PeerError as error:
             return _unreadable(error)
         return _facts(lambda start, out: out.copy_(flat[start : start + out.numel()]), flat.numel())
 
     def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
-        parameters, _ = unpack_parts(upload, 2)
-        flat = decode_payload("fp32", bytes(parameters), Schema.from_bytes(schema).numel)
-        return pack_parts(schema, upload), hash_of(flat)
+        return pack_parts(schema, upload), hash_of(*_initial(schema, *unpack_parts(upload, 2)))
 
     def payload_limit(self, schema: bytes) -> int:
         """Initial parameters come with the model's constants, which may be as large again."""
         if self.schema is not None:
-            return 5 * self.schema.numel + PAYLOAD_SLACK_BYTES
+            return 5 * self.schema.numel + payload_bytes_max(self.schema.buffers) + PAYLOAD_SLACK_BYTES
         try:
             return min(16 * Schema.from_bytes(schema).numel + (1 << 30), INITIAL_BYTES_MAX)
         except PeerError:
@@ -201,7 +233,9 @@ class ServerModel:
         standing = self._standing
         if number == standing.note.number and number not in self._snapshots:
             note = replace(standing.note, codec="fp32")
-            made = {**self._snapshots, number: write_object(note, encode_payload("fp32", standing.shadow))}
+            coded = encode_payload("fp32", standing.shadow)
+            payload = with_buffers(self._specs, coded, dict(enumerate(standing.buffers)))
+            made = {**self._snapshots, number: write_object(note, payload)}
             self._snapshots = dict(sorted(made.items())[-SNAPSHOTS_HELD:])
         return self._snapshots.get(number)
 
@@ -216,7 +250,7 @@ class ServerModel:
 
     def model_hash(self) -> bytes:
         whole = xxhash.xxh3_128()
-        for vector in (self.theta, *self.buffers, self._standing.shadow):
+        for vector in (self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers):
             whole.update(vector.numpy().data)
         return whole.digest()
 
@@ -229,11 +263,15 @@ class ServerModel:
             "constants": _bytes_array(self._constants),
             "publish": _bytes_array(write_object(self._standing.note, b"")),
         }
-        arrays |= {f"buffer/{number}": buffer.numpy().copy() for number, buffer in enumerate(self.buffers)}
+        arrays |= {f"momentum/{number}": momentum.numpy().copy() for number, momentum in enumerate(self.momenta)}
         arrays |= {
-            f"pending/{lsn}": _bytes_array(pack_parts(delta.codec.encode(), delta.payload))
+            f"pending/{lsn}": _bytes_array(
+                pack_parts(delta.codec.encode(), delta.payload, delta.samples.to_bytes(SAMPLES_BYTES, "little"))
+            )
             for lsn, delta in self._pending.items()
         }
+        for name, values in (("buffers", self.buffers), ("shadow_buffers", self._standing.buffers)):
+            arrays[name] = _bytes_array(with_buffers(self._specs, b"", dict(enumerate(values))))
         return ModelSnapshot(arrays=arrays, model_hash=self.model_hash())
 
     def load(self, snapshot: ModelSnapshot) -> None:
@@ -250,20 +288,27 @@ class ServerModel:
         self.theta = _vector(arrays["parameters"])
         self._constants = arrays["constants"].tobytes()
         note, _ = read_object(arrays["publish"].tobytes())
-        self._standing = Standing(note, _vector(arrays["shadow"]))
-        kept = sum(name.startswith("buffer/") for name in arrays)
-        self.buffers = [_vector(arrays[f"buffer/{number}"]) for number in range(kept)]
+        self.buffers, shadow_buffers = (
+            tuple(buffers_in(self._specs, arrays[name].tobytes()).values()) for name in ("buffers", "shadow_buffers")
+        )
+        self._standing = Standing(note, _vector(arrays["shadow"]), shadow_buffers)
+        kept = sum(name.startswith("momentum/") for name in arrays)
+        self.momenta = [_vector(arrays[f"momentum/{number}"]) for number in range(kept)]
         self._pending = dict(_pending(arrays))
         self._publishes, self._snapshots = {}, {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model under its own names: trained parameters in fp32, all else as the first worker had it."""
+        """The whole model under its own names: trained parameters in fp32; buffers as they have become, in the dtypes
+        that the first worker had them in; all else as that one had it."""
         assert self.schema is not None, "no run has begun"
         tensors = _constants(self._constants)
         start = 0
         for tensor in self.schema.tensors:
             tensors[tensor.name] = self.theta[start : start + tensor.numel].view(tensor.shape).clone()
             start += tensor.numel
+        for spec, numbers in zip(self.schema.buffers, self.buffers, strict=True):
+            if not is_same(numbers_of(tensors[spec.name]), numbers):
+                put_into(tensors[spec.name], numbers)
         for alias, first in self.schema.aliases:
             tensors[alias] = tensors[first].clone()
         return tensors
@@ -303,6 +348,13 @@ def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
     return Facts(norm=math.sqrt(total))
 
 
+def _initial(schema: bytes, parameters: memoryview, constants: memoryview) -> tuple[torch.Tensor, Values]:
+    """What a run begins with: parameters and buffers. Raises PeerError."""
+    found = Schema.from_bytes(schema)
+    flat = decode_payload("fp32", bytes(parameters), found.numel)
+    return flat, initial_values(found.buffers, _constants(bytes(constants)))
+
+
 def _constants(packed: bytes) -> dict[str, torch.Tensor]:
     """What of the model is not trained. Raises PeerError, for a dtype that this torch does not know as well."""
     try:
@@ -321,5 +373,5 @@ def _vector(array: numpy.ndarray) -> torch.Tensor:
 
 def _pending(arrays: Mapping[str, numpy.ndarray]) -> Iterator[tuple[int, Pending]]:
     for lsn in sorted(int(name.removeprefix("pending/")) for name in arrays if name.startswith("pending/")):
-        codec, payload = unpack_parts(arrays[f"pending/{lsn}"].tobytes(), 2)
-        yield lsn, Pending(bytes(codec).decode(), bytes(payload))
+        codec, payload, samples = unpack_parts(arrays[f"pending/{lsn}"].tobytes(), 3)
+        yield lsn, Pending(bytes(codec).decode(), bytes(payload), int.from_bytes(samples, "little"))

@@ -1,7 +1,7 @@
 """The worker's tensors: the replica in training on its device, and the shadow that follows the server on the CPU.
 
 Replica belongs to the user's thread, Shadow to the background. What passes between them is a delta on the way out and
-a target on the way in, both flat fp32 vectors in the schema's order.
+a target on the way in, both flat fp32 vectors in the schema's order, and with each the model's buffers (buffers.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,15 @@ from hetero_async.core.messages import PublishNote
 from hetero_async.errors import PeerError, SchemaError
 from hetero_async.formats import frames
 from hetero_async.formats.parts import pack_parts, unpack_parts
+from hetero_async.tensors.buffers import (
+    Changes,
+    LocalBuffers,
+    Specs,
+    Values,
+    buffers_in,
+    changed,
+    without_buffers,
+)
 from hetero_async.tensors.codecs import decode_payload, encode_payload
 from hetero_async.tensors.schema import schema_of
 
@@ -33,6 +42,7 @@ class Replica:
         self.dtype = self._parameters[0].dtype
         self._model = model
         self._base = torch.empty(self.schema.numel, device=self.device)
+        self._buffers = LocalBuffers(model, self.schema.buffers)
         self.reset(self._flat().cpu())
 
     def initial_upload(self) -> bytes:
@@ -54,13 +64,19 @@ class Replica:
             base.copy_(local)
         return delta
 
+    def cut_buffers(self) -> Changes:
+        return self._buffers.cut()
+
     @torch.no_grad()
-    def adopt(self, target: object) -> None:
+    def adopt(self, target: object, buffers: object = ()) -> None:
         """Stand on `target` and keep the round's progress: local := target − (base − local), base := target.
+
+        `buffers`: the run's, for which buffers.py has a rule of its own.
 
         Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them:
         rounding is not progress and must not be pushed as if it were.
         """
+        self._buffers.adopt(_values(buffers))
         for new, base, local in self._pieces(self._here(target)):
             progress = base - local.float()
             local.copy_(new - progress)
@@ -70,8 +86,9 @@ class Replica:
                 torch.add(local.float(), progress, out=base)
 
     @torch.no_grad()
-    def reset(self, target: object) -> None:
-        """Stand on `target` with no progress."""
+    def reset(self, target: object, buffers: object = ()) -> None:
+        """Stand on `target` with no progress, and with the run's buffers."""
+        self._buffers.reset(_values(buffers))
         for new, base, local in self._pieces(self._here(target)):
             local.copy_(new)
             base.copy_(local)
@@ -96,43 +113,58 @@ class Replica:
             start = stop
 
 
+def _values(buffers: object) -> Values:
+    assert isinstance(buffers, tuple)
+    return buffers
+
+
 class Shadow:
     """The worker's copy of the server's shadow, moved by publishes, checked by hash each time."""
 
-    def __init__(self, note: PublishNote, flat: torch.Tensor) -> None:
-        """Raises PeerError when the vector is not the one that the note was written for."""
-        self._stand_on(note, flat)
+    def __init__(self, note: PublishNote, flat: torch.Tensor, specs: Specs = (), buffers: Values = ()) -> None:
+        """Raises PeerError when the vectors are not those that the note was written for."""
+        self._specs = specs
+        self._stand_on(note, flat, buffers)
 
     @classmethod
-    def from_snapshot(cls, blob: bytes, numel: int) -> "Shadow":
+    def from_snapshot(cls, blob: bytes, numel: int, specs: Specs = ()) -> "Shadow":
         """Raises PeerError for a damaged snapshot, or one of another size."""
         note, payload = read_object(blob)
-        return cls(note, decode_payload(note.codec, payload, numel))
+        buffers = buffers_in(specs, payload)
+        if len(buffers) < len(specs):
+            raise PeerError(f"a snapshot has {len(buffers)} of the model's {len(specs)} buffers")
+        flat = decode_payload(note.codec, without_buffers(specs, payload), numel)
+        return cls(note, flat, specs, tuple(buffers.values()))
 
     def advance(self, blob: bytes) -> None:
         """Apply the next publish. Raises PeerError, and stays as it was, when the outcome is not the server's."""
         note, payload = read_object(blob)
         if note.number != self.number + 1:
             raise PeerError(f"publish {note.number} does not follow publish {self.number}")
-        self._stand_on(note, decode_payload(note.codec, payload, self.flat.numel()).add_(self.flat))
+        buffers = changed(self.buffers, buffers_in(self._specs, payload))
+        coded = without_buffers(self._specs, payload)
+        self._stand_on(note, decode_payload(note.codec, coded, self.flat.numel()).add_(self.flat), buffers)
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
         """Shadow − Σ decoded deltas, in their order; a fresh tensor."""
         target = self.flat.clone()
         for codec, payload in pending:
-            target.sub_(decode_payload(codec, payload, target.numel()))
+            target.sub_(decode_payload(codec, without_buffers(self._specs, payload), target.numel()))
         return target
 
-    def _stand_on(self, note: PublishNote, flat: torch.Tensor) -> None:
-        if hash_of(flat) != note.shadow_hash:
+    def _stand_on(self, note: PublishNote, flat: torch.Tensor, buffers: Values) -> None:
+        if hash_of(flat, buffers) != note.shadow_hash:
             raise PeerError(f"after publish {note.number} the parameters are not the server's")
-        self.flat = flat
+        self.flat, self.buffers = flat, buffers
         self.number, self.version, self.merged = note.number, note.version, dict(note.merged)
 
 
-def hash_of(flat: torch.Tensor) -> bytes:
-    """xxh3_128 of a CPU vector's bytes."""
-    return xxhash.xxh3_128_digest(flat.numpy().data)
+def hash_of(flat: torch.Tensor, buffers: Values = ()) -> bytes:
+    """xxh3_128 of CPU vectors' bytes."""
+    whole = xxhash.xxh3_128(flat.numpy().data)
+    for buffer in buffers:
+        whole.update(buffer.numpy().data)
+    return whole.digest()
 
 
 def write_object(note: PublishNote, payload: bytes) -> bytes:

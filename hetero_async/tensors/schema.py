@@ -1,4 +1,4 @@
-"""What a model looks like to the run: its distinct trainable tensors in order, and which names share them.
+"""What a model looks like to the run: its distinct trainable tensors and buffers in order, and which names share them.
 
 Every worker makes it of its own model; the server compares. Knows names and shapes, no values.
 """
@@ -13,6 +13,10 @@ import xxhash
 from hetero_async.errors import PeerError, SchemaError
 
 SCHEMA_BYTES_MAX = 1024 * 1024
+FLOATING, INTEGER = KINDS = ("floating", "integer")
+INTEGERS = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +32,38 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BufferSpec:
+    """A buffer that belongs into the model's state_dict. A complex one's shape ends in a 2; truth values are integers.
+
+    Sites may have it in different dtypes of its kind.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str  # one of KINDS
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        return self.kind == FLOATING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
     tensors: tuple[TensorSpec, ...]
-    aliases: tuple[tuple[str, str], ...]  # a tied parameter's other name → its first
+    aliases: tuple[tuple[str, str], ...]  # a tied parameter's, or buffer's, other name → its first
+    buffers: tuple[BufferSpec, ...] = ()
 
     @property
     def numel(self) -> int:
         return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def parts(self) -> tuple[TensorSpec | BufferSpec, ...]:
+        return (*self.tensors, *self.buffers)
 
     @property
     def hash(self) -> bytes:
@@ -42,7 +71,10 @@ class Schema:
 
     def to_bytes(self) -> bytes:
         tensors = [[tensor.name, list(tensor.shape)] for tensor in self.tensors]
-        return json.dumps({"tensors": tensors, "aliases": self.aliases}, separators=(",", ":")).encode()
+        content: dict[str, object] = {"tensors": tensors, "aliases": self.aliases}
+        if self.buffers:
+            content["buffers"] = [[buffer.name, list(buffer.shape), buffer.kind] for buffer in self.buffers]
+        return json.dumps(content, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Schema":
@@ -53,17 +85,18 @@ class Schema:
             content = json.loads(data)
             tensors = tuple(_spec(name, shape) for name, shape in content["tensors"])
             aliases = tuple((_text(alias), _text(first)) for alias, first in content["aliases"])
+            buffers = tuple(_buffer(name, shape, kind) for name, shape, kind in content.get("buffers", ()))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PeerError(f"not a schema: {error}") from None
-        schema = cls(tensors=tensors, aliases=aliases)
+        schema = cls(tensors=tensors, aliases=aliases, buffers=buffers)
         if schema.to_bytes() != data:
             raise PeerError("not a schema: it is not written in its one form")
         schema._check_names()
         return schema
 
     def _check_names(self) -> None:
-        firsts = {tensor.name for tensor in self.tensors}
-        names = [*(tensor.name for tensor in self.tensors), *(alias for alias, _ in self.aliases)]
+        firsts = [part.name for part in self.parts]
+        names = [*firsts, *(alias for alias, _ in self.aliases)]
         if len(set(names)) < len(names):
             raise PeerError("not a schema: it names a tensor twice")
         if not all(first in firsts for _, first in self.aliases):
@@ -76,6 +109,12 @@ def _spec(name: object, shape: object) -> TensorSpec:
     return TensorSpec(name=_text(name), shape=tuple(shape))
 
 
+def _buffer(name: object, shape: object, kind: object) -> BufferSpec:
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r:.60} is no kind of buffer")
+    return BufferSpec(name=_text(name), shape=_spec(name, shape).shape, kind=str(kind))
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.60} is not a name")
@@ -84,7 +123,8 @@ def _text(value: object) -> str:
 
 
 def schema_of(model: torch.nn.Module) -> Schema:
-    """Raises SchemaError for a trainable parameter that is not floating, and for a model without any."""
+    """Raises SchemaError for a trainable parameter that is not floating, for a model without any, and for a buffer that
+    holds no numbers which could be averaged or compared."""
     first_names: dict[int, str] = {}
     tensors: list[TensorSpec] = []
     aliases: list[tuple[str, str]] = []
@@ -102,29 +142,63 @@ def schema_of(model: torch.nn.Module) -> Schema:
         tensors.append(TensorSpec(name=name, shape=tuple(parameter.shape)))
     if not tensors:
         raise SchemaError("the model has no parameter that requires a gradient")
-    return Schema(tensors=tuple(tensors), aliases=tuple(aliases))
+    buffers = _buffers_of(model, aliases)
+    return Schema(tensors=tuple(tensors), aliases=tuple(aliases), buffers=buffers)
+
+
+def _buffers_of(model: torch.nn.Module, aliases: list[tuple[str, str]]) -> tuple[BufferSpec, ...]:
+    """Those that are kept with the model; names that share one are put to the aliases."""
+    kept = model.state_dict(keep_vars=True).keys()
+    first_names: dict[int, str] = {}
+    buffers: list[BufferSpec] = []
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in kept:
+            continue
+        if id(buffer) in first_names:
+            aliases.append((name, first_names[id(buffer)]))
+            continue
+        first_names[id(buffer)] = name
+        buffers.append(_buffer_spec(name, buffer))
+    return tuple(buffers)
+
+
+def _buffer_spec(name: str, buffer: torch.Tensor) -> BufferSpec:
+    if torch.nn.parameter.is_lazy(buffer):
+        raise SchemaError(f"{name} has no shape yet: run one batch through the model before joining")
+    is_complex, is_floating = buffer.dtype == torch.complex64, buffer.is_floating_point()
+    if buffer.layout != torch.strided or not (is_complex or is_floating or buffer.dtype in INTEGERS):
+        raise SchemaError(
+            f"buffer {name} is {buffer.dtype}, {buffer.layout}: only dense buffers of floating, complex64, bool and "
+            "integer dtypes up to int64 can be shared; register it with persistent=False, and every site keeps its own"
+        )
+    kind = FLOATING if is_complex or is_floating else INTEGER
+    return BufferSpec(name=name, shape=(*buffer.shape, 2) if is_complex else tuple(buffer.shape), kind=kind)
 
 
 def difference(expected: Schema, found: Schema) -> str:
     """One line that names the first tensor that differs, "" when none does."""
-    wanted = {tensor.name: tensor.shape for tensor in expected.tensors}
-    has = {tensor.name: tensor.shape for tensor in found.tensors}
+    wanted, has = _described(expected), _described(found)
     for name, shape in wanted.items():
         if name not in has:
-            return f"the model differs from the run's: tensor {name} {list(shape)} is expected and is missing"
+            return f"the model differs from the run's: {name} {shape} is expected and is missing"
         if has[name] != shape:
-            return f"the model differs from the run's: tensor {name}: expected {list(shape)}, found {list(has[name])}"
+            return f"the model differs from the run's: {name}: expected {shape}, found {has[name]}"
     for name, shape in has.items():
         if name not in wanted:
-            return f"the model differs from the run's: tensor {name} {list(shape)} is not expected"
+            return f"the model differs from the run's: {name} {shape} is not expected"
     if expected != found:
         return f"the model differs from the run's: {_other_order_or_tie(expected, found)}"
     return ""
 
 
+def _described(schema: Schema) -> dict[str, str]:
+    tensors = {f"tensor {tensor.name}": f"{list(tensor.shape)}" for tensor in schema.tensors}
+    return tensors | {f"buffer {buffer.name}": f"{list(buffer.shape)} {buffer.kind}" for buffer in schema.buffers}
+
+
 def _other_order_or_tie(expected: Schema, found: Schema) -> str:
-    for wanted, has in zip(expected.tensors, found.tensors, strict=True):
-        if wanted != has:
+    for wanted, has in zip(expected.parts, found.parts, strict=True):
+        if wanted.name != has.name:
             return f"its tensors have another order: expected {wanted.name}, found {has.name} in its place"
     wanted_ties, ties = dict(expected.aliases), dict(found.aliases)
     for name in [*wanted_ties, *ties]:

@@ -63,7 +63,7 @@ def test_42_a_bit_that_flips_in_memory_is_found_at_the_next_start(tmp_path: Path
         if part == "state":
             world.state.members["w0"].samples ^= 1 << 4
         else:
-            vector = model.theta if part == "parameters" else model.buffers[0]
+            vector = model.theta if part == "parameters" else model.momenta[0]
             vector.view(torch.int32)[5] ^= 1 << 20
         flipped_at.append(world.state.lsn)
         await train_and_stop(world, 5)

@@ -8,6 +8,7 @@ import torch
 from hetero_async.core.outer import RULES
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Record, RunSettings, Stepped
 from hetero_async.core.state import State
+from hetero_async.tensors.buffers import Changes, with_buffers
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica
@@ -69,9 +70,9 @@ class Run:
         self.server.apply(entry)
         return entry
 
-    def push(self, delta: torch.Tensor, codec: str = "fp32") -> bytes:
-        payload = encode_payload(codec, delta)
-        self.take(replace(DELTA, seq=len(self.entries), codec=codec), payload)
+    def push(self, delta: torch.Tensor, codec: str = "fp32", buffers: Changes | None = None, samples: int = 1) -> bytes:
+        payload = with_buffers(self.replica.schema.buffers, encode_payload(codec, delta), buffers or {})
+        self.take(replace(DELTA, seq=len(self.entries), codec=codec, ranges=((0, samples),)), payload)
         return payload
 
     def take(self, record: Delta, payload: bytes) -> None:

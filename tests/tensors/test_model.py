@@ -75,7 +75,7 @@ def test_a_publish_can_anticipate_the_momentum_and_the_next_one_need_not() -> No
     run = Run(Flat(300))
     run.push(values(300, seed=1))
     run.step()
-    (m,) = run.server.buffers
+    (m,) = run.server.momenta
     for ahead in (0.5, 0.0):
         run.publish(ahead=ahead)
         torch.testing.assert_close(run.server.shadow, run.server.theta - ahead * m, rtol=0, atol=1e-7)
@@ -146,7 +146,7 @@ def test_a_snapshot_is_a_copy() -> None:
     assert again.model_hash() == snapshot.model_hash
 
 
-@pytest.mark.parametrize("name", ["parameters", "shadow", "buffer/0"])
+@pytest.mark.parametrize("name", ["parameters", "shadow", "momentum/0"])
 def test_a_snapshot_that_was_changed_is_not_loaded(name: str) -> None:
     snapshot = eventful(1000, "nesterov").server.snapshot()
     arrays = {key: numpy.array(value) for key, value in snapshot.arrays.items()}

@@ -92,7 +92,7 @@ def test_without_nobody_it_is_the_run(merge: str, rule: str) -> None:
     assert (rebuilt.deltas, rebuilt.samples, rebuilt.steps_changed, rebuilt.steps_skipped) == (0, 0, 0, 0)
     assert all(
         (left.numpy() == right.numpy()).all()
-        for left, right in zip(rebuilt.model.buffers, run.model.buffers, strict=True)
+        for left, right in zip(rebuilt.model.momenta, run.model.momenta, strict=True)
     )
 
 
