@@ -75,6 +75,8 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(work: Callable[[], object], yardstick: Callable[[], object], turns: int = TURNS) -> list[tuple[float, float]]:
+def in_turns(
+    work: Callable[[], object], yardstick: Callable[[], object], turns: int = TURNS
+) -> list[tuple[float, float]]:
     """Seconds of both, after a turn that does not count."""
     return [(seconds(work), seconds(yardstick)) for _ in range(turns + 1)][1:]
