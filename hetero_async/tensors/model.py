@@ -6,9 +6,10 @@ them, and only by records, so the same log gives the same bits. A merge is one p
 """
 
 import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Stepped
 from hetero_async.errors import LogCorrupt, PeerError, UserError
+from hetero_async.formats.compression import compress
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
-from hetero_async.tensors import outer
+from hetero_async.tensors import outer, passes
 from hetero_async.tensors.buffers import (
     Specs,
     Values,
@@ -41,12 +43,11 @@ from hetero_async.tensors.buffers import (
     without_buffers,
 )
 from hetero_async.tensors.buffers import merged as buffers_merged
-from hetero_async.tensors.codecs import BLOCK, CODECS, decode_payload, encode_payload, open_payload
+from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload, open_payload
+from hetero_async.tensors.passes import Crew
 from hetero_async.tensors.replica import hash_of, read_object, write_object
 from hetero_async.tensors.schema import Schema, difference
 
-# Elements per block of a pass: 256 KiB of fp32, so that a block of every vector involved stays in a core's cache.
-PASS_BLOCK = 1024 * BLOCK
 # Publishes are held for workers that fall behind: at least the newest two, so that whoever is at work on the last one
 # still gets it, at most so many, and no more of them than a snapshot has bytes.
 PUBLISHES_HELD_MIN = 2
@@ -88,6 +89,8 @@ class ServerModel:
         self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0), ())
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
+        self._norm = 0.0  # of θ
+        self._crew = Crew()
 
     @property
     def shadow(self) -> torch.Tensor:
@@ -129,38 +132,30 @@ class ServerModel:
             raise LogCorrupt("the initial parameters are not those that the genesis record names")
         self._constants = bytes(constants)
         self.momenta = [torch.zeros_like(self.theta) for _ in range(outer.buffers_of(genesis.settings.rule))]
+        self._norm = passes.norm(self._crew, _reading(self.theta), schema.numel)
         note = replace(NOTHING_PUBLISHED, shadow_hash=genesis.parameters_hash)
         self._standing = Standing(note, self.theta.clone(), self.buffers)
         self.schema = schema  # last: from here on there is something to fetch
 
     def _step(self, stepped: Stepped) -> None:
-        """One pass: decode a block of every delta, weighted mean, rule. No decoded delta is ever whole."""
         numel = self.theta.numel()
         merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
-        raws = [
-            (CODECS[delta.codec], open_payload(delta.codec, without_buffers(self._specs, delta.payload), numel))
-            for delta in merged
-        ]
-        g, decoded = torch.empty(PASS_BLOCK), torch.empty(PASS_BLOCK)
+
+        def opened(delta: Pending) -> torch.Tensor:
+            return open_payload(delta.codec, without_buffers(self._specs, delta.payload), numel)
+
+        codecs, raws = [CODECS[delta.codec] for delta in merged], self._crew.each(opened, merged)
+        deltas = list(zip(codecs, raws, stepped.weights, strict=True))
         coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
-        for start, stop in _blocks(numel):
-            mean, one = g[: stop - start].zero_(), decoded[: stop - start]
-            for (codec, raw), weight in zip(raws, stepped.weights, strict=True):
-                codec.decode(raw, numel, start, one)
-                mean.add_(one.mul_(weight))
-            momenta = [momentum[start:stop] for momentum in self.momenta]
-            outer.step(self.theta[start:stop], momenta, mean, one, coefficients)
+        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients)
         given = [(delta.samples, buffers_in(self._specs, delta.payload)) for delta in merged]
         self.buffers = buffers_merged(self.buffers, given)
 
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
-        before = self._standing.shadow
-        change = torch.sub(self.theta, before)
-        for m in self.momenta if published.ahead else ():
-            change.sub_(torch.mul(m, published.ahead))
-        coded = encode_payload(published.codec, change)
-        shadow = decode_payload(published.codec, coded, before.numel()).add_(before)
+        codec, before = CODECS[published.codec], self._standing.shadow
+        raw, shadow = passes.follow(self._crew, self.theta, self.momenta, published.ahead, before, codec)
+        coded = compress(raw.numpy().data)
         payload = with_buffers(self._specs, coded, changes_between(self._standing.buffers, self.buffers))
         note = PublishNote(
             number=published.number,
@@ -192,10 +187,8 @@ class ServerModel:
         if infinite:
             reason = f"not finite: buffer {infinite} holds a NaN or an infinity"
             return Facts(refusal=NotAdmitted(reason, Cause.INFINITE))
-        facts = _facts(lambda start, out: CODECS[codec].decode(raw, numel, start, out), numel)
-        theta = self.theta  # an outer step may be writing to it: either side of that step will do for a scale
-        parameters_norm = math.sqrt(float(torch.dot(theta, theta)))
-        return replace(facts, scale=max(parameters_norm, math.sqrt(numel)))
+        facts = self._facts(functools.partial(CODECS[codec].decode, raw, numel), numel)
+        return replace(facts, scale=max(self._norm, math.sqrt(numel)))
 
     def inspect_initial(self, schema: bytes, upload: bytes) -> Facts:
         try:
@@ -203,7 +196,7 @@ class ServerModel:
             flat, _ = _initial(schema, parameters, constants)
         except PeerError as error:
             return _unreadable(error)
-        return _facts(lambda start, out: out.copy_(flat[start : start + out.numel()]), flat.numel())
+        return self._facts(_reading(flat), flat.numel())
 
     def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
         return pack_parts(schema, upload), hash_of(*_initial(schema, *unpack_parts(upload, 2)))
@@ -245,13 +238,19 @@ class ServerModel:
         """The smallest n for which publishes n … the newest are all held; the next number when none is."""
         return min(self._publishes, default=self._standing.note.number + 1)
 
+    def _facts(self, read: passes.Reader, numel: int) -> Facts:
+        """One dot product a block says both how long a vector is and whether all of it is finite."""
+        norm = passes.norm(self._crew, read, numel)
+        if not math.isfinite(norm):
+            reason = "not finite: it holds a NaN, an infinity or values beyond fp32's squares"
+            return Facts(refusal=NotAdmitted(reason, Cause.INFINITE))
+        return Facts(norm=norm)
+
     # --- checkpoints, hashes, export ---
 
     def model_hash(self) -> bytes:
-        whole = xxhash.xxh3_128()
-        for vector in (self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers):
-            whole.update(vector.numpy().data)
-        return whole.digest()
+        vectors = self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers
+        return xxhash.xxh3_128_digest(b"".join(self._crew.each(hash_of, vectors)))
 
     def snapshot(self) -> ModelSnapshot:
         assert self.schema is not None, "a run without parameters has nothing to keep"
@@ -283,6 +282,7 @@ class ServerModel:
     def _load(self, arrays: Mapping[str, numpy.ndarray]) -> None:
         self.schema = Schema.from_bytes(arrays["schema"].tobytes())
         self.theta = _vector(arrays["parameters"])
+        self._norm = passes.norm(self._crew, _reading(self.theta), self.theta.numel())
         self._constants = arrays["constants"].tobytes()
         note, _ = read_object(arrays["publish"].tobytes())
         self.buffers, shadow_buffers = (
@@ -324,25 +324,12 @@ class ServerModel:
             raise UserError(f"{path}: cannot be written: {error}") from None
 
 
-def _blocks(numel: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + PASS_BLOCK, numel)) for start in range(0, numel, PASS_BLOCK))
-
-
 def _unreadable(error: PeerError) -> Facts:
     return Facts(refusal=NotAdmitted(f"unreadable: {error}", Cause.UNREADABLE))
 
 
-def _facts(decode: Callable[[int, torch.Tensor], object], numel: int) -> Facts:
-    """One dot product a block says both how long a vector is and whether all of it is finite."""
-    block, total = torch.empty(PASS_BLOCK), 0.0
-    for start, stop in _blocks(numel):
-        piece = block[: stop - start]
-        decode(start, piece)
-        total += float(torch.dot(piece, piece))
-    if not math.isfinite(total):
-        reason = "not finite: it holds a NaN, an infinity or values beyond fp32's squares"
-        return Facts(refusal=NotAdmitted(reason, Cause.INFINITE))
-    return Facts(norm=math.sqrt(total))
+def _reading(flat: torch.Tensor) -> passes.Reader:
+    return lambda start, out: out.copy_(flat[start : start + out.numel()])
 
 
 def _initial(schema: bytes, parameters: memoryview, constants: memoryview) -> tuple[torch.Tensor, Values]:

@@ -27,13 +27,14 @@ from hetero_async.loading import load
 from hetero_async.ports import ModelSnapshot
 from hetero_async.tensors import outer
 from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload
-from hetero_async.tensors.model import PASS_BLOCK, PUBLISHES_HELD_MAX, ServerModel
+from hetero_async.tensors.model import PUBLISHES_HELD_MAX, ServerModel
+from hetero_async.tensors.passes import PIECE
 from hetero_async.tensors.replica import Shadow, read_object
 from hetero_async.tensors.schema import schema_of
 
 ROOT = Path(__file__).parents[2]
-# Two whole blocks of a pass and a last one that is neither a whole block of a pass nor of a codec.
-NUMEL = 2 * PASS_BLOCK + 1000 + 37
+# A whole block of a pass, and one that is neither a whole block of a pass nor of a codec.
+NUMEL = PIECE + 1037
 # Of a merge of whole rounds `delayed-nesterov` makes what `nesterov` does.
 OF_ROUNDS = sorted(RULES.keys() - {"delayed-nesterov"})
 
@@ -391,8 +392,7 @@ def test_an_export_loads_into_the_users_model(steps: int, tmp_path: Path) -> Non
 
 
 def test_an_export_from_a_checkpoint_is_the_same() -> None:
-    run = Run(Awkward())
-    again = ServerModel()
+    run, again = Run(Awkward()), ServerModel()
     again.load(run.server.snapshot())
     expected, found = run.server.state_dict(), again.state_dict()
     assert expected.keys() == found.keys() == Awkward().state_dict().keys() - {"frozen.weight", "frozen.bias"}

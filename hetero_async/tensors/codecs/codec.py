@@ -7,7 +7,6 @@ replayed from the log, where it must come out the same on any CPU and with any n
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 
@@ -19,27 +18,37 @@ PIECE, PIECE_ON_DEVICE = 2048 * BLOCK, 65_536 * BLOCK
 WORDS = {2: torch.int16, 4: torch.int32}
 
 
-class Codec(Protocol):
+class Codec:
     name: str
 
     def raw_bytes(self, numel: int) -> int:
         """Bytes of the coded vector before compression."""
-        ...
+        raise NotImplementedError
 
-    def encode(self, flat: torch.Tensor) -> torch.Tensor:
-        """Flat fp32, any device → uint8 [raw_bytes], same device."""
-        ...
+    def code(self, piece: torch.Tensor, numel: int, start: int, raw: torch.Tensor) -> None:
+        """Write elements start … start + len(piece) − 1 of a vector of `numel` into its coded bytes `raw`.
+
+        `piece` is fp32, on the device of `raw`, and only read; `start` is a multiple of PIECE.
+        """
+        raise NotImplementedError
 
     def check(self, raw: torch.Tensor, numel: int) -> None:
         """Raises PeerError for bytes, of the right number, that are no coded vector; there may be none."""
-        return
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
         """Write elements start … start + len(out) − 1 of the vector of `numel` into `out` (fp32).
 
         `start` is a multiple of BLOCK.
         """
-        ...
+        raise NotImplementedError
+
+    def encode(self, flat: torch.Tensor) -> torch.Tensor:
+        """Flat fp32, any device → uint8 [raw_bytes], same device."""
+        numel = flat.numel()
+        raw = torch.empty(self.raw_bytes(numel), dtype=torch.uint8, device=flat.device)
+        for start, piece in pieces(flat):
+            self.code(piece, numel, start, raw)
+        return raw
 
 
 class BlockCodec(Codec):
@@ -59,35 +68,29 @@ class BlockCodec(Codec):
     def raw_bytes(self, numel: int) -> int:
         return (self.head_bytes + self.code_bytes) * block_count(numel)
 
-    def encode(self, flat: torch.Tensor) -> torch.Tensor:
-        numel = flat.numel()
-        raw = torch.empty(self.raw_bytes(numel), dtype=torch.uint8, device=flat.device)
-        heads, codes = self._parts(raw, numel)
-        for first, piece in pieces(flat):
-            blocks = padded_blocks(piece)
-            some_heads, some_codes = self.coded(blocks, piece.numel())
-            first, last = first // BLOCK, first // BLOCK + len(blocks)
-            heads[first * self.head_bytes : last * self.head_bytes] = as_bytes(some_heads)
-            codes[first * self.code_bytes : last * self.code_bytes] = as_bytes(some_codes)
-        return raw
+    def code(self, piece: torch.Tensor, numel: int, start: int, raw: torch.Tensor) -> None:
+        heads, codes = self._stretch(raw, numel, start, piece.numel())
+        some_heads, some_codes = self.coded(padded_blocks(piece), piece.numel())
+        heads.copy_(as_bytes(some_heads))
+        codes.copy_(as_bytes(some_codes))
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        heads, codes = self._parts(raw, numel)
         for first, piece in pieces(out):
-            first = (start + first) // BLOCK
-            last = first + block_count(piece.numel())
-            whole = piece if piece.numel() % BLOCK == 0 else torch.empty((last - first) * BLOCK)
-            self.restored(
-                heads[first * self.head_bytes : last * self.head_bytes],
-                codes[first * self.code_bytes : last * self.code_bytes],
-                whole.view(-1, BLOCK),
-            )
-            if whole is not piece:
+            heads, codes = self._stretch(raw, numel, start + first, piece.numel())
+            missing = -piece.numel() % BLOCK
+            whole = torch.empty(piece.numel() + missing) if missing else piece
+            self.restored(heads, codes, whole.view(-1, BLOCK))
+            if missing:
                 piece.copy_(whole[: piece.numel()])
 
-    def _parts(self, raw: torch.Tensor, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
-        split = self.head_bytes * block_count(numel)
-        return raw[:split], raw[split:]
+    def _stretch(self, raw: torch.Tensor, numel: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Heads and codes of the blocks that hold `count` elements from `start` on."""
+        split, first, blocks = self.head_bytes * block_count(numel), start // BLOCK, block_count(count)
+        heads, codes = raw[:split], raw[split:]
+        return (
+            heads[first * self.head_bytes :][: blocks * self.head_bytes],
+            codes[first * self.code_bytes :][: blocks * self.code_bytes],
+        )
 
 
 def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -135,20 +138,20 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def planes(words: torch.Tensor, width: int) -> torch.Tensor:
-    """Byte planes: all lowest bytes first, the highest last. Exponents lie side by side and compress."""
-    numbers = words.contiguous().view(-1).view(WORDS[width])
-    raw = torch.empty(width, numbers.numel(), dtype=torch.uint8, device=words.device)
-    for start, piece in pieces(numbers):
-        for place in range(width):
-            raw[place, start : start + piece.numel()] = piece >> 8 * place
-    return raw.view(-1)
+def put_planes(words: torch.Tensor, raw: torch.Tensor, start: int) -> None:
+    """Words of two bytes or four into `raw`, uint8 [width, words]: first a plane of all lowest bytes, then the next.
+
+    Exponents lie side by side there, and compress.
+    """
+    numbers = words.contiguous().view(WORDS[len(raw)])
+    for place, plane in enumerate(raw):
+        plane[start : start + numbers.numel()] = numbers >> 8 * place
 
 
-def from_planes(raw: torch.Tensor, width: int, start: int, count: int) -> torch.Tensor:
+def from_planes(raw: torch.Tensor, start: int, count: int) -> torch.Tensor:
     """`count` words from word `start` on, as whole numbers."""
-    stretch = raw.view(width, -1)[:, start : start + count]
-    words: torch.Tensor = stretch[0].to(WORDS[width])
-    for place in range(1, width):
+    stretch = raw[:, start : start + count]
+    words: torch.Tensor = stretch[0].to(WORDS[len(raw)])
+    for place in range(1, len(raw)):
         words.bitwise_or_(stretch[place].to(words.dtype).bitwise_left_shift_(8 * place))
     return words

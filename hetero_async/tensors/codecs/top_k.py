@@ -8,12 +8,11 @@ of which zstd leaves less since the high bytes of gaps are nearly all zero.
 import torch
 
 from hetero_async.errors import PeerError
-from hetero_async.tensors.codecs.codec import Codec, as_bytes, from_planes, planes
+from hetero_async.tensors.codecs.codec import Codec, from_planes, put_planes
 from hetero_async.tensors.codecs.magnitudes import LEVEL_BYTES, LEVELS, crumbs, packed_crumbs, restored, two_magnitudes
 
 CHUNK, KEPT = 4096, 64
 GAP_BYTES = 2
-CHUNKS_AT_A_TIME = 256
 CUT = 1.0  # those that are kept lie close together
 
 
@@ -23,47 +22,56 @@ class TopK(Codec):
     def raw_bytes(self, numel: int) -> int:
         return (LEVELS * LEVEL_BYTES + KEPT * GAP_BYTES + KEPT // 4) * _chunk_count(numel)
 
-    def encode(self, flat: torch.Tensor) -> torch.Tensor:
-        chunks = torch.nn.functional.pad(flat, (0, _chunk_count(flat.numel()) * CHUNK - flat.numel())).view(-1, CHUNK)
-        kept = (
-            torch.cat([_largest(some) for some in chunks.split(CHUNKS_AT_A_TIME)])
-            if len(chunks)
-            else chunks[:, :KEPT].long()
-        )
-        counts = _kept_counts(flat.numel(), 0, len(chunks)).to(flat.device)[:, None]
-        is_kept = torch.arange(KEPT, device=flat.device) < counts
-        places = torch.where(is_kept, kept, CHUNK).sort(dim=1).values
+    def code(self, piece: torch.Tensor, numel: int, start: int, raw: torch.Tensor) -> None:
+        first, chunk_count = start // CHUNK, _chunk_count(piece.numel())
+        chunks = torch.nn.functional.pad(piece, (0, chunk_count * CHUNK - piece.numel())).view(-1, CHUNK)
+        counts = _kept_counts(numel, first, first + chunk_count).to(piece.device)
+        is_kept = torch.arange(KEPT, device=piece.device) < counts[:, None]
+        places = torch.where(is_kept, _largest(chunks), CHUNK).sort(dim=1).values
         values = torch.where(is_kept, chunks.gather(1, places.clamp(max=CHUNK - 1)), 0.0)
-        gaps = torch.where(is_kept, places.diff(dim=1, prepend=places.new_full((len(places), 1), -1)) - 1, 0)
-        levels, codes = two_magnitudes(values, counts.float()[:, 0], CUT)
-        return torch.cat([as_bytes(levels), planes(gaps.to(torch.int16), GAP_BYTES), packed_crumbs(codes)])
+        gaps = torch.where(is_kept, places.diff(dim=1, prepend=places.new_full((chunk_count, 1), -1)) - 1, 0)
+        levels, codes = two_magnitudes(values, counts.float(), CUT)
+        all_levels, all_gaps, all_codes = _parts(raw, numel)
+        all_levels[first : first + chunk_count] = levels
+        put_planes(gaps.to(torch.int16).view(-1), all_gaps, first * KEPT)
+        all_codes[first : first + chunk_count] = packed_crumbs(codes).view(chunk_count, -1)
 
     def check(self, raw: torch.Tensor, numel: int) -> None:
         """Raises PeerError for a place beyond the vector. Each lies behind the one before: a gap is no less than 0."""
         chunk_count = _chunk_count(numel)
-        counts, places = _kept_counts(numel, 0, chunk_count)[:, None], self._places(raw, numel, 0, chunk_count)
-        last = places.gather(1, counts - 1)
+        _, gaps, _ = _parts(raw, numel)
+        last = _places(gaps, 0, chunk_count).gather(1, _kept_counts(numel, 0, chunk_count)[:, None] - 1)
         if (last[:-1] >= CHUNK).any() or (last[-1:] >= _last_size(numel)).any():
             raise PeerError("a place in a topk payload lies beyond its chunk")
 
     def decode(self, raw: torch.Tensor, numel: int, start: int, out: torch.Tensor) -> None:
-        chunk_count, first, stop = _chunk_count(numel), start // CHUNK, _chunk_count(start + out.numel())
-        levels = raw[: LEVELS * LEVEL_BYTES * chunk_count].view(torch.bfloat16).view(-1, LEVELS)[first:stop]
-        packed = raw[(LEVELS * LEVEL_BYTES + GAP_BYTES * KEPT) * chunk_count :][first * KEPT // 4 : stop * KEPT // 4]
-        codes = crumbs(packed).view(-1, KEPT)
-        places = self._places(raw, numel, first, stop)
+        first, stop = start // CHUNK, _chunk_count(start + out.numel())
+        levels, gaps, packed = _parts(raw, numel)
+        codes = crumbs(packed[first:stop].view(-1)).view(-1, KEPT)
+        places = _places(gaps, first, stop)
         is_kept = torch.arange(KEPT) < _kept_counts(numel, first, stop)[:, None]
         places = places + CHUNK * torch.arange(first, stop)[:, None] - start
         is_kept &= (places >= 0) & (places < out.numel())
         out.zero_()
-        out[places[is_kept]] = restored(levels, codes)[is_kept]
+        out[places[is_kept]] = restored(levels[first:stop], codes)[is_kept]
 
-    def _places(self, raw: torch.Tensor, numel: int, first: int, stop: int) -> torch.Tensor:
-        """int64 [chunks, KEPT], within their chunk; behind the kept ones of a chunk they mean nothing."""
-        begin = LEVELS * LEVEL_BYTES * _chunk_count(numel)
-        stored = raw[begin:][: GAP_BYTES * KEPT * _chunk_count(numel)]
-        gaps = from_planes(stored, GAP_BYTES, first * KEPT, (stop - first) * KEPT)
-        return (gaps.view(-1, KEPT).long() % (1 << 16) + 1).cumsum(dim=1) - 1
+
+def _parts(raw: torch.Tensor, numel: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Levels (bf16 [chunks, LEVELS]), gaps (uint8 [GAP_BYTES, chunks · KEPT]), codes (uint8 [chunks, KEPT / 4])."""
+    chunk_count = _chunk_count(numel)
+    sizes = LEVELS * LEVEL_BYTES, GAP_BYTES * KEPT, KEPT // 4
+    levels, gaps, codes = raw.split([chunk_count * size for size in sizes])
+    return (
+        levels.view(torch.bfloat16).view(chunk_count, LEVELS),
+        gaps.view(GAP_BYTES, chunk_count * KEPT),
+        codes.view(chunk_count, KEPT // 4),
+    )
+
+
+def _places(gaps: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+    """int64 [chunks, KEPT], within their chunk; behind the kept ones of a chunk they mean nothing."""
+    stored = from_planes(gaps, first * KEPT, (stop - first) * KEPT)
+    return (stored.view(-1, KEPT).long() % (1 << 16) + 1).cumsum(dim=1) - 1
 
 
 def _largest(chunks: torch.Tensor) -> torch.Tensor:
