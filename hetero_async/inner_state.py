@@ -44,10 +44,14 @@ class InnerState:
 
     def copy_if_due(self, rounds: int) -> dict[str, torch.Tensor]:
         """After a step; `rounds` were ended by then. Empty where it is not time for it."""
+        return self.copy() if self.is_due(rounds) else {}
+
+    def is_due(self, rounds: int) -> bool:
+        """Whether to copy now. It is true once, and then of later rounds."""
         if rounds == self._rounds or self._clock() - self._copied_at < KEEP_SECONDS:
-            return {}
+            return False
         self._rounds = rounds
-        return self.copy()
+        return True
 
     def copy(self) -> dict[str, torch.Tensor]:
         self._copied_at = self._clock()

@@ -12,6 +12,7 @@ import atexit
 import functools
 import importlib.metadata
 import math
+import os
 import secrets
 import sys
 import threading
@@ -38,11 +39,13 @@ from hetero_async.shell.kept import KeptFile
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import LineObserver
 from hetero_async.shell.threads import in_thread
-from hetero_async.tensors.devices import describe, dtype_name
+from hetero_async.tensors.devices import dtype_name
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.replica import Replica
+from hetero_async.tensors.schema import unwrapped
 from hetero_async.train import Training, soon
 
+KEPT = "optimizer.kept"
 CLOSE_SECONDS = 5.0
 # A server that cannot be reached for so long will not come by waiting; the site's agent starts us again anyway.
 JOIN_SECONDS = 600.0
@@ -64,26 +67,53 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
     when the process was not started by `hetero-async work`, RefusedError with the server's reason (another model,
     another dataset, a newer process with the same key), SchemaError for a model that cannot be trained this way,
     UserError when no server has let it join in ten minutes. Once joined it outlasts any absence of the server.
+
+    Where `torch.distributed` is initialised, its processes are one worker: each of them must call this with its rank's
+    model, and take the same steps. Raises UserError on every rank when their models, torch or this package differ.
     """
-    config, worker = from_environment()
-    session = Session(config, worker, model, optimizer)
+    session: Session
+    if is_group():
+        from hetero_async.group import GroupSession  # loads what one process has no use for
+
+        session = GroupSession(model, optimizer)
+    else:
+        session = Session(*from_environment(), model, optimizer)
     session.start()
     return session
+
+
+def is_group() -> bool:
+    """Whether this process is one of a group. Raises UserError where torchrun says so and torch does not know yet."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return True
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"torchrun started this process as rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: "
+            "call torch.distributed.init_process_group() before hetero_async.join"
+        )
+    return False
 
 
 class Session:
     """One worker's part in a run. Made by `join`."""
 
     def __init__(
-        self, config: RunConfig, worker: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        config: RunConfig,
+        worker: str,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        replica: Replica | None = None,
+        inner: InnerState | None = None,
     ) -> None:
         self.worker = worker
         self._config = config
         self._desk = Desk()
-        self._replica = Replica(model)
+        self._replica = replica or Replica(unwrapped(model))
         self._rounds = Rounds(self._desk, self._replica, forget=lambda: optimizer.state.clear())
         self._follower = Follower(self._replica)
-        self._inner = InnerState(optimizer, config.worker_directory(worker) / "optimizer.kept", worker)
+        self._inner = inner or InnerState(optimizer, config.worker_directory(worker) / KEPT, worker)
         self._is_warm = self._inner.restore()
         self._schedules: list[Schedule] = []
         self._token: trio.lowlevel.TrioToken | None = None
@@ -122,7 +152,7 @@ class Session:
         followed when nothing else is left (half an accumulated step) come again until one does. Raises DatasetError
         for a dataset that is smaller than a batch or has no length.
         """
-        _check_dataset(dataset, batch_size)
+        check_dataset(dataset, batch_size)
         desk = self._desk
         desk.batch, desk.dataset_samples = batch_size, len(dataset)
         while (positions := self._draw(batch_size)) is not None:
@@ -152,7 +182,7 @@ class Session:
     # --- after each optimizer step, in the user's thread ---
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if _was_skipped(optimizer):
+        if was_skipped(optimizer):
             return
         self._rounds.end_step()
         for schedule in self._schedules:
@@ -160,7 +190,7 @@ class Session:
         if tensors := self._inner.copy_if_due(self._desk.rounds):
             self._keep(tensors)
         while self._desk.is_stretched_out():
-            self._desk.wait("waiting for the server")
+            self._wait("waiting for the server")
             self._rounds.adopt()
 
     def _keep(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -169,10 +199,13 @@ class Session:
 
     def _draw(self, count: int) -> list[int] | None:
         while (positions := self._rounds.draw(count)) == []:
-            self._desk.wait("waiting for samples")
+            self._wait("waiting for samples")
             self._rounds.adopt()
         self._desk.doing = "training"
         return positions
+
+    def _wait(self, why: str) -> None:
+        self._desk.wait(why)
 
     # --- the background ---
 
@@ -193,7 +226,7 @@ class Session:
                 told = now
                 why = self._desk.waiting or "no answer yet"
                 print(f"{self.worker}: joining {self._addresses}: {why}. Trying {self._how_long()}", file=sys.stderr)
-            self._desk.wait("joining")
+            self._wait("joining")
         self._join_deadline = math.inf
         self._desk.doing = "joined"
 
@@ -220,7 +253,7 @@ class Session:
             schema_hash=self._follower.schema_hash,
             last_seq=0,
             claims=(),
-            device=describe(self._replica.device),
+            device=self._replica.described,
             dtype=dtype_name(self._replica.dtype),
             life=secrets.token_bytes(8),
             is_warm=self._is_warm,
@@ -246,7 +279,7 @@ class Session:
                 await self._training.run()
 
 
-def _check_dataset(dataset: object, batch_size: int) -> None:
+def check_dataset(dataset: object, batch_size: int) -> None:
     if batch_size < 1:
         raise DatasetError(f"batch_size is {batch_size}, it must be at least 1")
     if not isinstance(dataset, Sized):
@@ -255,7 +288,7 @@ def _check_dataset(dataset: object, batch_size: int) -> None:
         raise DatasetError(f"the dataset has {len(dataset)} samples, fewer than one batch of {batch_size}")
 
 
-def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+def was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Fused optimizers are called by GradScaler even when it found infinities, and skip the step by themselves."""
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, torch.Tensor) and bool(found.sum() > 0)

@@ -15,6 +15,7 @@ from hetero_async.errors import PeerError, SchemaError
 from hetero_async.formats import frames
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.tensors.codecs import decode_payload, encode_payload
+from hetero_async.tensors.devices import describe
 from hetero_async.tensors.schema import schema_of
 
 
@@ -32,18 +33,27 @@ class Replica:
         self.device = next(iter(devices))
         self.dtype = self._parameters[0].dtype
         self._model = model
+        self._begin()
+
+    def _begin(self) -> None:
         self._base = torch.empty(self.schema.numel, device=self.device)
         self.reset(self._flat().cpu())
 
+    @property
+    def described(self) -> str:
+        """What it trains on, in words for people."""
+        return describe(self.device)
+
     def initial_upload(self) -> bytes:
         """The parameters to the bit (fp32), and every other tensor of the model's state_dict."""
-        trained = {tensor.name for tensor in self.schema.tensors} | {alias for alias, _ in self.schema.aliases}
-        constants = {
-            name: value.detach().cpu().contiguous().clone()
-            for name, value in self._model.state_dict().items()
-            if name not in trained and isinstance(value, torch.Tensor)  # some modules keep bytes in there as well
-        }
+        constants = {name: value.detach().cpu().contiguous().clone() for name, value in self._constants()}
         return pack_parts(encode_payload("fp32", self._flat()), safetensors.torch.save(constants))
+
+    def _constants(self) -> Iterator[tuple[str, torch.Tensor]]:
+        trained = {tensor.name for tensor in self.schema.tensors} | {alias for alias, _ in self.schema.aliases}
+        for name, value in self._model.state_dict().items():
+            if name not in trained and isinstance(value, torch.Tensor):  # some modules keep bytes in there as well
+                yield name, value
 
     @torch.no_grad()
     def cut(self) -> torch.Tensor:
@@ -62,12 +72,7 @@ class Replica:
         rounding is not progress and must not be pushed as if it were.
         """
         for new, base, local in self._pieces(self._here(target)):
-            progress = base - local.float()
-            local.copy_(new - progress)
-            if local.dtype == torch.float32:
-                base.copy_(new)
-            else:
-                torch.add(local.float(), progress, out=base)
+            move(new, base, local)
 
     @torch.no_grad()
     def reset(self, target: object) -> None:
@@ -94,6 +99,16 @@ class Replica:
             stop = start + parameter.numel()
             yield flat[start:stop].view(parameter.shape), self._base[start:stop].view(parameter.shape), parameter
             start = stop
+
+
+def move(new: torch.Tensor, base: torch.Tensor, local: torch.Tensor) -> None:
+    """What `Replica.adopt` does to one tensor, or to a part of it."""
+    progress = base - local.float()
+    local.copy_(new - progress)
+    if local.dtype == torch.float32:
+        base.copy_(new)
+    else:
+        torch.add(local.float(), progress, out=base)
 
 
 class Shadow:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import xxhash
+from torch.nn.parallel import DistributedDataParallel
 
 from hetero_async.errors import PeerError, SchemaError
 
@@ -83,6 +84,14 @@ def _text(value: object) -> str:
     return value
 
 
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that DistributedDataParallel or torch.compile was given: its parameters have the names they have
+    everywhere."""
+    while isinstance(model, DistributedDataParallel) or isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+    return model
+
+
 def schema_of(model: torch.nn.Module) -> Schema:
     """Raises SchemaError for a trainable parameter that is not floating, and for a model without any."""
     first_names: dict[int, str] = {}
@@ -105,20 +114,20 @@ def schema_of(model: torch.nn.Module) -> Schema:
     return Schema(tensors=tuple(tensors), aliases=tuple(aliases))
 
 
-def difference(expected: Schema, found: Schema) -> str:
+def difference(expected: Schema, found: Schema, whose: str = "the run's") -> str:
     """One line that names the first tensor that differs, "" when none does."""
     wanted = {tensor.name: tensor.shape for tensor in expected.tensors}
     has = {tensor.name: tensor.shape for tensor in found.tensors}
     for name, shape in wanted.items():
         if name not in has:
-            return f"the model differs from the run's: tensor {name} {list(shape)} is expected and is missing"
+            return f"the model differs from {whose}: tensor {name} {list(shape)} is expected and is missing"
         if has[name] != shape:
-            return f"the model differs from the run's: tensor {name}: expected {list(shape)}, found {list(has[name])}"
+            return f"the model differs from {whose}: tensor {name}: expected {list(shape)}, found {list(has[name])}"
     for name, shape in has.items():
         if name not in wanted:
-            return f"the model differs from the run's: tensor {name} {list(shape)} is not expected"
+            return f"the model differs from {whose}: tensor {name} {list(shape)} is not expected"
     if expected != found:
-        return f"the model differs from the run's: {_other_order_or_tie(expected, found)}"
+        return f"the model differs from {whose}: {_other_order_or_tie(expected, found)}"
     return ""
 
 
