@@ -70,8 +70,10 @@ def _reason(outcomes: list[str]) -> str:
 def part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor | None:
     """This rank's part of a state that lies as its parameter does; None of one that lies otherwise."""
     if isinstance(tensor, DTensor) and isinstance(parameter, DTensor):
-        lies_alike = tensor.shape == parameter.shape and tensor.placements == parameter.placements
-        return tensor.detach().to_local() if lies_alike else None
+        if tensor.shape != parameter.shape or tensor.placements != parameter.placements:
+            return None
+        local: torch.Tensor = tensor.to_local()
+        return local
     return tensor if tensor.dim() == 0 or not isinstance(parameter, DTensor) else None
 
 

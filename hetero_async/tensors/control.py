@@ -118,9 +118,7 @@ class Control:
         """Every rank's, cut at TEXT_BYTES."""
         said = own.encode()[:TEXT_BYTES]
         padded = torch.frombuffer(bytearray(said.ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8)
-        return [
-            bytes(text.tolist()).rstrip(b"\0").decode(errors="replace") for text in self.gathered(padded)
-        ]
+        return [bytes(text.tolist()).rstrip(b"\0").decode(errors="replace") for text in self.gathered(padded)]
 
     def gathered(self, own: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's tensor, all of one shape and on the CPU."""
@@ -140,7 +138,9 @@ class Control:
         said = self.texts(own)
         for rank, text in enumerate(said):
             if text != said[0]:
-                raise UserError(f"{what}: {said[0]} on rank 0, {text} on rank {rank}; it must be the same on every rank")
+                raise UserError(
+                    f"{what}: {said[0]} on rank 0, {text} on rank {rank}; it must be the same on every rank"
+                )
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
         with self._breaking():

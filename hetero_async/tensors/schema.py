@@ -87,9 +87,8 @@ def _text(value: object) -> str:
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model that DistributedDataParallel or torch.compile was given: its parameters have the names they have
     everywhere."""
-    while isinstance(model, DistributedDataParallel) or isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
-        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
-    return model
+    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, torch.nn.Module) else model
 
 
 def schema_of(model: torch.nn.Module) -> Schema:

@@ -46,12 +46,12 @@ def wrapped(kind: str, model: nn.Module) -> nn.Module:
 
 
 def open_group(rank: int, size: int, port: int) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
 
 
-def train(*, kind: str, rank: int = 0, size: int = 1, port: int = 0, step_seconds: float = 0.0) -> None:
+def train(
+    *, kind: str, rank: int = 0, size: int = 1, port: int = 0, samples: int = 2000, step_seconds: float = 0.0
+) -> None:
     """`kind`: alone | ddp | fsdp2. Leaves its rank's part of the parameters, and what it has trained on."""
     if kind != "alone":
         open_group(rank, size, port)
@@ -59,14 +59,14 @@ def train(*, kind: str, rank: int = 0, size: int = 1, port: int = 0, step_second
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     session = ha.join(model, optimizer)
     session.scheduler(optimizer, lambda progress: 1 - progress / 2)
-    numbers: list[int] = []
+    batches: list[list[int]] = []
     rates: list[float] = []
-    for batch in session.batches(Numbered(), BATCH):
+    for batch in session.batches(Numbered(samples), BATCH):
         optimizer.zero_grad()
         loss_of(model, batch[:, 1:]).backward()
         time.sleep(step_seconds)
         optimizer.step()
-        numbers += batch[:, 0].tolist()
+        batches.append(batch[:, 0].tolist())
         rates.append(optimizer.param_groups[0]["lr"])
     config, worker = from_environment()
     directory = config.worker_directory(worker)
@@ -76,7 +76,7 @@ def train(*, kind: str, rank: int = 0, size: int = 1, port: int = 0, step_second
         if not name.endswith("output.weight")
     }
     save_file({name: part.contiguous() for name, part in parts.items()}, directory / f"final-{rank}.safetensors")
-    leave_results(f"results-{rank}.json", numbers=numbers, rates=rates, progress=session.progress)
+    leave_results(f"results-{rank}.json", batches=batches, rates=rates, progress=session.progress)
     if kind != "alone":
         torch.distributed.destroy_process_group()
 
