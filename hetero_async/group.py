@@ -185,7 +185,7 @@ class GroupSession(Session):
                     return said
                 case kind:
                     raise UserError(
-                        f"rank {self._control.rank} of {self.worker} is at {AT[awaited]} while rank 0 is at {AT[kind]}: "
+                        f"rank {self._control.rank} is at {AT[awaited]} while rank 0 is at {AT[kind]}: "
                         "every rank must take the same batches and steps"
                     )
 

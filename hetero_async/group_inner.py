@@ -1,7 +1,7 @@
 """What a torchrun group keeps of its inner optimizer.
 
-Ranks that have whole parameters have one state: rank 0 keeps it, and gives it to all. Where parameters are in parts each
-rank keeps its own, and a later life goes on with them if all have one and they are of the same moment.
+Ranks that have whole parameters have one state: rank 0 keeps it, and gives it to all. Where parameters are in parts
+each rank keeps its own, and a later life goes on with them if all have one and they are of the same moment.
 """
 
 import sys
@@ -34,9 +34,11 @@ class GroupInnerState(InnerState):
             content = self._control.share(content)
         outcomes = self._control.texts(self._try(content))
         is_warm = outcomes[0].isdigit() and len(set(outcomes)) == 1
+        if not any(outcomes):
+            return False
         if not is_warm:
             self._optimizer.state.clear()
-        if self._control.rank == 0 and any(outcomes):
+        if self._control.rank == 0:
             how = f"goes on with {self._file.path}" if is_warm else f"begins anew: {_reason(outcomes)}"
             print(f"{self._worker}: the optimizer {how}", file=sys.stderr)
         return is_warm

@@ -109,7 +109,7 @@ class GroupReplica(Replica):
                 "FullyShardedDataParallel flattens the parameters that a run knows by name: "
                 "use torch.distributed.fsdp.fully_shard, or DistributedDataParallel"
             )
-        self._control = control
+        self.control = control
         self._is_first = control.rank == 0
         self._asked_for: Future[bytes] | None = None
         _reshard(model)
@@ -123,12 +123,12 @@ class GroupReplica(Replica):
         ]
         self.is_sharded = any(isinstance(part, Sharded) for part in self._parts)
         self._names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        theirs = Schema.from_bytes(self._control.share(self.schema.to_bytes()))
-        self._control.require_none(difference(theirs, self.schema, "rank 0's"))
+        theirs = Schema.from_bytes(self.control.share(self.schema.to_bytes()))
+        self.control.require_none(difference(theirs, self.schema, "rank 0's"))
 
     @property
     def described(self) -> str:
-        return f"{self._control.size} × {super().described}"
+        return f"{self.control.size} × {super().described}"
 
     # --- what a run begins with ---
 
@@ -181,7 +181,7 @@ class GroupReplica(Replica):
 
     def _announce(self, kind: Kind) -> None:
         if self._is_first:
-            self._control.say(Said(kind=kind))
+            self.control.say(Said(kind=kind))
 
     def _flattened(self, place: torch.device, gathered: Iterator[torch.Tensor]) -> torch.Tensor:
         """One after another into a flat vector, which rank 0 alone has."""
@@ -217,9 +217,9 @@ class GroupReplica(Replica):
     def _check_strayed(self) -> None:
         """Raises UserError, on every rank, where a rank trains for itself: its steps would come to nothing."""
         compared = [part.compared() for part in self._parts if isinstance(part, Whole)]
-        if not compared or self._control.size == 1:
+        if not compared or self.control.size == 1:
             return
-        everybody = self._control.gathered(torch.cat(compared, dim=1).cpu())
+        everybody = self.control.gathered(torch.cat(compared, dim=1).cpu())
         local, progress = everybody[0]
         for rank, (theirs, _) in enumerate(everybody):
             if torch.dist(theirs, local) > STRAYED_SHARE * progress.norm():
