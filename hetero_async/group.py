@@ -22,7 +22,7 @@ from hetero_async.core.ledger import sample_at
 from hetero_async.desk import Desk
 from hetero_async.errors import ConfigError, HeteroAsyncError, UserError
 from hetero_async.group_inner import GroupInnerState
-from hetero_async.session import Dataset, Session, check_dataset, was_skipped
+from hetero_async.session import CLOSE_SECONDS, Dataset, Session, check_dataset, was_skipped
 from hetero_async.tensors.control import Control, Kind, Said
 from hetero_async.tensors.schema import unwrapped
 from hetero_async.tensors.torchrun import GroupReplica
@@ -34,13 +34,13 @@ class GroupSession(Session):
         control = self._control = Control()
         versions = f"torch {torch.__version__}, hetero_async {importlib.metadata.version('hetero-async')}"
         control.require_equal("the ranks of a group run different software", versions)
-        place = _place_of_all(control)
+        config, worker, directory = _place_of_all(control)
         replica = GroupReplica(unwrapped(model), control)
-        inner = GroupInnerState(optimizer, Path(place.directory), place.worker, control, replica.is_sharded)
-        if place.config is not None:
-            super().__init__(place.config, place.worker, model, optimizer, replica=replica, inner=inner)
+        inner = GroupInnerState(optimizer, directory, worker, control, replica.is_sharded)
+        if config is not None:
+            super().__init__(config, worker, model, optimizer, replica=replica, inner=inner)
         else:
-            self._begin_following(place.worker, optimizer, inner)
+            self._begin_following(worker, optimizer, inner)
         self._group_replica, self._kept, self._optimizer = replica, inner, optimizer
         self._batch = 0  # of the whole group; 0 outside of `batches`
         self._ahead: list[int] = []  # drawn with the last step
@@ -82,7 +82,7 @@ class GroupSession(Session):
         self.close()
 
     def close(self) -> None:
-        """Leave the run. On rank 0 the whole group does; record and close of other ranks concern nobody else."""
+        """Leave the run. The group leaves it with rank 0."""
         self._batch = 0
         if self._control.rank == 0:
             super().close()
@@ -90,7 +90,7 @@ class GroupSession(Session):
             self._hook.remove()
             atexit.unregister(self.close)
         if self._writing.is_alive():
-            self._writing.join()
+            self._writing.join(CLOSE_SECONDS)
 
     # --- in every rank's own thread ---
 
@@ -206,24 +206,18 @@ class GroupSession(Session):
 AT = {Kind.BEGUN: "hetero_async.join", Kind.DRAWN: "a batch", Kind.STEPPED: "an optimizer step"}
 
 
-class _Place:
-    """Whose group this is. Rank 0 alone reads it from the environment: other hosts' ranks may have none."""
+def _place_of_all(control: Control) -> tuple[RunConfig | None, str, Path]:
+    """The run on rank 0, whose worker this group is, and that one's directory.
 
-    def __init__(self, config: RunConfig | None, worker: str, directory: str) -> None:
-        self.config = config
-        self.worker = worker
-        self.directory = directory
-
-
-def _place_of_all(control: Control) -> _Place:
-    config, worker, complaint = None, "", ""
+    Rank 0 alone looks for them in the environment: on other hosts nothing of the run may be known.
+    """
+    config, worker, directory, complaint = None, "", "", ""
     if control.rank == 0:
         try:
             config, worker = from_environment()
+            directory = str(config.worker_directory(worker))
         except ConfigError as error:
             complaint = str(error)
     control.require_none(complaint)
-    directory = str(config.worker_directory(worker)) if config is not None else ""
-    told = control.share(f"{worker}\n{directory}".encode()).decode()
-    worker, _, directory = told.partition("\n")
-    return _Place(config, worker, directory)
+    worker, _, directory = control.share(f"{worker}\n{directory}".encode()).decode().partition("\n")
+    return config, worker, Path(directory)

@@ -160,6 +160,7 @@ class GroupReplica(Replica):
     def cut(self) -> torch.Tensor:
         """On rank 0 the delta, as of a Replica."""
         self._announce(Kind.CUT)
+        _reshard(self._model)
         self._check_unchanged()
         self._check_strayed()
         place = torch.device("cpu") if self.is_sharded else self.device

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from e2e.groups import Uneven, wrapped
+from e2e.tiny import seeded
 from tensors.models import values
 from tensors.ranks import on_ranks
 from torch import nn
@@ -110,6 +112,25 @@ def differences(rank: int, kind: str, dtype: str) -> list[str]:
 @pytest.mark.parametrize(("kind", "size"), [("ddp", 2), ("fsdp2", 3), ("hsdp", 4)])
 def test_a_groups_parameters_move_as_one_processes_do(tmp_path: Path, kind: str, size: int) -> None:
     assert on_ranks(tmp_path, size, lived_through, kind=kind) == [[]] * size
+
+
+@torch.no_grad()
+def evaluated(rank: int) -> bool:
+    """Whether a forward pass computes with what a move has left, and not with what one before it had gathered."""
+    model, alone, text = wrapped("fsdp2", seeded(Uneven)), seeded(Uneven), torch.arange(6).view(1, 6)
+    model(text)
+    group = GroupReplica(model, Control())
+    model(text)
+    move(group, "cut")
+    model(text)
+    target = values(group.schema.numel, seed=1)
+    move(group, "adopt", target)
+    Replica(alone).reset(target)
+    return torch.equal(model(text), alone(text))
+
+
+def test_an_evaluation_between_two_steps_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert on_ranks(tmp_path, 2, evaluated) == [True, True]
 
 
 def held(rank: int) -> dict[str, int]:
