@@ -63,7 +63,7 @@ def told_of_each(rank: int, place: str) -> list[str]:
 
 
 def test_ranks_that_join_or_train_differently_are_told_so(tmp_path: Path) -> None:
-    told, by_the_other = on_ranks(tmp_path, 2, told_of_each, place=str(tmp_path))
+    told, by_the_other = on_ranks(tmp_path, 2, told_of_each, place=str(tmp_path))["told_of_each"]
     assert told == [
         f"{ENV_RUN} and {ENV_WORKER} are not set; "
         "start this script with: hetero-async work --site NAME -- python train.py",
@@ -131,7 +131,8 @@ def lived_again(rank: int, kind: str, place: str) -> dict[str, object]:
 def test_a_group_goes_on_with_its_optimizers_state_or_no_rank_does(tmp_path: Path, kind: str) -> None:
     is_sharded = kind == "fsdp2"
     kept = {"nothing": True, "warm": True, "same": True, "warm of two moments": not is_sharded}
-    for told in on_ranks(tmp_path, 2, lived_again, kind=kind, place=str(tmp_path / "kept")):
+    lives = on_ranks(tmp_path, 2, lived_again, kind=kind, place=str(tmp_path / "kept"))
+    for told in lives["lived_again"]:
         assert told.pop("left") == (0 if is_sharded else 3)
         assert told == kept
     names = ["optimizer-0-of-2.kept", "optimizer-1-of-2.kept"] if is_sharded else ["optimizer.kept"]

@@ -46,7 +46,7 @@ def test_a_step_costs_one_message(tmp_path: Path) -> None:
     table = Table(title=f"2 ranks, {STEPS} steps of either kind, ms: median (quartiles)")
     for column in ("rank", "step without", "step with", "the message in it"):
         table.add_column(column, justify="right")
-    for rank, seconds in enumerate(on_ranks(tmp_path, 2, timed)):
+    for rank, seconds in enumerate(on_ranks(tmp_path, 2, timed)["timed"]):
         table.add_row(str(rank), *(spread(seconds[name]) for name in ("without", "with", "message")))
         assert len(seconds["with"]) == len(seconds["without"]) == STEPS
     print()

@@ -2,6 +2,7 @@
 together are told so."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from tensors.ranks import on_ranks
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from hetero_async.errors import HeteroAsyncError, PeerError
+from hetero_async.errors import PeerError
 from hetero_async.tensors import control
 from hetero_async.tensors.control import Control, Kind, Said
 from hetero_async.tensors.replica import Replica
 from hetero_async.tensors.schema import unwrapped
 from hetero_async.tensors.torchrun import GroupReplica, whole
 
+Script = Callable[[int], Any]
+Told = dict[str, list[Any]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -111,7 +114,7 @@ def differences(rank: int, kind: str, dtype: str) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "size"), [("ddp", 2), ("fsdp2", 3), ("hsdp", 4)])
 def test_a_groups_parameters_move_as_one_processes_do(tmp_path: Path, kind: str, size: int) -> None:
-    assert on_ranks(tmp_path, size, lived_through, kind=kind) == [[]] * size
+    assert on_ranks(tmp_path, size, lived_through, kind=kind) == {"lived_through": [[]] * size}
 
 
 @torch.no_grad()
@@ -129,8 +132,8 @@ def evaluated(rank: int) -> bool:
     return torch.equal(model(text), alone(text))
 
 
-def test_an_evaluation_between_two_steps_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert on_ranks(tmp_path, 2, evaluated) == [True, True]
+def test_an_evaluation_between_two_steps_leaves_nothing_behind(told: Told) -> None:
+    assert told["evaluated"] == [True, True]
 
 
 def held(rank: int) -> dict[str, int]:
@@ -139,8 +142,8 @@ def held(rank: int) -> dict[str, int]:
     return {"delta": delta.numel(), "base": sum(part._base.numel() for part in group._parts)}
 
 
-def test_a_rank_holds_its_part_and_rank_0_alone_a_whole_delta(tmp_path: Path) -> None:
-    first, second = on_ranks(tmp_path, 2, held)
+def test_a_rank_holds_its_part_and_rank_0_alone_a_whole_delta(told: Told) -> None:
+    first, second = told["held"]
     numel = Replica(made("alone")).schema.numel
     assert (first["delta"], second["delta"]) == (numel, 0)
     assert first["base"] + second["base"] == numel
@@ -162,8 +165,8 @@ def uploaded(rank: int) -> list[str]:
     return []
 
 
-def test_a_run_begins_with_the_same_bytes_whoever_is_first(tmp_path: Path) -> None:
-    assert on_ranks(tmp_path, 2, uploaded) == [[], []]
+def test_a_run_begins_with_the_same_bytes_whoever_is_first(told: Told) -> None:
+    assert told["uploaded"] == [[], []]
 
 
 # --- what ranks are told that do not fit together ---
@@ -198,7 +201,7 @@ def failing(rank: int) -> None:
 
 
 def test_a_rank_that_is_alone_in_join_says_so_in_the_end(tmp_path: Path) -> None:
-    told, _ = on_ranks(tmp_path, 2, alone_in_join)
+    told, _ = on_ranks(tmp_path, 2, alone_in_join)["alone_in_join"]
     assert told.startswith(
         "rank 0 has waited 0.5 s in hetero_async.join for the other ranks: "
         "each of the 2 processes that torchrun started must call it ("
@@ -230,7 +233,7 @@ def grown(rank: int) -> None:
 
 
 SHAPED = "wrap, shard, cast and resize a model before hetero_async.join"
-TOLD = {
+TOLD: dict[Script, str] = {
     another_model: "rank 1: the model differs from rank 0's: tensor row: expected [1, 5], found [1, 6]",
     another_software: "the ranks of a group run different software: torch 2.0 on rank 0, torch 2.1 on rank 1; "
     "it must be the same on every rank",
@@ -243,23 +246,13 @@ TOLD = {
 }
 
 
-def told_of_each(rank: int) -> dict[str, str]:
-    told = {}
-    for script in TOLD:
-        try:
-            script(rank)
-        except HeteroAsyncError as error:
-            told[script.__name__] = str(error)
-    return told
+@pytest.mark.parametrize("script", TOLD, ids=lambda script: script.__name__)
+def test_all_ranks_are_told_what_does_not_fit(told: Told, script: Script) -> None:
+    assert told[script.__name__] == [TOLD[script]] * 2
 
 
-def test_all_ranks_are_told_what_does_not_fit(tmp_path: Path) -> None:
-    expected = {script.__name__: told for script, told in TOLD.items()}
-    assert on_ranks(tmp_path, 2, told_of_each) == [expected, expected]
-
-
-def test_what_rank_0_fails_of_the_others_fail_of(tmp_path: Path) -> None:
-    assert on_ranks(tmp_path, 2, failing) == ["the server is another one", "rank 0: the server is another one"]
+def test_what_rank_0_fails_of_the_others_fail_of(told: Told) -> None:
+    assert told["failing"] == ["the server is another one", "rank 0: the server is another one"]
 
 
 # --- messages ---
@@ -282,11 +275,17 @@ def spoken(rank: int) -> list[Any]:
     return [heard == said, told.share(b"content" if rank == 0 else b"").decode(), told.texts(f"é{rank}")]
 
 
-def test_what_rank_0_says_the_others_hear(tmp_path: Path) -> None:
-    assert on_ranks(tmp_path, 2, spoken) == [[True, "content", ["é0", "é1"]]] * 2
+def test_what_rank_0_says_the_others_hear(told: Told) -> None:
+    assert told["spoken"] == [[True, "content", ["é0", "é1"]]] * 2
 
 
 def test_a_wrapped_model_has_the_names_that_it_has_everywhere() -> None:
     model = Model()
     assert unwrapped(torch.compile(model, backend="eager")) is model
     assert unwrapped(model) is model
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What two ranks say of all that needs no ranks of its own: processes take longer than what they do here."""
+    return on_ranks(tmp_path_factory.mktemp("ranks"), 2, evaluated, held, uploaded, failing, spoken, *TOLD)
