@@ -31,7 +31,7 @@ def train(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     if device.type != "cpu":
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
-        torch.accelerator.set_device_index(device.index)
+        torch.get_device_module(device.type).set_device(device.index)
     model = wrapped(device, options.shard)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     session = ha.join(model, optimizer)
@@ -54,10 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.distributed.init_process_group()  # gloo for CPUs, NCCL for GPUs
-    try:
-        train(options)
-    finally:
-        torch.distributed.destroy_process_group()
+    train(options)
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

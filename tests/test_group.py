@@ -52,14 +52,23 @@ def told_of_each(rank: int, place: str) -> list[str]:
             next(session.batches(Text(samples), batch_size))
         except HeteroAsyncError as error:
             tell(error)
+    session._control.bear(2)
     if rank == 0:
         session._control.say(Said(kind=Kind.STEPPED))
+        session._group_replica.reset(torch.zeros(session._group_replica.schema.numel))  # a round has spoilt them
+        session._control.say(Said(kind=Kind.DRAWN, positions=[5, 3]))
     else:
         try:
             session._draw(8)
         except HeteroAsyncError as error:
             tell(error)
+        optimizer.state["anything"] = 1
+        told += [str(session._draw(8)), str(len(optimizer.state)), str(float(sum(p.norm() for p in trained(model))))]
     return told
+
+
+def trained(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def test_ranks_that_join_or_train_differently_are_told_so(tmp_path: Path) -> None:
@@ -77,7 +86,7 @@ def test_ranks_that_join_or_train_differently_are_told_so(tmp_path: Path) -> Non
     out_of_step = (
         "rank 1 is at a batch while rank 0 is at an optimizer step: every rank must take the same batches and steps"
     )
-    assert by_the_other == [*told, out_of_step]
+    assert by_the_other == [*told, out_of_step, "[5, 3]", "0", "0.0"]
 
 
 # --- the inner optimizer ---

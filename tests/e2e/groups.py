@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hetero_async as ha
+from hetero_async import inner_state
 from hetero_async.config import from_environment
 
 BATCH = 4  # samples a rank
@@ -52,7 +53,11 @@ def open_group(rank: int, size: int, port: int) -> None:
 def train(
     *, kind: str, rank: int = 0, size: int = 1, port: int = 0, samples: int = 2000, step_seconds: float = 0.0
 ) -> None:
-    """`kind`: alone | ddp | fsdp2. Leaves its rank's part of the parameters, and what it has trained on."""
+    """`kind`: alone | ddp | fsdp2. Leaves its rank's part of the parameters, and what it has trained on.
+
+    What it keeps of its optimizer it keeps at the end of every round.
+    """
+    inner_state.KEEP_SECONDS = 0.0
     if kind != "alone":
         open_group(rank, size, port)
     model = wrapped(kind, seeded(Uneven))

@@ -84,6 +84,10 @@ def test_ddp_fsdp2_and_a_single_process_train_one_model(tmp_path: Path) -> None:
                 is_repeated = len(ours) == 1 and ours == theirs  # the last sample of all, for a rank that has none
                 trained += ours if is_repeated else ours + theirs
         assert sorted(trained) == list(range(samples)), "each once"
+        kept = [
+            sorted(path.name for path in run.config.worker_directory(worker).glob("*.kept")) for worker in run.names
+        ]
+        assert kept == [["optimizer.kept"], ["optimizer-0-of-2.kept", "optimizer-1-of-2.kept"], ["optimizer.kept"]]
 
 
 def ranks_of(run: Run) -> dict[int, int]:
