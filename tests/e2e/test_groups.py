@@ -109,7 +109,9 @@ def test_a_group_of_which_a_rank_is_killed_comes_back_and_the_run_goes_on(tmp_pa
     with Run(tmp_path / "run", workers=1, samples=960) as run:
         run.start_server()
         work = [sys.executable, "-m", "hetero_async", "work", "--run", run.config.path, "--site", "here", "--"]
-        group = [torchrun, "--standalone", "--nproc-per-node", SIZE, EXAMPLE, "--shard", "--batch-size", 4]
+        # Its first life is sharded, the next is not: what lies where is no matter of the run's.
+        lives = ["sh", "-c", f'if mkdir {tmp_path}/lived; then exec "$@" --shard; else exec "$@"; fi', "sh"]
+        group = [*lives, torchrun, "--standalone", "--nproc-per-node", SIZE, EXAMPLE, "--batch-size", 4]
         said = tmp_path / "work.output"
         with background(said, *work, *group) as working:
             run.wait(lambda: run.deltas("here-0"), "the group has pushed")
