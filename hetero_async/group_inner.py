@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from hetero_async.errors import PeerError
-from hetero_async.inner_state import InnerState
+from hetero_async.inner_state import KEPT, InnerState
 from hetero_async.tensors import inner
 from hetero_async.tensors.control import Control
 
@@ -20,7 +20,7 @@ class GroupInnerState(InnerState):
     def __init__(
         self, optimizer: torch.optim.Optimizer, directory: Path, worker: str, control: Control, is_sharded: bool
     ) -> None:
-        name = f"optimizer-{control.rank}-of-{control.size}.kept" if is_sharded else "optimizer.kept"
+        name = f"optimizer-{control.rank}-of-{control.size}.kept" if is_sharded else KEPT
         super().__init__(optimizer, directory / name, worker)
         self._control = control
         self._is_sharded = is_sharded

@@ -16,6 +16,7 @@ from hetero_async.shell.kept import KeptFile
 from hetero_async.tensors import inner
 
 KEEP_SECONDS = 60.0
+KEPT = "optimizer.kept"
 
 
 class InnerState:

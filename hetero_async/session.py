@@ -31,7 +31,7 @@ from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
 from hetero_async.desk import Desk
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
-from hetero_async.inner_state import InnerState
+from hetero_async.inner_state import KEPT, InnerState
 from hetero_async.rounds import Rounds
 from hetero_async.schedule import Schedule
 from hetero_async.shell.dial import open_dial_link, until_stopped
@@ -45,7 +45,6 @@ from hetero_async.tensors.replica import Replica
 from hetero_async.tensors.schema import unwrapped
 from hetero_async.train import Training, soon
 
-KEPT = "optimizer.kept"
 CLOSE_SECONDS = 5.0
 # A server that cannot be reached for so long will not come by waiting; the site's agent starts us again anyway.
 JOIN_SECONDS = 600.0
