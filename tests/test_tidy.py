@@ -68,7 +68,17 @@ LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
 # Packages that only these may touch, so that each can be replaced, or left out, in one place.
 ONLY_IN = {
-    "torch": {"tensors", "session", "group", "group_inner", "inner_state", "schedule", "loading", "integrations", "sim"},
+    "torch": {
+        "tensors",
+        "session",
+        "group",
+        "group_inner",
+        "inner_state",
+        "schedule",
+        "loading",
+        "integrations",
+        "sim",
+    },
     "zmq": {"shell"},
     "httpx2": {"shell"},
     "msgpack": {"formats"},
