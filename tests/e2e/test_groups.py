@@ -18,6 +18,7 @@ from hetero_async.core.records import Joined
 from hetero_async.tensors.model import ServerModel
 
 SIZE = 2
+SITES = {"a": 1, "b": 1, "c": 1}
 EXAMPLE = Path(__file__).parents[2] / "examples/torchrun_gpt.py"
 
 
@@ -54,13 +55,14 @@ def padded_chunks(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def test_ddp_fsdp2_and_a_single_process_train_one_model(tmp_path: Path) -> None:
     samples = 803
-    options = {"samples": samples, "step_seconds": 0.002}
-    with Run(tmp_path / "run", samples=samples, sites={"a": 1, "b": 1, "c": 1}, max_staleness=100) as run:
+    with Run(tmp_path / "run", samples=samples, sites=SITES, steps_per_round=4, max_staleness=100) as run:
         run.start_server()
         ddp, sharded, alone = run.names
-        start_group(run, ddp, "ddp", **options)
-        start_group(run, sharded, "fsdp2", **options)
-        run.start_worker(alone, groups.train, awaited=run.names, kind="alone", **options)
+        start_group(run, ddp, "ddp", samples=samples)
+        start_group(run, sharded, "fsdp2", samples=samples)
+        # It must leave them time for some rounds of their own.
+        told = {"kind": "alone", "samples": samples, "step_seconds": 0.03}
+        run.start_worker(alone, groups.train, awaited=run.names, **told)
         verdict = run.finish()
         assert verdict.samples == samples
         assert {worker for worker, _ in verdict.deltas} == {ddp, sharded, alone}
@@ -79,7 +81,7 @@ def test_ddp_fsdp2_and_a_single_process_train_one_model(tmp_path: Path) -> None:
         trained = [number for batch in told[-1]["batches"] for number in batch]
         for first, second in (told[0:2], told[2:4]):
             assert first["rates"] == second["rates"], "the same learning rates, to the bit"
-            assert len(set(first["rates"])) > 3
+            assert len(set(first["rates"])) > 1
             for ours, theirs in zip(first["batches"], second["batches"], strict=True):
                 is_repeated = len(ours) == 1 and ours == theirs  # the last sample of all, for a rank that has none
                 trained += ours if is_repeated else ours + theirs
