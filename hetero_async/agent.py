@@ -18,6 +18,8 @@ from hetero_async.shell.signals import stop_on_signal
 WORKER_RESTARTS = 10
 WORKER_RESTART_PERIOD_SECONDS = 60.0
 WORKER_BACKOFF_SECONDS = 1.0
+# torchrun gives its ranks 30 s to end; they would outlive it, were it killed before that.
+WORKER_STOP_SECONDS = 40.0
 
 
 async def work(config: RunConfig, site: str, command: Sequence[str], observer: Observer) -> None:
@@ -48,13 +50,19 @@ async def _run_worker(config: RunConfig, name: str, command: Sequence[str], obse
     directory.mkdir(parents=True, exist_ok=True)
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(
-            functools.partial(trio.run_process, list(command), env=environment, check=False)
+            functools.partial(trio.run_process, list(command), env=environment, check=False, deliver_cancel=_stop)
         )
         (directory / "pid").write_text(str(process.pid))
         observer.event("worker started", worker=name, pid=process.pid)
     if process.returncode:
         raise WorkerDied(f"{name} ended with {_ending(process.returncode)}")
     observer.event("worker ended", worker=name)
+
+
+async def _stop(process: trio.Process) -> None:
+    process.terminate()
+    await trio.sleep(WORKER_STOP_SECONDS)
+    process.kill()
 
 
 def _ending(returncode: int) -> str:

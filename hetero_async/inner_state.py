@@ -16,6 +16,7 @@ from hetero_async.shell.telemetry import note
 from hetero_async.tensors import inner
 
 KEEP_SECONDS = 60.0
+KEPT = "optimizer.kept"
 
 
 class InnerState:
@@ -44,10 +45,14 @@ class InnerState:
 
     def copy_if_due(self, rounds: int) -> dict[str, torch.Tensor]:
         """After a step; `rounds` were ended by then. Empty where it is not time for it."""
+        return self.copy() if self.is_due(rounds) else {}
+
+    def is_due(self, rounds: int) -> bool:
+        """Whether to copy now. It is true once, and then of later rounds."""
         if rounds == self._rounds or self._clock() - self._copied_at < KEEP_SECONDS:
-            return {}
+            return False
         self._rounds = rounds
-        return self.copy()
+        return True
 
     def copy(self) -> dict[str, torch.Tensor]:
         self._copied_at = self._clock()

@@ -12,6 +12,7 @@ import atexit
 import functools
 import importlib.metadata
 import math
+import os
 import secrets
 import threading
 import time
@@ -29,7 +30,7 @@ from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
 from hetero_async.desk import FOR_ANSWER, FOR_SAMPLES, Desk
 from hetero_async.errors import HeteroAsyncError, UserError, first_error
-from hetero_async.inner_state import InnerState
+from hetero_async.inner_state import KEPT, InnerState
 from hetero_async.inspection import check_dataset, check_length, check_optimizer, inner_optimizer, was_skipped
 from hetero_async.rounds import Rounds
 from hetero_async.schedule import Schedule
@@ -38,9 +39,10 @@ from hetero_async.shell.kept import KeptFile
 from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import event_log, note
 from hetero_async.shell.threads import in_thread
-from hetero_async.tensors.devices import describe, dtype_name
+from hetero_async.tensors.devices import dtype_name
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.replica import Replica
+from hetero_async.tensors.schema import unwrapped
 from hetero_async.train import Training, soon
 
 CLOSE_SECONDS = 5.0
@@ -68,29 +70,56 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
 
     The optimizer may be wrapped, by Accelerate's `prepare` for example. Model and optimizer stay what they are from
     here on: a parameter that is added, replaced or unfrozen later ends the loop with a SchemaError.
+
+    Where `torch.distributed` is initialised, its processes are one worker: each of them must call this with its rank's
+    model, and take the same steps. Raises UserError on every rank when their models, torch or this package differ.
     """
-    config, worker = from_environment()
-    session = Session(config, worker, model, optimizer)
+    session: Session
+    if is_group():
+        from hetero_async.group import GroupSession  # loads what one process has no use for
+
+        session = GroupSession(model, optimizer)
+    else:
+        session = Session(*from_environment(), model, optimizer)
     session.start()
     return session
+
+
+def is_group() -> bool:
+    """Whether this process is one of a group. Raises UserError where torchrun says so and torch does not know yet."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return True
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"torchrun started this process as rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: "
+            "call torch.distributed.init_process_group() before hetero_async.join"
+        )
+    return False
 
 
 class Session:
     """One worker's part in a run. Made by `join`."""
 
     def __init__(
-        self, config: RunConfig, worker: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        config: RunConfig,
+        worker: str,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        replica: Replica | None = None,
+        inner: InnerState | None = None,
     ) -> None:
         self.worker = worker
         optimizer = inner_optimizer(optimizer)
         self._config = config
         self._desk = Desk()
-        self._replica = Replica(model)
+        self._replica = replica or Replica(unwrapped(model))
         check_optimizer(optimizer, self._replica.ids)
         self._rounds_checked = 0
         self._rounds = Rounds(self._desk, self._replica, forget=lambda: optimizer.state.clear())
         self._follower = Follower(self._replica)
-        self._inner = InnerState(optimizer, config.worker_directory(worker) / "optimizer.kept", worker)
+        self._inner = inner or InnerState(optimizer, config.worker_directory(worker) / KEPT, worker)
         self._is_warm = self._inner.restore()
         self._schedules: list[Schedule] = []
         self._token: trio.lowlevel.TrioToken | None = None
@@ -173,7 +202,7 @@ class Session:
         if tensors := self._inner.copy_if_due(self._desk.rounds):
             self._keep(tensors)
         while self._desk.is_stretched_out():
-            self._desk.wait(FOR_ANSWER)
+            self._wait(FOR_ANSWER)
             self._rounds.adopt()
 
     def _keep(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -182,10 +211,13 @@ class Session:
 
     def _draw(self, count: int) -> list[int] | None:
         while (positions := self._rounds.draw(count)) == []:
-            self._desk.wait(FOR_SAMPLES)
+            self._wait(FOR_SAMPLES)
             self._rounds.adopt()
         self._desk.doing = "training"
         return positions
+
+    def _wait(self, why: str) -> None:
+        self._desk.wait(why)
 
     # --- the background ---
 
@@ -206,7 +238,7 @@ class Session:
                 told = now
                 why = self._desk.waiting or "no answer yet"
                 note(self.worker, f"joining {self._addresses}: {why}. Trying {self._how_long()}")
-            self._desk.wait("joining")
+            self._wait("joining")
         self._join_deadline = math.inf
         self._desk.doing = "joined"
 
@@ -233,7 +265,7 @@ class Session:
             schema_hash=self._follower.schema_hash,
             last_seq=0,
             claims=(),
-            device=describe(self._replica.device),
+            device=self._replica.described,
             dtype=dtype_name(self._replica.dtype),
             life=secrets.token_bytes(8),
             is_warm=self._is_warm,

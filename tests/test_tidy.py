@@ -53,6 +53,8 @@ LAYERS = [
     {"tables", "complaints", "config", "watch"},
     {
         "session",
+        "group",
+        "group_inner",
         "inner_state",
         "inspection",
         "schedule",
@@ -80,6 +82,8 @@ ONLY_IN = {
     "torch": {
         "tensors",
         "session",
+        "group",
+        "group_inner",
         "inner_state",
         "inspection",
         "schedule",

@@ -28,7 +28,7 @@ class LocalBuffers:
     def __init__(self, model: torch.nn.Module, specs: Specs) -> None:
         # Some modules put another tensor in a buffer's place instead of writing into it.
         self._places = [(_owner(model, spec.name)._buffers, spec.name.rpartition(".")[2]) for spec in specs]
-        self._base = [self._numbers(index).clone() for index in range(len(specs))]
+        self._base = [self.numbers(index).clone() for index in range(len(specs))]
         self._has_changed = [False] * len(specs)
         self._taken: Values = ()  # what the run's were when they were last looked at
 
@@ -56,29 +56,29 @@ class LocalBuffers:
             new = new.to(own.device)
             if self._has_changed[index]:
                 new = own * 0.5 + new * 0.5 if own.is_floating_point() else torch.maximum(own, new)
-            self._put(index, new)
+            self.put(index, new)
         self._taken = run
 
     @torch.no_grad()
     def reset(self, run: Values) -> None:
         """Begin with the run's."""
         for index, new in enumerate(run):
-            self._put(index, new.to(self._base[index].device))
+            self.put(index, new.to(self._base[index].device))
         self._has_changed = [False] * len(self._places)
         self._taken = run
 
     def _notice(self) -> None:
         for index, base in enumerate(self._base):
-            if not is_same(numbers := self._numbers(index), base):
+            if not is_same(numbers := self.numbers(index), base):
                 self._base[index], self._has_changed[index] = numbers.clone(), True
 
-    def _put(self, index: int, new: torch.Tensor) -> None:
+    def put(self, index: int, new: torch.Tensor) -> None:
         buffer = self._tensor(index)
         if not is_same(numbers_of(buffer), new):  # fp64 that says the same already keeps its last digits
             put_into(buffer, new)
-            self._base[index] = self._numbers(index).clone()
+            self._base[index] = self.numbers(index).clone()
 
-    def _numbers(self, index: int) -> torch.Tensor:
+    def numbers(self, index: int) -> torch.Tensor:
         return numbers_of(self._tensor(index))
 
     def _tensor(self, index: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ are the script's.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import safetensors.torch
 import torch
@@ -15,19 +15,30 @@ from hetero_async.errors import PeerError
 
 ABOUT = "about"
 
+# (tensor, parameter) → the tensor, or where parameters are in parts this process's part of it; and the way back
+Part = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 
-def packed(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+
+def itself(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def packed(optimizer: torch.optim.Optimizer, moment: int = 0, part: Part = itself) -> dict[str, torch.Tensor]:
     """A copy on the CPU: `INDEX/NAME` of every parameter's state, in the order of the parameter groups.
 
-    Called between two steps; what comes back is its taker's own. Empty where a state is no tensor or number.
+    Called between two steps; what comes back is its taker's own. Empty where a state is no tensor or number, or has no
+    part that is this process's. `moment` tells copies apart.
     """
     tensors: dict[str, torch.Tensor] = {}
     for index, parameter in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, torch.Tensor | int | float):
                 return {}
-            tensors[f"{index}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-    about = json.dumps({"optimizer": type(optimizer).__name__}).encode()
+            own = part(torch.as_tensor(value), parameter)
+            if own is None:
+                return {}
+            tensors[f"{index}/{name}"] = own.detach().to("cpu", copy=True).contiguous()
+    about = json.dumps({"optimizer": type(optimizer).__name__, "moment": moment}).encode()
     return tensors | {ABOUT: torch.frombuffer(bytearray(about), dtype=torch.uint8)} if tensors else {}
 
 
@@ -35,10 +46,11 @@ def to_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
     return safetensors.torch.save(tensors)
 
 
-def restore(optimizer: torch.optim.Optimizer, content: bytes) -> None:
-    """Give the optimizer its state back. Raises PeerError, and changes nothing, where it is another optimizer's."""
+def restore(optimizer: torch.optim.Optimizer, content: bytes, part: Part = itself, joined: Part = itself) -> int:
+    """Give the optimizer its state back; returns the moment that it is of. `joined` makes of a part what `part` was
+    given. Raises PeerError, and changes nothing, where it is another optimizer's."""
     tensors = _tensors(content)
-    kind = _kind(tensors.pop(ABOUT, None))
+    kind, moment = _about(tensors.pop(ABOUT, None))
     if kind != type(optimizer).__name__:
         raise PeerError(f"it is of {kind}, and the optimizer is {type(optimizer).__name__}")
     parameters = _parameters(optimizer)
@@ -48,14 +60,19 @@ def restore(optimizer: torch.optim.Optimizer, content: bytes) -> None:
         if not index.isdigit() or int(index) >= len(parameters):
             raise PeerError(f"it has a state of parameter {index}, and the optimizer has {len(parameters)} parameters")
         parameter = parameters[int(index)]
-        if not _fits(value.shape, parameter.shape):
-            shapes = f"{tuple(value.shape)}, and the parameter is {tuple(parameter.shape)}"
+        own = part(parameter, parameter)
+        assert own is not None, "a parameter always has its own part"
+        if not _fits(value.shape, own.shape):
+            shapes = f"{tuple(value.shape)}, and the parameter is {tuple(own.shape)}"
             raise PeerError(f"its {name} of parameter {index} is {shapes}")
         # Counters stay where optimizers keep them, on the CPU, unless they are asked to be capturable.
         device = parameter.device if value.dim() or _is_capturable(optimizer) else value.device
-        found.setdefault(parameter, {})[name] = value.to(device)
+        whole = joined(value.to(device), parameter)
+        assert whole is not None
+        found.setdefault(parameter, {})[name] = whole
     for parameter, state in found.items():
         optimizer.state[parameter] = state
+    return moment
 
 
 def _fits(state: torch.Size, parameter: torch.Size) -> bool:
@@ -71,10 +88,11 @@ def _tensors(content: bytes) -> dict[str, torch.Tensor]:
         raise PeerError(f"not an optimizer's state: {error}") from error
 
 
-def _kind(about: torch.Tensor | None) -> str:
+def _about(about: torch.Tensor | None) -> tuple[str, int]:
     try:
-        return str(json.loads(bytes(about.tolist()))["optimizer"]) if about is not None else "nothing known"
-    except (ValueError, KeyError, TypeError) as error:
+        told = json.loads(bytes(about.tolist())) if about is not None else {"optimizer": "nothing known"}
+        return str(told["optimizer"]), int(told.get("moment", 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PeerError(f"not an optimizer's state: {error}") from error
 
 

@@ -24,6 +24,7 @@ from hetero_async.tensors.buffers import (
     without_buffers,
 )
 from hetero_async.tensors.codecs import decode_payload, encode_payload
+from hetero_async.tensors.devices import describe
 from hetero_async.tensors.schema import schema_of
 
 
@@ -42,22 +43,31 @@ class Replica:
         self.device = next(iter(devices))
         self.dtype = self._parameters[0].dtype
         self._model = model
+        self._begin()
+
+    def _begin(self) -> None:
         self._base = torch.empty(self.schema.numel, device=self.device)
-        self._buffers = LocalBuffers(model, self.schema.buffers)
+        self._buffers = LocalBuffers(self._model, self.schema.buffers)
         self.reset(self._flat().cpu())
+
+    @property
+    def described(self) -> str:
+        """What it trains on, in words for people."""
+        return describe(self.device)
 
     def initial_upload(self) -> bytes:
         """The parameters to the bit (fp32), and the buffers of the model's state_dict.
 
         Frozen parameters do not travel: under a few trained adapters there may lie a model of any size.
         """
-        parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        constants = {
-            name: value.detach().cpu().contiguous().clone()
-            for name, value in self._model.state_dict().items()
-            if name not in parameters and isinstance(value, torch.Tensor)  # some modules keep bytes in there as well
-        }
+        constants = {name: value.detach().cpu().contiguous().clone() for name, value in self._constants()}
         return pack_parts(encode_payload("fp32", self._flat()), safetensors.torch.save(constants))
+
+    def _constants(self) -> Iterator[tuple[str, torch.Tensor]]:
+        parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        for name, value in self._model.state_dict().items():
+            if name not in parameters and isinstance(value, torch.Tensor):  # some modules keep bytes in there as well
+                yield name, value
 
     @torch.no_grad()
     def cut(self) -> torch.Tensor:
@@ -99,19 +109,14 @@ class Replica:
         Parameters that cannot hold the sum exactly are given the nearest value, and their base moves with them:
         rounding is not progress and must not be pushed as if it were.
         """
-        self._buffers.adopt(_values(buffers))
+        self._buffers.adopt(values_of(buffers))
         for new, base, local in self._pieces(self._here(target)):
-            progress = base - local.float()
-            local.copy_(new - progress)
-            if local.dtype == torch.float32:
-                base.copy_(new)
-            else:
-                torch.add(local.float(), progress, out=base)
+            move(new, base, local)
 
     @torch.no_grad()
     def reset(self, target: object, buffers: object = ()) -> None:
         """Stand on `target` with no progress, and with the run's buffers."""
-        self._buffers.reset(_values(buffers))
+        self._buffers.reset(values_of(buffers))
         for new, base, local in self._pieces(self._here(target)):
             local.copy_(new)
             base.copy_(local)
@@ -136,9 +141,19 @@ class Replica:
             start = stop
 
 
-def _values(buffers: object) -> Values:
+def values_of(buffers: object) -> Values:
     assert isinstance(buffers, tuple)
     return buffers
+
+
+def move(new: torch.Tensor, base: torch.Tensor, local: torch.Tensor) -> None:
+    """What `Replica.adopt` does to one tensor, or to a part of it."""
+    progress = base - local.float()
+    local.copy_(new - progress)
+    if local.dtype == torch.float32:
+        base.copy_(new)
+    else:
+        torch.add(local.float(), progress, out=base)
 
 
 class Shadow:

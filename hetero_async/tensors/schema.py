@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import xxhash
+from torch.nn.parallel import DistributedDataParallel
 
 from hetero_async.errors import PeerError, SchemaError
 
@@ -123,6 +124,13 @@ def _text(value: object) -> str:
     return value
 
 
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that DistributedDataParallel or torch.compile was given: its parameters have the names they have
+    everywhere."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, torch.nn.Module) else model
+
+
 def schema_of(model: torch.nn.Module) -> Schema:
     """Raises SchemaError for a trainable parameter that is not floating, for a model without any, and for a buffer that
     holds no numbers which could be averaged or compared."""
@@ -176,19 +184,19 @@ def _buffer_spec(name: str, buffer: torch.Tensor) -> BufferSpec:
     return BufferSpec(name=name, shape=shape, kind=FLOATING if buffer.dtype in FLOATS else INTEGER)
 
 
-def difference(expected: Schema, found: Schema) -> str:
+def difference(expected: Schema, found: Schema, whose: str = "the run's") -> str:
     """One line that names the first tensor that differs, "" when none does."""
     wanted, has = _described(expected), _described(found)
     for name, shape in wanted.items():
         if name not in has:
-            return f"the model differs from the run's: {name} {shape} is expected and is missing"
+            return f"the model differs from {whose}: {name} {shape} is expected and is missing"
         if has[name] != shape:
-            return f"the model differs from the run's: {name}: expected {shape}, found {has[name]}"
+            return f"the model differs from {whose}: {name}: expected {shape}, found {has[name]}"
     for name, shape in has.items():
         if name not in wanted:
-            return f"the model differs from the run's: {name} {shape} is not expected"
+            return f"the model differs from {whose}: {name} {shape} is not expected"
     if expected != found:
-        return f"the model differs from the run's: {_other_order_or_tie(expected, found)}"
+        return f"the model differs from {whose}: {_other_order_or_tie(expected, found)}"
     return ""
 
 

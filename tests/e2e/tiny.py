@@ -110,9 +110,9 @@ def pause(step_seconds: float, hold: str) -> None:
             time.sleep(0.01)
 
 
-def leave_results(**results: object) -> None:
+def leave_results(name: str = "results.json", **results: object) -> None:
     config, worker = from_environment()
-    (config.worker_directory(worker) / "results.json").write_text(json.dumps(results))
+    (config.worker_directory(worker) / name).write_text(json.dumps(results))
 
 
 def main() -> None:
