@@ -72,10 +72,12 @@ ONLY_IN = {
     "msgpack": {"formats"},
     "zstandard": {"formats"},
     "tenacity": {"shell", "actors", "archiving"},
-    "pydantic": {"tables", "complaints", "shell", "sim"},
+    "pydantic": {"tables", "complaints", "shell", "sim", "watch"},
     "obstore": {"shell"},
     "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
     "matplotlib": {"watch"},
+    "starlette": {"watch"},
+    "hypercorn": {"watch"},
     "rich": {"watch", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
 }
 # The core decides by its records alone: no clock, no chance, no world.
