@@ -236,6 +236,7 @@ def export(
 app.command()(restore)
 app.command()(repair)
 app.command()(cli_log.audit)
+app.command()(cli_log.report)
 app.command()(cli_log.replay)
 app.command()(sim)
 app.command()(study)

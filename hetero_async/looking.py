@@ -79,7 +79,7 @@ def oldest_start(log: Path) -> tuple[Checkpoint | None, Iterator[Entry]]:
 def export(config: RunConfig, out: Path) -> State:
     """Write the newest parameters on this host as safetensors. Server and standbys may be running. Raises UserError."""
     _check_place(out)
-    node = _furthest_here(config)
+    node = furthest_here(config)
     checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
     entries = read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0)
     model = ServerModel()
@@ -98,7 +98,7 @@ def _check_place(out: Path) -> None:
         raise UserError(f"{out} is a directory; name the file to write")
 
 
-def _furthest_here(config: RunConfig) -> Node:
+def furthest_here(config: RunConfig) -> Node:
     """Where several nodes have logs on this host: what a deposed one has in a lower term is not the run's."""
     held = [node for node in config.nodes().values() if segment_paths(node.log)]
     return max(held, key=lambda node: end_of(node.log), default=config.node(SERVER))

@@ -55,6 +55,7 @@ LAYERS = [
         "agent",
         "asking",
         "looking",
+        "reporting",
         "roster",
         "enrolment",
         "unarchiving",

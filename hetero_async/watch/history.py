@@ -211,6 +211,7 @@ class History(Kept):
     counts: dict[Text, int] = {}  # of all marks that there ever were, by their kind
     refusals: dict[Text, int] = {}  # cause → how many deltas, over all lives of the server
     staleness: dict[int, int] = {}  # versions → how many merged deltas
+    traffic: dict[Text, tuple[int, int]] = {}  # worker → bytes that it sent and received, over all its lives
     began: dict[Text, float] = {}  # what a counter of COUNTED_BY_A_LIFE, or of a cause, had come to before this life
     heard: dict[Text, float] = {}  # its newest value in this life
 
@@ -256,6 +257,12 @@ class History(Kept):
         for cause, count in causes.items():
             if cause in self.refusals or len(self.refusals) < CAUSES_MAX:
                 self.refusals[cause] = int(self.total(f"refused: {cause}", count))
+
+    def heard_of(self, worker: str, sent: int, received: int) -> None:
+        """Its own counts, which begin at nothing with each of its lives; 0 before it was heard."""
+        if sent and (worker in self.traffic or len(self.traffic) < LANES_MAX):
+            totals = self.total(f"up: {worker}", sent), self.total(f"down: {worker}", received)
+            self.traffic[worker] = (int(totals[0]), int(totals[1]))
 
     def merged(self, staleness: int) -> None:
         """One delta, so many versions old when it was merged; the last place is for all beyond."""

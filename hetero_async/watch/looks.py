@@ -107,6 +107,7 @@ class Looks:
     def _doing(self, seconds: float, workers: list[Status]) -> Iterator[tuple[str, str, str]]:
         for now in workers:
             before = self._seen.get(now["worker"])
+            self.history.heard_of(now["worker"], now["bytes_up"], now["bytes_down"])
             seen = Seen(now["alive"], now["incarnation"], bool(now["device"]), now["bytes_up"])
             if before is not None:
                 seen.was_lost = before.was_lost and not (seen.alive and not before.alive)
