@@ -100,14 +100,21 @@ class Series(Kept):
         """One look. `doing`: (site, worker, letter) of every worker."""
         slot = int(seconds // self.step_seconds)
         if self.slots and slot <= self.slots[-1]:  # also where the clock was set back
-            self._open(self.slots[-1], figures, doing)
-            self._join_last()
+            for name, line in self.figures.items():
+                line[-1] = FIGURES[name]((line[-1], figures[name]))
         else:
-            self._open(slot, figures, doing)
+            self._open(slot, figures)
+        before = len(self.slots) - 1
+        for site, worker, letter in doing:
+            if letter != ABSENT:
+                self._share(site, before)[STATES.index(letter)] += 1
+            if (lane := self.lanes.get(worker)) is not None:
+                lane[before] = together((lane[before], letter))
+            elif len(self.lanes) < LANES_MAX:
+                self.lanes[worker] = [*(ABSENT for _ in range(before)), letter]
 
-    def _open(self, slot: int, figures: Mapping[str, float], doing: Iterable[tuple[str, str, str]]) -> None:
-        """A new column at the end."""
-        before = len(self.slots)
+    def _open(self, slot: int, figures: Mapping[str, float]) -> None:
+        """A new column at the end, in which nobody was seen yet."""
         self.slots.append(slot)
         for name, line in self.figures.items():
             line.append(figures[name])
@@ -115,26 +122,13 @@ class Series(Kept):
             shares.append([0] * len(STATES))
         for lane in self.lanes.values():
             lane.append(ABSENT)
-        for site, worker, letter in doing:
-            if letter != ABSENT:
-                self._share(site, before)[STATES.index(letter)] += 1
-            if worker in self.lanes or len(self.lanes) < LANES_MAX:
-                self.lanes.setdefault(worker, [ABSENT] * (before + 1))[before] = letter
 
     def _share(self, site: str, before: int) -> list[int]:
         if site not in self.sites and len(self.sites) >= SITES_MAX:
             site = OTHER
-        return self.sites.setdefault(site, [[0] * len(STATES) for _ in range(before + 1)])[before]
-
-    def _join_last(self) -> None:
-        """The last two columns become one."""
-        self.slots.pop()
-        for name, line in self.figures.items():
-            line[-2:] = [FIGURES[name](line[-2:])]
-        for shares in self.sites.values():
-            shares[-2:] = [added(shares[-2:])]
-        for lane in self.lanes.values():
-            lane[-2:] = [together(lane[-2:])]
+        if (shares := self.sites.get(site)) is None:
+            shares = self.sites[site] = [[0] * len(STATES) for _ in range(before + 1)]
+        return shares[before]
 
     def thin(self) -> None:
         """Columns that last twice as long."""

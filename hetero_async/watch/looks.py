@@ -27,6 +27,8 @@ from hetero_async.watch.history import (
 
 Status = Mapping[str, Any]
 
+# Heartbeats and leases are less than this a second; a chunk of a delta is more.
+SENDING_BYTES = 4096
 BYE = "said bye"
 
 
@@ -160,4 +162,4 @@ def _letter(now: Status, before: Seen | None, seen: Seen) -> str:
         return UNKNOWN
     if now["state"] != "training" or now["seconds_since_heard"] >= SILENT_SECONDS:
         return WAITING
-    return SENDING if before is not None and seen.bytes_up > before.bytes_up else TRAINING
+    return SENDING if before is not None and seen.bytes_up - before.bytes_up > SENDING_BYTES else TRAINING

@@ -26,6 +26,7 @@ const short = (value) => scaled(value, ["", " k", " M", " G", " T"]);
 const bytes = (value) => scaled(value, [" B", " kB", " MB", " GB", " TB", " PB"]);
 const rate = (value) => `${bytes(value)}/s`;
 const whole = (value) => Math.round(value).toLocaleString("en");
+const trimmed = (text) => text.replace(/\.(\d*?)0+(?=\s|$)/, (_, digits) => digits ? `.${digits}` : "");
 const percent = (value) => `${(100 * value).toFixed(value < 0.0995 || value > 0.9949 ? 1 : 0)} %`;
 const figure = (value) => Math.abs(value) >= 1000 || (value && Math.abs(value) < 0.001) ? value.toExponential(2) : value.toFixed(3);
 
@@ -85,9 +86,9 @@ function drawLines(element, lines, { xText, yText, xSteps, least, marks = [], xM
   const X = (x) => edge.left + ((x - x0) / (x1 - x0 || 1)) * (width - edge.left - edge.right);
   const Y = (y) => edge.top + (1 - (y - y0) / (y1 - y0 || 1)) * (height - edge.top - edge.bottom);
   const svg = make("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-  for (const y of ticks(y0, y1, 4)) {
+  for (const y of ticks(y0, y1, 5)) {
     svg.append(make("svg:line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: Y(y), y2: Y(y) }));
-    svg.append(make("svg:text", { x: edge.left - 8, y: Y(y) + 4, "text-anchor": "end" }, yText(y)));
+    svg.append(make("svg:text", { x: edge.left - 8, y: Y(y) + 4, "text-anchor": "end" }, trimmed(yText(y))));
   }
   drawAxis(svg, { x0, x1, X, y: height - 5, width, edge, xText, xSteps });
   for (const mark of marks.filter(({ x }) => x >= x0 && x <= x1)) {
@@ -136,7 +137,7 @@ function limits(lines, least, settle) {
 function drawAxis(svg, { x0, x1, X, y, width, edge, xText, xSteps }) {
   for (const x of ticks(x0, x1, Math.max(2, Math.floor((width - edge.left) / 105)), xSteps)) {
     const at = X(x), anchor = at < edge.left + 12 ? "start" : at > width - 30 ? "end" : "middle";
-    svg.append(make("svg:text", { x: at, y, "text-anchor": anchor }, xText(x)));
+    svg.append(make("svg:text", { x: at, y, "text-anchor": anchor }, trimmed(xText(x))));
   }
 }
 

@@ -9,7 +9,26 @@ const KINDS = {
 };
 const OPEN_WORKERS_MAX = 8;   // of a site, that are drawn one by one without being asked for
 const TABLE_WORKERS_MAX = 24; // of a run, whose table is open without being asked for
-const RATE_SECONDS = 20;
+const RATE_SECONDS = 30, GROUP_SECONDS = 60;
+
+const some = (value, shown) => value ? shown(value) : null;
+// title, class, whether only a server that is heard tells it, and what it says of a worker
+const WORKER_COLUMNS = [
+  ["worker", "text", false, (one) => one.worker],
+  ["site", "text", false, (one) => one.site],
+  ["device", "text", true, (one) => [one.device, one.dtype].filter(Boolean).join(" ") || null],
+  ["state", "text", false, (one) => one.state || null],
+  ["steps/s", "", true, (one) => some(one.steps_per_second, (speed) => speed.toFixed(1))],
+  ["H", "", true, (one) => some(one.steps_per_round, String)],
+  ["stale", "", true, (one) => String(one.staleness)],
+  ["sent", "", false, (one) => some(one.bytes_up, bytes)],
+  ["received", "", false, (one) => some(one.bytes_down, bytes)],
+  ["steps", "", false, (one) => whole(one.steps)],
+  ["samples", "", false, (one) => whole(one.samples)],
+  ["deltas", "", false, (one) => whole(one.deltas)],
+  ["refused", "", false, (one) => whole(one.refused)],
+  ["lives", "", false, (one) => whole(one.incarnation)],
+];
 
 let content = null, range = "whole", isAway = false, isDrawn = false;
 const opened = new Map();
@@ -21,16 +40,19 @@ function columnsOf(series) {
   const { slots, step, figures } = series;
   const began = content.whole.slots.length ? content.whole.slots[0] * content.whole.step : content.seconds;
   const end = (slot) => Math.min((slot + 1) * step, Math.max(content.seconds, slot * step + 1));
-  return { from: slots.map((slot) => slot * step - began), to: slots.map((slot) => end(slot) - began), step, figures, series, began };
+  const from = slots.map((slot) => slot * step - began), to = slots.map((slot) => end(slot) - began);
+  // A look or two that came late are no absence of the server.
+  for (let i = 0; i + 1 < to.length; i += 1) if (from[i + 1] - to[i] < Math.max(6, 1.5 * step)) to[i] = from[i + 1];
+  return { from, to, step, figures, series, began };
 }
 
 // How much more there is a second, over long enough a time for it to be steady; null where nobody looked.
 function rates(columns, name) {
   const { to, figures, step } = columns, span = to[to.length - 1] - to[0];
-  const window = Math.max(RATE_SECONDS, span / 90, 2 * step);
+  const window = Math.max(RATE_SECONDS, span / 60, 2 * step);
   let first = 0;
   return to.map((at, place) => {
-    if (place && columns.from[place] - to[place - 1] > Math.max(4 * step, 5)) { first = place; return null; }
+    if (place && columns.from[place] > to[place - 1]) { first = place; return null; }
     while (first < place - 1 && at - to[first + 1] >= window) first += 1;
     const seconds = at - to[first];
     return seconds > 0 ? Math.max(0, figures[name][place] - figures[name][first]) / seconds : null;
@@ -95,11 +117,11 @@ function tilesOf(status, share, now) {
   const survived = faults.filter(([count]) => count).map(([count, one, many]) => `${count} ${count === 1 ? one : many}`);
   return [
     [losses.name.replace(/_/g, " ") || "loss", losses.points.length ? figure(newest(losses.points).value) : "–", losses.points.length ? `at first ${figure(losses.points[0].value)}` : "no worker has measured one"],
-    ["trained", status.positions ? percent(share) : "–", `${short(status.trained)} of ${short(status.positions)} samples`],
-    [content.is_live ? "samples a second" : "samples a second, mean", speed ? short(speed) : "–", content.is_live && speed && share < 1 ? `${duration(left)} left` : `${duration(spanned())} in all`],
+    ["trained", status.positions ? percent(share) : "–", `${short(status.trained)} of ${short(status.positions)}`],
+    [content.is_live ? "samples/s" : "samples/s, mean", speed ? short(speed) : "–", content.is_live && speed && share < 1 ? `${duration(left)} left` : `${duration(spanned())} in all`],
     ["workers", content.is_live ? `${alive} of ${workers.length}` : `${workers.length}`, `in ${count(sitesOf().length, "site")}`],
     ["deltas", short(status.deltas.acknowledged), refused ? `${whole(refused)} refused` : "none refused"],
-    up || down ? ["sent to the server", bytes(up), `${bytes(down)} sent back`] : ["survived", "–", ""],
+    ["sent to the server", up || down ? bytes(up) : "–", up || down ? `${bytes(down)} sent back` : ""],
     ...(content.is_live ? [] : [["faults survived", String(faults.reduce((sum, [number]) => sum + number, 0)), survived.join(", ") || "none met"]]),
   ];
 }
@@ -120,9 +142,9 @@ function drawLoss({ x0, x1 }, { began }) {
   const colors = [color("loss"), color("loss-1"), color("loss-2"), color("loss-3")];
   const line = (of) => (name, place) => ({ name: name.replace(/_/g, " "), color: colors[place % 4], x: content.losses[name].map(of), y: content.losses[name].map((point) => point.value) });
   const empty = "no worker has measured a loss: session.record(\"validation_loss\", value)";
-  const options = { yText: (y) => figure(y).replace(/0$/, ""), empty, settle: true };
+  const options = { yText: figure, empty, settle: true };
   const inRange = ({ x, y, ...rest }) => { const from = x.findIndex((at) => at >= x0); return { ...rest, x: from < 0 ? [] : x.slice(from), y: from < 0 ? [] : y.slice(from) }; };
-  const marks = content.marks.filter(({ kind }) => kind !== "finished" && kind !== "left").map((mark) => ({ x: mark.at - began, color: color(KINDS[mark.kind][1]), text: toldOf(mark) }));
+  const marks = grouped().filter(({ kind }) => kind !== "finished" && kind !== "left").map((mark) => ({ x: mark.at - began, color: color(KINDS[mark.kind][1]), text: toldOf(mark) }));
   drawLines(byId("loss-time"), names.map(line((point) => point.at - began)).map(inRange), { ...options, ...timeAxis(x0, x1), marks });
   drawLines(byId("loss-samples"), names.map(line((point) => point.trained)), { ...options, xText: (x, full) => full ? `${whole(x)} samples` : short(x), xLeast: 0 });
 }
@@ -133,10 +155,12 @@ function drawSites(columns, { x0, x1 }) {
   const letters = Object.keys(STATES), sites = sitesOf();
   const colors = Object.fromEntries(letters.flatMap((letter, place) => [[letter, color(STATES[letter])], [place, color(STATES[letter])]]));
   const isSeen = (letter, place) => Object.values(columns.series.sites).some((shares) => shares.some((share) => share[place]));
-  byId("lane-legend").replaceChildren(...letters.filter(isSeen).map((letter) => {
+  const hasGap = columns.from.some((from, place) => place && from > columns.to[place - 1]);
+  const legend = letters.filter(isSeen).map((letter) => [colors[letter], STATE_WORDS[STATES[letter]]]);
+  byId("lane-legend").replaceChildren(...[...legend, ...(hasGap ? [[color("gap"), "no server"]] : [])].map(([fill, words]) => {
     const box = make("i");
-    box.style.background = colors[letter];
-    return make("span", {}, box, STATE_WORDS[STATES[letter]]);
+    box.style.background = fill;
+    return make("span", {}, box, words);
   }));
   const old = new Map([...byId("lanes").children].map((element) => [element.dataset.site, element]));
   const elements = sites.map((site) => old.get(site.name) ?? siteElement(site.name));
@@ -186,7 +210,7 @@ function drawLaneAxis({ began }, { x0, x1 }) {
   svg.setAttribute("viewBox", `0 0 ${width} 34`);
   svg.replaceChildren();
   drawAxis(svg, { x0, x1, X, y: 32, width, edge: { left: 0, right: 0 }, ...timeAxis(x0, x1) });
-  for (const mark of content.marks.filter((one) => one.at - began >= x0 && one.at - began <= x1)) {
+  for (const mark of grouped().filter((one) => one.at - began >= x0 && one.at - began <= x1)) {
     const [glyph, name] = KINDS[mark.kind];
     const text = make("svg:text", { class: "glyph", x: clamp(X(mark.at - began), 5, width - 5), y: 14 }, glyph);
     text.style.fill = color(name);
@@ -197,7 +221,7 @@ function drawLaneAxis({ began }, { x0, x1 }) {
 
 function drawRates(columns, { x0, x1 }) {
   const line = (name, of, fill) => ({ name, color: color(fill), x: columns.to, y: rates(columns, of) });
-  const options = { ...timeAxis(x0, x1), least: 0, settle: true };
+  const options = { ...timeAxis(x0, x1), least: 0 };
   drawLines(byId("speed"), [{ ...line("samples/s", "trained", "training"), fill: true }], { ...options, yText: short });
   drawLines(byId("network"), [line("to the server", "bytes_up", "up"), line("from it", "bytes_down", "down")], { ...options, yText: (y) => bytes(y), });
 }
@@ -220,7 +244,7 @@ function drawRest(columns, { x0, x1 }) {
 }
 
 function table(element, titles, rows) {
-  const cells = (name, row) => row.map((cell, place) => make(name, { class: [titles[place][1] ?? "", titles[place][2] ?? ""].join(" ").trim() }, cell ?? "–"));
+  const cells = (name, row) => row.map((cell, place) => make(name, { class: titles[place][1] ?? "" }, cell ?? "–"));
   const body = rows.map(({ row, away }) => make("tr", { class: away ? "away" : "" }, ...cells("td", row)));
   element.replaceChildren(make("thead", {}, make("tr", {}, ...cells("th", titles.map(([title]) => title)))), make("tbody", {}, ...body));
 }
@@ -250,9 +274,18 @@ function drawTables() {
     byId("all-workers").ontoggle = drawTables;
   }
   if (!byId("all-workers").open) return;
-  table(byId("workers"), [["worker", "text"], ["site", "text"], ["device", "text"], ["state", "text"], ["steps/s"], ["H"], ["stale"], ["sent"], ["received"], ["samples"], ["deltas"], ["refused"], ["lives"]],
-    workers.map((one) => ({ away: !one.alive, row: [one.worker, one.site, [one.device, one.dtype].filter(Boolean).join(" ") || null, one.state || null, one.steps_per_second ? one.steps_per_second.toFixed(1) : null,
-      one.steps_per_round ? String(one.steps_per_round) : null, content.is_live ? String(one.staleness) : null, one.bytes_up ? bytes(one.bytes_up) : null, one.bytes_down ? bytes(one.bytes_down) : null, whole(one.samples), whole(one.deltas), whole(one.refused), whole(one.incarnation)] })));
+  const columns = WORKER_COLUMNS.filter(([, , isLive]) => content.is_live || !isLive);
+  table(byId("workers"), columns, workers.map((one) => ({ away: !one.alive, row: columns.map(([, , , of]) => of(one)) })));
+}
+
+// What happens to many workers of a site at one time is one event.
+function grouped() {
+  const groups = [];
+  for (const mark of content.marks) {
+    const like = mark.site && groups.findLast((group) => group.kind === mark.kind && group.site === mark.site && mark.at - group.at < GROUP_SECONDS);
+    if (like) like.workers += 1; else groups.push({ ...mark, workers: 1 });
+  }
+  return groups.map((group) => group.workers > 1 ? { ...group, who: `${group.workers} workers of ${group.site}`, text: "" } : group);
 }
 
 function toldOf(mark) {
@@ -260,7 +293,7 @@ function toldOf(mark) {
 }
 
 function drawMarks(began) {
-  const marks = content.marks.slice(-60).reverse();
+  const marks = grouped().slice(-40).reverse();
   byId("marks").replaceChildren(...marks.map((mark) => {
     const glyph = make("span", {}, KINDS[mark.kind][0]);
     glyph.style.color = color(KINDS[mark.kind][1]);
