@@ -193,7 +193,7 @@ class Chronicle:
 def _delta(looks: Looks, told: Told) -> None:
     record = told.fields["record"]
     assert isinstance(record, Delta)
-    looks.delta(told.fields["lsn"], record)
+    looks.delta(told.fields["lsn"], record.anchor_version)
 
 
 def _stepped(looks: Looks, told: Told) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hetero_async.core.records import Delta, Stepped
+from hetero_async.core.records import Stepped
 from hetero_async.watch.history import (
     ABSENT,
     DEAD,
@@ -58,9 +58,9 @@ class Looks:
 
     # --- what happened ---
 
-    def delta(self, lsn: int, record: Delta) -> None:
+    def delta(self, lsn: int, anchor_version: int) -> None:
         if len(self._pending) < PENDING_MAX:
-            self._pending[lsn] = record.anchor_version
+            self._pending[lsn] = anchor_version
 
     def stepped(self, record: Stepped) -> None:
         for lsn in record.deltas:

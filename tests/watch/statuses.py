@@ -58,7 +58,7 @@ def _worker(number: int, second: float, chance: random.Random, dead: frozenset[s
         "worker": name,
         "device": "cuda (NVIDIA A100)",
         "dtype": "bf16",
-        "state": "away" if is_dead else "training" if chance.random() > 0.04 * (1 + number % 4) else "waiting for samples",
+        "state": "away" if is_dead else chance.choices(["training", "waiting for samples"], [25, 1 + number % 4])[0],
         "incarnation": 1,
         "alive": not is_dead,
         "steps": int(second * speed),
