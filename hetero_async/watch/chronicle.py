@@ -28,7 +28,7 @@ from hetero_async.watch.looks import Looks, Status
 
 NAME = "history.json"
 LOOK_EVERY_SECONDS = 1.0
-WRITE_EVERY_SECONDS = 5.0
+WRITE_EVERY_SECONDS = 10.0
 # The history holds less than a MB; what is larger was not written by us.
 FILE_BYTES_MAX = 16 * 1024 * 1024
 # What was told since the last look, at the most: at more deltas a second than that, the rest is not counted.

@@ -21,7 +21,8 @@ from hetero_async.watch.looks import Looks
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome") or ""
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=2000",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+    "--enable-logging=stderr", "--virtual-time-budget=2000",
 ]  # fmt: skip
 SECONDS_MAX = 120
 BEGAN = 1_790_000_000.0
