@@ -1,5 +1,6 @@
 """The histories that several nodes of one run have kept, as one: each stretch as the node that served saw it."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -16,9 +17,6 @@ from hetero_async.watch.history import (
 
 K = TypeVar("K")
 
-# Two nodes tell of one event at times that differ by less than this.
-SAME_SECONDS = 15.0
-
 
 def as_one(histories: Sequence[History]) -> History:
     """They are not changed."""
@@ -28,7 +26,7 @@ def as_one(histories: Sequence[History]) -> History:
     joined = History(whole=_columns([history.whole for history in own]))
     for name in dict.fromkeys(name for history in own for name in history.losses):
         joined.losses[name] = _points([history.losses.get(name, []) for history in own])
-    joined.marks = _marks([mark for history in own for mark in history.marks])
+    joined.marks = _marks(own)
     for history in own:
         _raise_to(joined.counts, history.counts)
         _raise_to(joined.staleness, history.staleness)
@@ -86,12 +84,22 @@ def _points(several: Sequence[Sequence[Point]]) -> list[Point]:
     return list(first.values())
 
 
-def _marks(marks: Sequence[Mark]) -> list[Mark]:
+def _marks(several: Sequence[History]) -> list[Mark]:
+    """A takeover is told once; of workers tells whoever served, and not who heard of it late."""
     told: list[Mark] = []
-    for mark in sorted(marks, key=lambda mark: mark.at):
-        is_told = any(
-            (old.kind, old.who) == (mark.kind, mark.who) and mark.at - old.at < SAME_SECONDS for old in told
-        )  # fmt: skip
-        if not is_told:
+    marks = [(mark, history) for history in several for mark in history.marks]
+    for mark, history in sorted(marks, key=lambda one: one[0].at):
+        if mark.kind == "takeover":
+            is_told = any((old.kind, old.who, old.text) == (mark.kind, mark.who, mark.text) for old in told)
+        else:
+            others = [other.whole for other in several if other is not history]
+            is_told = not _served(history.whole, mark.at) and any(_served(other, mark.at) for other in others)
+        if not is_told or mark.kind == "started":
             told.append(mark)
     return told
+
+
+def _served(series: Series, seconds: float) -> bool:
+    """Whether its node did at that time."""
+    place = bisect_left(series.slots, int(seconds // series.step_seconds))
+    return place < len(series.slots) and bool(series.figures["is_serving"][place])

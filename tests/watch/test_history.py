@@ -203,7 +203,13 @@ def test_two_nodes_histories_become_one() -> None:
             status["bytes"] = {"up": 0, "down": 0}
             status["workers"] = [{**worker, "state": "", "device": ""} for worker in status["workers"]]
         second.look(BEGAN + moment, status)
-    joined = as_one([second.history, first.history])
+    late = Looks(History())  # the old server, back as a standby: it hears late of what has been
+    for moment in range(150, 200):
+        status = status_at(moment, term=1 if moment < 152 else 2, dead=frozenset(["office-0"] if moment == 153 else []))
+        status["standby"] = {"name": "server", "lag": 0}
+        late.look(BEGAN + moment, status)
+    assert kinds(late.history) == [("takeover", "b"), ("lost", "office-0"), ("back", "office-0")]
+    joined = as_one([second.history, first.history, late.history])
     lane = "".join(joined.whole.lanes["amsterdam-0"])
     assert len(lane) == 200
     assert "u" not in lane[:100], "as the one that served saw it"

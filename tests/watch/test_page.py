@@ -7,12 +7,17 @@ error. Screenshots are left in the test's directory, for people.
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from e2e.harness import free_port, until
 from watch.statuses import status_at
 
 from hetero_async.core.records import Stepped
+from hetero_async.shell.telemetry import NullObserver
+from hetero_async.watch import dashboard
+from hetero_async.watch.chronicle import Chronicle, open_chronicle
 from hetero_async.watch.dashboard import pictured
 from hetero_async.watch.document import document
 from hetero_async.watch.history import History
@@ -89,6 +94,30 @@ def test_its_policy_lets_its_own_script_and_style_in(tmp_path: Path) -> None:
     shot = (tmp_path / "page.png").read_bytes()
     assert shot[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(shot) > 50_000, "and there is something on it"
+
+
+def test_it_follows_a_server(tmp_path: Path) -> None:
+    port = free_port()
+
+    async def show(chronicle: Chronicle) -> None:
+        await dashboard.show(f"http://127.0.0.1:{port}", chronicle)
+
+    with open_chronicle(tmp_path, NullObserver(), show) as chronicle:
+        chronicle.hand(status_at(60))
+        until(lambda: chronicle.address, "it is shown", SECONDS_MAX, str)
+        flags = [flag for flag in FLAGS if "virtual-time" not in flag]
+        command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--timeout=8000", "--dump-dom"]
+        with subprocess.Popen([*command, chronicle.address], stdout=-1, stderr=-1, text=True) as browser:
+            second = 61
+            while browser.poll() is None:  # one look after the other, for as long as somebody looks at them
+                chronicle.hand(status_at(second))
+                second += 1
+                time.sleep(0.1)
+            dom, errors = browser.communicate()
+    assert "CONSOLE" not in errors, errors
+    trained = re.search(r"<dt>trained</dt><dd>[^<]*</dd><dd class=\"small\">([0-9.]+) k of 400 M", dom)
+    assert trained, dom
+    assert status_at(60)["trained"] / 1000 < float(trained[1]), "it shows later looks than the first"
 
 
 def test_what_peers_wrote_stays_text(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ const STATES = { t: "training", s: "sending", w: "waiting", d: "dead", u: "unkno
 const STATE_WORDS = { training: "training", sending: "training and sending", waiting: "waiting", dead: "dead", unknown: "in the run" };
 const KINDS = {
   lost: ["✕", "dead", "died"], back: ["↻", "good", "came back"], left: ["←", "quiet", "left"],
-  takeover: ["▲", "takeover", "took over"], started: ["●", "takeover", "server started again"],
+  takeover: ["▲", "takeover", "took over"], started: ["●", "takeover", "was started again"],
   paused: ["‖", "bad", "log paused"], resumed: ["▶", "good", "log resumed"], finished: ["✓", "good", "all samples are trained"],
 };
 const OPEN_WORKERS_MAX = 8;   // of a site, that are drawn one by one without being asked for
