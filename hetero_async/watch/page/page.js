@@ -46,7 +46,7 @@ function columnsOf(series) {
   return { from, to, step, figures, series, began };
 }
 
-// How much more there is a second, over long enough a time for it to be steady; null where nobody looked.
+// How much more there is a second, over long enough a time for it to be steady; null where nobody looked for as long.
 function rates(columns, name) {
   const { to, figures, step } = columns, span = to[to.length - 1] - to[0];
   const window = Math.max(RATE_SECONDS, span / 60, 2 * step);
@@ -55,7 +55,7 @@ function rates(columns, name) {
     if (place && columns.from[place] > to[place - 1]) { first = place; return null; }
     while (first < place - 1 && at - to[first + 1] >= window) first += 1;
     const seconds = at - to[first];
-    return seconds > 0 ? Math.max(0, figures[name][place] - figures[name][first]) / seconds : null;
+    return seconds >= window / 2 ? Math.max(0, figures[name][place] - figures[name][first]) / seconds : null;
   });
 }
 
