@@ -237,6 +237,8 @@ class History(Kept):
         if not math.isfinite(point.value) or (name not in self.losses and len(self.losses) >= METRICS_MAX):
             return
         points = self.losses.setdefault(name[:NAME_LENGTH_MAX], [])
+        if points and (points[-1].version, points[-1].value) == (point.version, point.value):
+            return  # a server that has just been started knows it from the log
         if points and self._slot(points[-1].at) >= self._slot(point.at):
             points.pop()
         points.append(point)

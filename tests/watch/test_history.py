@@ -69,7 +69,7 @@ def test_a_column_that_a_clock_set_back_would_open_joins_the_last() -> None:
 
 def test_thinning_keeps_counters_worst_lags_shares_and_deaths() -> None:
     series = Series()
-    letters = "tdtw" + "ssss"
+    letters = "dttw" + "ssss"
     for second, letter in enumerate(letters):
         series.add(100 + second, figures(trained=second, standby_lag=second % 3), [("a", "a-0", letter)])
     series.thin()
@@ -155,6 +155,7 @@ def test_a_server_that_is_started_again_goes_on_with_its_history() -> None:
     assert kinds(looks.history) == [("started", "server")], "that all join anew is no news"
     assert looks.history.whole.figures["bytes_up"][-2] == before[0] + 1000
     assert looks.history.refusals == before[1]
+    assert len(looks.history.losses["validation_loss"]) == 1, "it was known before"
     assert looks.history.traffic["office-0"][0] == joined["workers"][3]["bytes_up"], "it counts on, not anew"
 
 

@@ -52,7 +52,8 @@ function rates(columns, name) {
   const window = Math.max(RATE_SECONDS, span / 60, 2 * step);
   let first = 0;
   return to.map((at, place) => {
-    if (place && columns.from[place] > to[place - 1]) { first = place; return null; }
+    // What came in after an absence of the server was trained on in the meantime: the line breaks, the count does not.
+    if (place && columns.from[place] > to[place - 1]) return null;
     while (first < place - 1 && at - to[first + 1] >= window) first += 1;
     const seconds = at - to[first];
     return seconds >= window / 2 ? Math.max(0, figures[name][place] - figures[name][first]) / seconds : null;
