@@ -28,7 +28,8 @@ from hetero_async.watch.looks import Looks, Status
 
 NAME = "history.json"
 LOOK_EVERY_SECONDS = 1.0
-WRITE_EVERY_SECONDS = 10.0
+# What a crash costs of the history, at the least; longer where writing it would take more than a share of the time.
+WRITE_EVERY_SECONDS, WRITING_SHARE_MAX = 2.0, 0.002
 # The history holds less than a MB; what is larger was not written by us.
 FILE_BYTES_MAX = 16 * 1024 * 1024
 # What was told since the last look, at the most: at more deltas a second than that, the rest is not counted.
@@ -151,8 +152,10 @@ class Chronicle:
         while not self._is_closing:
             self._take()
             if trio.current_time() >= write_at:
+                began = trio.current_time()
                 self._write()
-                write_at = trio.current_time() + WRITE_EVERY_SECONDS
+                seconds = trio.current_time() - began
+                write_at = began + max(WRITE_EVERY_SECONDS, seconds / WRITING_SHARE_MAX)
             with trio.move_on_after(WRITE_EVERY_SECONDS):
                 await self._handed.wait()
             self._handed = trio.Event()
