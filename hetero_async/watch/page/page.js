@@ -9,7 +9,7 @@ const KINDS = {
 };
 const OPEN_WORKERS_MAX = 8;   // of a site, that are drawn one by one without being asked for
 const TABLE_WORKERS_MAX = 24; // of a run, whose table is open without being asked for
-const RATE_SECONDS = 30, GROUP_SECONDS = 60;
+const RATE_SECONDS = 30, GROUP_SECONDS = 15;
 
 const some = (value, shown) => value ? shown(value) : null;
 // title, class, whether only a server that is heard tells it, and what it says of a worker
