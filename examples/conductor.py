@@ -43,7 +43,7 @@ STEP_SECONDS = 0.03
 LOOK_SECONDS = 0.5
 # The run is over long before; a demo that hangs must say so instead of hanging on.
 LIMIT_SECONDS = 600.0
-OUTPUTS = {"model": "model.safetensors", "loss picture": "loss.png", "report": "report.json"}
+OUTPUTS = {"model": "model.safetensors", "loss picture": "loss.png", "report": "report.json", "page": "report.html"}
 # The server is meant to be away for a while.
 NOISE = frozenset({"server not reached", "server reached"})
 
@@ -147,6 +147,7 @@ class Conductor:
                 while True:
                     status = await ask()
                     if status is not None:
+                        self._tell_address(screen, status)
                         self.story.see(status)
                         screen.update(render(status), refresh=True)
                     if await act():
@@ -154,6 +155,12 @@ class Conductor:
                         return
                     await trio.sleep(LOOK_SECONDS)
         raise HeteroAsyncError(f"this is not over after {LIMIT_SECONDS:g} s; see {self._logs}")
+
+    def _tell_address(self, screen: Live, status: dict[str, Any]) -> None:
+        """Where the run can be watched, whenever that is another place."""
+        address = status["dashboard"]
+        if address and address != self.story.newest.get("dashboard"):
+            screen.console.print(f"watch it at {address}")
 
     def have_ended(self, *names: str) -> bool:
         """Ends the demo when any process failed: nothing good comes of waiting for the others then."""

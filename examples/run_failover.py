@@ -41,6 +41,7 @@ from hetero_async import looking, roster
 from hetero_async.complaints import SERVER
 from hetero_async.config import RunConfig
 from hetero_async.core.records import Delta
+from hetero_async.reporting import write_report
 from hetero_async.shell.outbox import ACKNOWLEDGED
 from hetero_async.shell.segments import end_of, read_log
 from hetero_async.tables import template
@@ -251,6 +252,7 @@ def finish(conductor: SiteLoss, console: Console) -> None:
     old = looking.verify_directory(config.log, lambda _: None)
     report = figures(conductor, new, old, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
+    write_report(config.path, paths["page"])
     [(killed, who)] = story.kills
     marks = [
         (killed, f"{who} killed"),

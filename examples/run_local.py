@@ -37,6 +37,7 @@ from safetensors.numpy import load_file
 
 from hetero_async import looking, roster
 from hetero_async.config import RunConfig
+from hetero_async.reporting import write_report
 from hetero_async.tables import template
 from hetero_async.watch.report import draw_loss
 from hetero_async.watch.verify import Verdict
@@ -155,6 +156,7 @@ def finish(conductor: TwoKills, console: Console) -> None:
     verdict = looking.verify_directory(config.log, lambda _: None)
     report = figures(conductor, verdict, paths["model"])
     paths["report"].write_text(json.dumps(report, indent=2) + "\n")
+    write_report(config.path, paths["page"])
     kills = [(seconds, f"{who} killed") for seconds, who in story.kills]
     draw_loss(curve(report, story), kills, paths["loss picture"], title="one model, three sites, two kills")
     show(rows(report), report, paths, console)

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from hetero_async.shell.threads import abandonable, in_thread
 from hetero_async.shell.witness import open_witness
 from hetero_async.standby import StandingBy
 from hetero_async.tensors.model import ServerModel
+from hetero_async.watch.chronicle import Chronicle, open_chronicle
 
 # Where a SettingsReport to a standby has the list of keys that are let in.
 ALLOWED = "allowed"
@@ -62,26 +64,30 @@ OPERATOR_BACKOFF_SECONDS = 1.0
 
 async def serve_run(config: RunConfig, name: str, exit_when_finished: bool, observer: Observer) -> None:
     """Recover the run from its node's directory and serve it until told to stop. Raises Deposed."""
-    async with _open_parts(config, name, observer) as parts:
-        serving = await begin_serving(parts)
-        with open_admin(config.node(name).admin) as listener:
-            await _serve(config, parts, serving, listener, exit_when_finished)
+    with _open_chronicle(config, name, observer) as chronicle:
+        async with _open_parts(config, name, chronicle) as parts:
+            serving = await begin_serving(parts)
+            with open_admin(config.node(name).admin) as listener:
+                await _serve(config, parts, serving, listener, chronicle, exit_when_finished)
 
 
 async def stand_by_run(config: RunConfig, name: str, exit_when_finished: bool, observer: Observer) -> None:
     """Follow whichever node serves the run, and serve it when that is gone, until told to stop."""
     node, secret = config.node(name), config.keys / f"{name}.secret"
-    async with _open_parts(config, name, observer) as parts:
-        with open_admin(node.admin) as listener:
-            observer.event("standing by", run=config.run.name, address=node.control, lsn=parts.log.last_lsn)
-            others = endpoints(config, without=name)
-            async with open_dial_link(others, secret_path=secret, observer=observer) as dialling:
-                serving = await _stand_by(parts, dialling, listener)
-            if serving is not None:
-                await _serve(config, parts, serving, listener, exit_when_finished)
+    with _open_chronicle(config, name, observer) as chronicle:
+        async with _open_parts(config, name, chronicle) as parts:
+            with open_admin(node.admin) as listener:
+                observer.event("standing by", run=config.run.name, address=node.control, lsn=parts.log.last_lsn)
+                others = endpoints(config, without=name)
+                async with open_dial_link(others, secret_path=secret, observer=observer) as dialling:
+                    serving = await _stand_by(parts, dialling, listener, chronicle)
+                if serving is not None:
+                    await _serve(config, parts, serving, listener, chronicle, exit_when_finished)
 
 
-async def _stand_by(parts: Parts, dialling: DialLink, listener: trio.socket.SocketType) -> Serving | None:
+async def _stand_by(
+    parts: Parts, dialling: DialLink, listener: trio.socket.SocketType, chronicle: Chronicle
+) -> Serving | None:
     """The server that it has become; None when it was told to stop."""
     present: list[StandingBy] = []
     serving: Serving | None = None
@@ -92,34 +98,56 @@ async def _stand_by(parts: Parts, dialling: DialLink, listener: trio.socket.Sock
     async def promote(in_spite: bool = False) -> list[str]:
         return await present[0].takeover.at_word(parts.ask, in_spite=in_spite)
 
-    verbs: dict[str, Verb] = {"status": lambda: present[0].status(), "promote": promote}
+    verbs: dict[str, Verb] = {"status": lambda: chronicle.shown_in(present[0].status()), "promote": promote}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         nursery.start_soon(keep_notified)
         nursery.start_soon(_answer_operator, listener, verbs, parts.observer)
+        nursery.start_soon(chronicle.follow, lambda: present[0].look() if present else None)
         serving = await stand_by(parts, dialling, shown)
         nursery.cancel_scope.cancel()
     return serving
 
 
 async def _serve(
-    config: RunConfig, parts: Parts, serving: Serving, listener: trio.socket.SocketType, exit_when_finished: bool
+    config: RunConfig,
+    parts: Parts,
+    serving: Serving,
+    listener: trio.socket.SocketType,
+    chronicle: Chronicle,
+    exit_when_finished: bool,
 ) -> None:
     node, state = config.node(parts.name), serving.machine.state
     (node.directory / HAS_SERVED).touch()
     parts.observer.event("serving", run=config.run.name, address=node.control, term=state.term, version=state.version)
-    verbs: dict[str, Verb] = {"status": serving.status, "lift": serving.lift}
+    verbs: dict[str, Verb] = {"status": lambda: chronicle.shown_in(serving.status()), "lift": serving.lift}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         nursery.start_soon(keep_notified)
         nursery.start_soon(_answer_operator, listener, verbs, parts.observer)
         nursery.start_soon(serving.run)
+        nursery.start_soon(chronicle.follow, serving.look)
         if exit_when_finished:
             await serving.finished.wait()
             with trio.move_on_after(FAREWELL_SECONDS):
                 await serving.deserted.wait()
             nursery.cancel_scope.cancel()
+    chronicle.hand(serving.look())  # how it ended
     await _archive_rest(serving)
+
+
+def _open_chronicle(config: RunConfig, name: str, observer: Observer) -> AbstractContextManager[Chronicle]:
+    """What the run is like over time, kept beside the node's log, and shown where run.toml says."""
+    node = config.node(name)
+    return open_chronicle(
+        node.directory, observer, functools.partial(_show, node.dashboard) if node.dashboard else None
+    )
+
+
+async def _show(url: str, chronicle: Chronicle) -> None:
+    from hetero_async.watch import dashboard  # a web server, which nobody else needs
+
+    await dashboard.show(url, chronicle)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""The verbs about who did what, read off a run's log: audit, replay. Thin, as those in cli.py, which lists them."""
+"""The verbs about who did what, read off a run's log: audit, report, replay. Thin, as in cli.py, which lists them."""
 
 import json
 from pathlib import Path
@@ -28,6 +28,21 @@ def audit(
         print(json.dumps(audited.summary()))
     else:
         Console().print(render(audited))
+
+
+def report(
+    run: Annotated[
+        Path, typer.Option("--run", metavar="RUN_TOML|DIRECTORY", help="The run: its run.toml, or a node's directory.")
+    ] = Path("run.toml"),
+    out: Annotated[Path, typer.Option(metavar="OUT.html", help="Where the page goes.")] = Path("report.html"),
+) -> None:
+    """Write the dashboard of a run that has ended, died or goes on, as one HTML file that needs nothing else.
+
+    Example: hetero-async report --run my-run/run.toml --out report.html
+    """
+    from hetero_async import reporting
+
+    print(reporting.write_report(run, out))
 
 
 def replay(

@@ -34,6 +34,8 @@ ADDRESS = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(?P<por
 ADDRESS_ALLOWED = "tcp://HOST:PORT, for example tcp://127.0.0.1:7710"
 PORT_MAX = 65_535
 URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
+PAGE = re.compile(r"http://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(?P<port>[1-9][0-9]{0,4})/?")
+PAGE_ALLOWED = 'http://HOST:PORT, for example http://127.0.0.1:7720, or "" for none'
 URL_ALLOWED = "http://HOST:PORT, for example http://10.0.0.1:2379"
 VALUE_SHOWN_MAX = 60
 LINE_LENGTH_MAX = 1000
@@ -165,6 +167,10 @@ def _servers(file: File) -> dict[str, ServerTable | StandbyTable]:
 def _bad_addresses(file: File) -> Iterator[str]:
     """The control address first: the bulk address is derived from it."""
     taken: dict[str, str] = {}
+    for name, table in _servers(file).items():
+        page = PAGE.fullmatch(table.dashboard)
+        if table.dashboard and not (page and int(page["port"]) <= PORT_MAX):
+            yield f"{name}.dashboard = {shown(table.dashboard)}: must be {PAGE_ALLOWED}"
     for name, table in _servers(file).items():
         for key, address in {f"{name}.address": table.address, f"{name}.bulk_address": table.bulk_address}.items():
             matched = ADDRESS.fullmatch(address)

@@ -39,6 +39,7 @@ class Node:
     site: str
     control: str
     bulk: str
+    dashboard: str
     directory: Path
 
     @property
@@ -120,7 +121,12 @@ class RunConfig:
         """The server that the run began with, and its standbys, in the order in which they are tried."""
         server = self.server
         first = Node(
-            name=SERVER, site=server.site, control=server.address, bulk=bulk_address(server), directory=self.directory
+            name=SERVER,
+            site=server.site,
+            control=server.address,
+            bulk=bulk_address(server),
+            dashboard=server.dashboard,
+            directory=self.directory,
         )
         return {SERVER: first} | {
             name: Node(
@@ -128,6 +134,7 @@ class RunConfig:
                 site=table.site,
                 control=table.address,
                 bulk=bulk_address(table),
+                dashboard=table.dashboard,
                 directory=(self.path.parent / (table.directory or f"standby-{name}")).resolve(),
             )
             for name, table in self.standbys.items()

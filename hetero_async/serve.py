@@ -332,6 +332,10 @@ class Serving:
         return found.worker
 
     def status(self) -> dict[str, Any]:
+        return self.look() | {"state_hash": self.machine.state.digest().hex()}
+
+    def look(self) -> dict[str, Any]:
+        """The status without what takes time to know."""
         status = summary(self.machine, self.trend, _now_ms())
         held = self.machine.replication.why_held(_now_ms(), self.machine.state.lsn)
         status["state"] = self.paused or held or status["state"]
@@ -341,7 +345,6 @@ class Serving:
         status["log"] = {"lsn": self.machine.state.lsn, "released": self.machine.replication.released}
         if self.archiving is not None:
             status["archive"] = self.archiving.status()
-        status["state_hash"] = self.machine.state.digest().hex()
         return status
 
 

@@ -314,11 +314,14 @@ class StandingBy:
         return None if self._parts.keep_log else covered + 1
 
     def status(self) -> dict[str, Any]:
+        return self.look() | {"state_hash": self.state.digest().hex()}
+
+    def look(self) -> dict[str, Any]:
+        """The status without what takes time to know."""
         run, now_ms = self._parts.settings.run, _now_ms()
         status = standby_summary(run, self.state, self._trend, self.machine, now_ms, self._silence_ms)
         status["bytes"] = {"up": self._dialling.bytes_up, "down": self._dialling.bytes_down}
         status["log"] = {"lsn": self.machine.lsn, "released": self.machine.lsn}
-        status["state_hash"] = self.state.digest().hex()
         return status
 
 

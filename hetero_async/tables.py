@@ -28,6 +28,11 @@ Codec = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"]
 CodecDown = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit"]
 Durability = Literal["local", "replicated"]
 WhenAlone = Literal["wait", "continue"]
+DASHBOARD = "http://127.0.0.1:7720"
+ABOUT_DASHBOARD = (
+    'a page to watch the run on, "": none; read only, without a password: on another address than 127.0.0.1'
+    " whoever reaches it sees names, devices, figures and speeds"
+)
 
 
 class Table(BaseModel):
@@ -61,6 +66,7 @@ class ServerTable(Table):
         description="checkpoints and log go here too: s3://BUCKET/PREFIX, gs://…, az://… or a directory;"
         " endpoint and credentials come from the environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …",
     )
+    dashboard: str = Field(default=DASHBOARD, description=ABOUT_DASHBOARD)
 
 
 class TrainingTable(Table):
@@ -111,6 +117,7 @@ class StandbyTable(Table):
     address: str = Field(description="where workers and other servers reach it")
     bulk_address: str = Field(default="", description="the same for deltas and publishes; if not given, the next port")
     directory: str = Field(default="", description="of its log and checkpoints; if not given, standby-NAME")
+    dashboard: str = Field(default=DASHBOARD, description=ABOUT_DASHBOARD)
 
 
 def bulk_address(table: ServerTable | StandbyTable) -> str:

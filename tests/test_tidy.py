@@ -67,6 +67,7 @@ LAYERS = [
         "looking",
         "remains",
         "following",
+        "reporting",
         "roster",
         "enrolment",
         "standby_enrolment",
@@ -97,7 +98,7 @@ ONLY_IN = {
     "msgpack": {"formats"},
     "zstandard": {"formats"},
     "tenacity": {"shell", "actors", "archiving"},
-    "pydantic": {"tables", "complaints", "shell", "sim"},
+    "pydantic": {"tables", "complaints", "shell", "sim", "watch"},
     "obstore": {"shell"},
     "typer": VERBS,
     "huggingface_hub": {"folders"},
@@ -107,6 +108,8 @@ ONLY_IN = {
     "matplotlib": {"watch"},
     "tensorboard": {"watch"},
     "prometheus_client": {"watch"},
+    "starlette": {"watch"},
+    "hypercorn": {"watch"},
     "rich": VERBS | {"watch"},
 }
 # The core decides by its records alone: no clock, no chance, no world.

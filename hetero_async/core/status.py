@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from hetero_async.core import ranges
+from hetero_async.core import pace, ranges
 from hetero_async.core.members import Presence
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
@@ -18,8 +18,16 @@ def summary(server: Server, trend: Trend, now_ms: int) -> dict[str, Any]:
     told["state"] = "finished" if state.is_finished else "training" if state.active else "waiting for workers"
     told["deltas"]["refused"] = sum(server.presences.refusals.values())
     told["refusals"] = dict(server.presences.refusals)
+    rates = server.presences.rate
+    reference = pace.reference_rate(map(rates, state.active))  # once for all: this is asked every second
     told["workers"] = [
-        _worker(state, worker, server.presences.of(worker), server.steps_for(worker), now_ms)
+        _worker(
+            state,
+            worker,
+            server.presences.of(worker),
+            pace.steps_for(rates(worker), reference, server.settings),
+            now_ms,
+        )
         for worker in sorted(state.members)
     ]
     told["durability"] = replication.rules.durability

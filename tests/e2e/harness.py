@@ -164,9 +164,9 @@ class Run:
         text = template(
             run={"name": "tiny", "samples": samples},
             sites=sites or {"here": workers},
-            server={**free_ports(), "checkpoint_every": 4, "keep_log": True, **(server or {})},
+            server={**free_ports(), "dashboard": "", "checkpoint_every": 4, "keep_log": True, **(server or {})},
             training={"steps_per_round": 8, "lease_ttl_seconds": 3.0, **training},
-            standbys={name: {"site": name, **self.place(name)} for name in standbys},
+            standbys={name: {"site": name, "dashboard": "", **self.place(name)} for name in standbys},
             witness=witness,
         )
         self.config: RunConfig = roster.initialize(directory, text)
