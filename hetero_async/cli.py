@@ -18,6 +18,8 @@ from rich.live import Live
 from rich.progress import Progress
 
 from hetero_async import agent, asking, cli_keys, cli_log, roster
+from hetero_async.cli_doctor import doctor
+from hetero_async.cli_plan import plan
 from hetero_async.cli_sim import sim
 from hetero_async.cli_study import study
 from hetero_async.complaints import SERVER
@@ -239,6 +241,8 @@ app.command()(cli_log.audit)
 app.command()(cli_log.replay)
 app.command()(sim)
 app.command()(study)
+app.command()(plan)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ LAYERS = [
         "train",
     },
     {"tensors", "shell"},
-    {"tables", "complaints", "config", "watch"},
+    {"tables", "complaints", "config", "planning", "watch"},
     {
         "session",
         "inner_state",
@@ -59,8 +59,20 @@ LAYERS = [
         "enrolment",
         "unarchiving",
     },
-    {"sim"},
-    {"", "__main__", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
+    {"sim", "doctor"},
+    {
+        "",
+        "__main__",
+        "cli",
+        "cli_doctor",
+        "cli_keys",
+        "cli_log",
+        "cli_plan",
+        "cli_sim",
+        "cli_study",
+        "repairing",
+        "restoring",
+    },
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
@@ -74,9 +86,20 @@ ONLY_IN = {
     "tenacity": {"shell", "actors", "archiving"},
     "pydantic": {"tables", "complaints", "shell", "sim"},
     "obstore": {"shell"},
-    "typer": {"cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
+    "typer": {"cli", "cli_doctor", "cli_keys", "cli_log", "cli_plan", "cli_sim", "cli_study", "repairing", "restoring"},
     "matplotlib": {"watch"},
-    "rich": {"watch", "cli", "cli_keys", "cli_log", "cli_sim", "cli_study", "repairing", "restoring"},
+    "rich": {
+        "watch",
+        "cli",
+        "cli_doctor",
+        "cli_keys",
+        "cli_log",
+        "cli_plan",
+        "cli_sim",
+        "cli_study",
+        "repairing",
+        "restoring",
+    },
 }
 # The core decides by its records alone: no clock, no chance, no world.
 NOT_IN_CORE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from hetero_async.core.messages import PUBLISH, SNAPSHOT
 from hetero_async.errors import PeerError
 from hetero_async.tensors.codecs import WITH_FEEDBACK, encode_payload
+from hetero_async.tensors.devices import staged
 from hetero_async.tensors.feedback import ErrorFeedback
 from hetero_async.tensors.replica import Replica, Shadow
 
@@ -70,4 +71,4 @@ class Follower:
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
         assert self._shadow is not None
-        return self._shadow.target(pending)
+        return staged(self._shadow.target(pending), self._replica.device)
