@@ -44,7 +44,7 @@ LAYERS = [
         "train",
     },
     {"tensors", "shell"},
-    {"tables", "complaints", "config", "planning", "watch"},
+    {"tables", "complaints", "config", "watch"},
     {
         "session",
         "inner_state",
@@ -57,6 +57,7 @@ LAYERS = [
         "looking",
         "roster",
         "enrolment",
+        "planning",
         "unarchiving",
     },
     {"sim", "doctor"},

@@ -83,8 +83,8 @@ def arithmetic() -> Iterator[Finding]:
     else:
         yield failed(
             "arithmetic",
-            f"digest {found[:8]}, everywhere else {selfcheck.DIGEST[:8]}: this CPU or this build of torch rounds "
-            "otherwise (fuses a product and a sum?), so no log would be the same here; do not serve or stand by on this host, or "
+            f"digest {found[:8]}, everywhere else {selfcheck.DIGEST[:8]}: this CPU or this torch rounds otherwise "
+            "(fuses a product and a sum?), so no log would be the same here; do not serve or stand by on this host, or "
             "install the torch that the other hosts have",
         )
 

@@ -104,13 +104,22 @@ def beside(device: torch.device) -> Iterator[None]:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.Stream | None:
-    """One for each device: the allocator keeps memory apart for every stream that it has seen."""
-    if device.type in ("cpu", "mps"):
+    """One for each device, since the allocator keeps memory apart for every stream that it has seen.
+
+    None where the device, or its plug-in, cannot do all that `beside` does.
+    """
+    if device.type == "cpu":
         return None
     try:
-        return torch.Stream(device=device)
+        usual = torch.accelerator.current_stream(device)
+        stream = torch.Stream(device=device)
+        stream.wait_stream(usual)
+        torch.accelerator.set_stream(stream)
+        torch.accelerator.set_stream(usual)
+        stream.synchronize()
     except REFUSALS:
         return None
+    return stream
 
 
 def to_host(vector: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,11 @@ def _warnings(question: Question, pace: Timing, foretold: Forecast) -> Iterator[
     steps = foretold.steps_that_fit
     cure = f"from steps_per_round = {steps} on the links carry it" if steps else "choose a coarser codec"
     for site, expected in zip(question.sites, foretold.sites, strict=True):
+        if pace.is_sent_twice(site):
+            yield (
+                f"{site.name}: its link is so thin that chunks are taken for lost and sent again, so it will be worse "
+                "than this; fewer workers there, or a coarser codec"
+            )
         if pace.is_refused(site):
             yield (
                 f"{site.name}: its deltas would be {expected.staleness:.1f} merges old, and come to be refused "

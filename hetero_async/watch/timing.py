@@ -12,7 +12,9 @@ from hetero_async.bulk import UPLOAD_BYTES_MAX, UPLOADS_MIN
 from hetero_async.core.pace import Windows, reference_rate, steps_for
 from hetero_async.core.records import RunSettings
 from hetero_async.core.server import STRETCH
+from hetero_async.core.worker import OFFER_AGAIN_MS
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
+from hetero_async.transfers import STALL_MS
 
 # Bits a parameter as sent, after zstd: measured, the table in README.md.
 BITS = {"fp32": 26.4, "bf16": 11.5, "int8": 8.5, "int4": 4.0, "e3m0": 3.8, "2bit": 2.2, "topk": 0.16}
@@ -235,12 +237,25 @@ class Timing:
             missed += _mean_ceiling(least / self.window, (least + site.step_seconds) / self.window) - 1
         return max(0.0, missed / site.workers)
 
+    def is_sent_twice(self, site: Site) -> bool:
+        """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again, when
+        the worker repeats its offer."""
+        chunk = min(self.question.delta_bytes, CHUNK_BYTES)
+        seconds = site.workers * chunk / site.up + 2 * site.delay
+        return 1000 * seconds > max(OFFER_AGAIN_MS, STALL_MS * chunk / CHUNK_BYTES)
+
+    def is_behind(self, site: Site) -> bool:
+        """Whether a publish is not there when the next is made. Each is asked for when the one before it has come."""
+        trips = 2 if self.question.publish_bytes <= CHUNK_BYTES else 4
+        fetched = self._publishes_seconds(site) + trips * site.delay
+        fetched = max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
+        return fetched * self.publishes_per_second > 1
+
     def is_refused(self, site: Site) -> bool:
         """Whether its deltas come so late that the server admits none to rely on (core/admission.py)."""
         settings = self.question.settings
         merges_per_round = self.question.workers if settings.merge == "per-push" else 1
-        is_behind = self._publishes_seconds(site) * self.publishes_per_second > 1
-        return is_behind or self.staleness(site) > settings.max_staleness * merges_per_round
+        return self.is_behind(site) or self.staleness(site) > settings.max_staleness * merges_per_round
 
     @property
     def publishes_per_second(self) -> float:
@@ -248,13 +263,9 @@ class Timing:
 
     def fits(self) -> bool:
         """Every delta is answered before its worker's next is due, and every publish is there before the next."""
-        sites = self.question.sites
-        length = 1 / self.publishes_per_second
         return self.server_seconds * self.merges_per_second <= 1 and all(
-            self.answer_seconds(site) <= max(self.window, self.training_seconds(site))
-            and self._publishes_seconds(site) <= length
-            and self.question.workers * self.question.publish_bytes <= length * self.question.up
-            for site in sites
+            self.answer_seconds(site) <= max(self.window, self.training_seconds(site)) and not self.is_behind(site)
+            for site in self.question.sites
         )
 
     def hides_links(self) -> bool:
