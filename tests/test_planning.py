@@ -83,7 +83,7 @@ def test_times(given: str | float, expected: float) -> None:
         (["a:workers=0,step=1"], "plan.sites.a.workers = 0: must be a whole number greater than 0"),
         (["a:workers=1"], "plan.sites.a.step is missing"),
         (["a:workers=1,stp=1"], "plan.sites.a.stp = 1: unknown key (did you mean step?)"),
-        (["a:workers=1,step=0"], "plan.sites.a.step = 0: must be greater than 0"),
+        (["a:workers=1,step=0"], "plan.sites.a.step = 0.0: must be greater than 0"),
         (["a:workers=1,step=1,up=5Mb"], 'plan.sites.a.up = "5Mb": must be bytes a second, or with a unit'),
         (["a:workers=1,step=1,delay=5m"], 'plan.sites.a.delay = "5m": must be seconds'),
         (["a:workers=1,step=1.2.3"], 'plan.sites.a.step = "1.2.3": must be seconds'),

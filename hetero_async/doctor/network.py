@@ -126,9 +126,9 @@ async def _rate(config: RunConfig, endpoint: Endpoint, workers: list[str], told:
             subject,
             "a snapshot of the parameters could not be fetched: try again, and see its log if that does not help",
         )
-    return ok(
-        subject, f"{8 * rate.per_second / 1e6:,.1f} Mbit/s ({rate.bytes_down / 1e6:.1f} MB in {rate.seconds:.2f} s)"
-    )
+    least = "at least " if rate.is_least else ""
+    found = f"{least}{8 * rate.per_second / 1e6:,.1f} Mbit/s ({rate.bytes_down / 1e6:.2f} MB in {rate.seconds:.2f} s)"
+    return ok(subject, found)
 
 
 def others(config: RunConfig, without: list[str]) -> Iterator[Endpoint | Finding]:

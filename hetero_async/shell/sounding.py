@@ -57,8 +57,11 @@ async def ask_status(link: DialLink) -> tuple[bytes, float]:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
+    """`is_least`: it was all in one chunk, most of whose time may have been the way there and back."""
+
     bytes_down: int
     seconds: float
+    is_least: bool
 
     @property
     def per_second(self) -> float:
@@ -71,7 +74,7 @@ async def pull_rate(link: DialLink, publish: int, seconds: float) -> Rate | None
     To be asked only with the key of a worker that is not at work: the server sends bulk to a key's newest connection.
     """
     pull = Pull(SNAPSHOT, publish, 0, 1 << 40)
-    wants, began, count = pull.wants(), 0.0, 0
+    wants, asked, began, first, count = pull.wants(), trio.current_time(), 0.0, 0, 0
     with trio.move_on_after(FIRST_CHUNK_SECONDS) as patience:
         while not pull.is_complete:
             for want in wants:
@@ -87,6 +90,10 @@ async def pull_rate(link: DialLink, publish: int, seconds: float) -> Rate | None
             if began:
                 count += len(incoming.payload)
             else:  # the first says how large it is, and its way there and back is delay and no rate
-                began, patience.deadline = trio.current_time(), trio.current_time() + seconds
+                began, first = trio.current_time(), len(incoming.payload)
+                patience.deadline = began + seconds
             wants = pull.wants()
-    return Rate(count, trio.current_time() - began) if count else None
+    ended = trio.current_time()
+    if count:
+        return Rate(count, ended - began, is_least=False)
+    return Rate(first, ended - asked, is_least=True) if began else None

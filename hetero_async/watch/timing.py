@@ -112,11 +112,31 @@ class Timing:
         deltas = sum(site.workers / first.round_seconds(site) for site in question.sites)
         merges = {
             # One at a deadline, if anything has arrived for it.
-            "window": min(1 / first.window, deltas),
+            "window": min((1 + first.extra_merges()) / first.window, deltas),
             "per-push": deltas,
             "all": deltas / question.workers,
         }
         return replace(first, deltas_per_second=deltas, merges_per_second=merges[settings.merge])
+
+    def extra_merges(self) -> float:
+        """A window's, on average, of deltas that come when their merge is over.
+
+        A cut leaves the time that the quickest answers took (desk.py). Where a publish is in the way, a delta is later
+        than that, and with many on one link most are; the grace makes up for some. Whoever is late every time makes no
+        more merges, since its last delta counts for the next one: one is added when it is in time again.
+        """
+        late = [self.late_share(site) for site in self.question.sites]
+        return max(share * (1 - share) for share in late)
+
+    def late_share(self, site: Site) -> float:
+        """Of a site's deltas with windows, those that come when their merge is over, and are in the next."""
+        publish = self._publishes_seconds(site)
+        if self._is_apart(site) or not publish:
+            return 0.0
+        spread = self._deltas_seconds(site) * (site.workers - 1) / site.workers
+        patience = max(0.0, self.question.settings.grace * self.window - spread)
+        in_the_way = min(1.0, publish / (self.window * self.question.settings.publish_every))
+        return in_the_way * max(0.0, 1 - patience / publish)
 
     def steps_per_round(self, site: Site) -> int:
         return steps_for(1 / site.step_seconds, self.reference, self.question.settings)
@@ -204,14 +224,19 @@ class Timing:
                 for other in self.question.sites
             )
         shortest = self.window if merge == "window" else self.training_seconds(site)
-        answer = self.answer_seconds(site)
-        # Behind an answer that is late the next cut follows at a step's end.
-        return max(shortest, site.step_seconds, answer + site.step_seconds / 2 if answer > shortest else 0.0)
+        shortest, answer = max(shortest, site.step_seconds), self.answer_seconds(site)
+        if answer <= shortest:
+            return shortest
+        # Behind an answer that is late the next cut follows at a step's end; a loop that has waited does one more.
+        is_waiting = answer > STRETCH * self.training_seconds(site)
+        return answer + (site.step_seconds if is_waiting else site.step_seconds / 2)
 
     def training_share(self, site: Site) -> float:
         """A round goes on beside its answer to STRETCH times its steps; then the worker waits."""
-        stretch = 1 if self.question.settings.merge == "all" else STRETCH
-        return min(1.0, stretch * self.training_seconds(site) / self.round_seconds(site))
+        if self.question.settings.merge == "all":
+            return self.training_seconds(site) / self.round_seconds(site)
+        longest = STRETCH * self.training_seconds(site) + site.step_seconds
+        return min(1.0, longest / self.round_seconds(site))
 
     def staleness(self, site: Site) -> float:
         """Merges between the one whose publish a delta was measured from and the one that it is in, on average.
@@ -221,21 +246,22 @@ class Timing:
         window, pushes fall anywhere between two deadlines. Of several workers on one link some are earlier.
         """
         settings = self.question.settings
-        back_and_forth = self.answer_seconds(site) + self.receive_seconds(site)
         if settings.merge == "all":
             return 0.0
+        back_and_forth = self.answer_seconds(site) + self.receive_seconds(site)
+        unpublished = (settings.publish_every - 1) / 2
         if settings.merge == "per-push":
             # Other workers' merges from the publish that it stood on to its own; its own last one is in there.
             others = (self.question.workers - 1) / self.question.workers
-            return others * self.merges_per_second * (back_and_forth - site.delay)
+            return unpublished + others * self.merges_per_second * (back_and_forth - site.delay)
         if self.answer_seconds(site) > self.window:
-            return back_and_forth / self.window
+            return unpublished + (back_and_forth - site.delay) / self.window
         shared = self._deltas_seconds(site) + self._publishes_seconds(site)
         missed = 0.0
         for place in range(site.workers):
             least = back_and_forth - shared * (site.workers - 1 - place) / site.workers
             missed += _mean_ceiling(least / self.window, (least + site.step_seconds) / self.window) - 1
-        return max(0.0, missed / site.workers)
+        return unpublished + self.late_share(site) + max(0.0, missed / site.workers)
 
     def is_sent_twice(self, site: Site) -> bool:
         """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again, when

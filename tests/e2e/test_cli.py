@@ -24,7 +24,7 @@ from hetero_async.shell.segments import read_log
 
 VERBS = (
     "init", "serve", "standby", "promote", "work", "join-site", "keys", "status", "verify", "export", "restore",
-    "repair", "audit", "replay", "sim", "study",
+    "repair", "audit", "replay", "sim", "study", "plan", "doctor",
 )  # fmt: skip
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")
