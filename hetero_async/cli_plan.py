@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from hetero_async.cli_study import FILE_WIDTH
 from hetero_async.planning import question_of
 from hetero_async.watch.forecast import render_forecast
 from hetero_async.watch.plan import forecast
@@ -38,7 +40,7 @@ def plan(
     if as_json:
         print(json.dumps(_finite(asdict(expected))))
     else:
-        Console().print(render_forecast(question, expected))
+        Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(render_forecast(question, expected))
 
 
 def _finite(figure: Any) -> Any:

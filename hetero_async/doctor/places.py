@@ -22,10 +22,10 @@ FORGETFUL = ("tmpfs", "ramfs", "overlay")
 
 
 def place(what: str, directory: Path, needed_bytes: float) -> Iterator[Finding]:
-    """One directory that a process of the run writes to; made where there is none. `needed_bytes` 0: nobody knows."""
+    """One directory that a process of the run writes to, or will make. `needed_bytes` 0: nobody knows."""
     subject = f"disk of {what}"
+    directory = next(parent for parent in (directory, *directory.parents) if parent.exists())
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         seconds = _fsyncs(directory)
         free = shutil.disk_usage(directory).free
     except OSError as error:
