@@ -68,9 +68,10 @@ def _is_let_in(config: RunConfig, name: str, listed: dict[bytes, Peer]) -> Itera
         public = public_half(load_secret(config.keys / f"{name}.secret"))
     except ConfigError:
         return  # which has been told
-    site = next((site for site, worker in config.workers() if worker == name), config.server.site)
+    site = next((site for site, worker in config.workers() if worker == name), "")
     if public not in listed:
-        yield failed(f"key of {name}", f"{config.allowed} does not list it: {allow_line(site, [public], '--replace')}")
+        cure = allow_line(site, [public]) if site else "put the list back as it was when this key was made"
+        yield failed(f"key of {name}", f"{config.allowed} does not list it: {cure}")
     elif listed[public].worker != name:
         yield failed(
             f"key of {name}", f"{config.allowed} lists it as {listed[public].worker}'s: hetero-async keys list"
