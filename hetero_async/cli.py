@@ -14,7 +14,9 @@ import typer
 from rich.progress import Progress
 
 from hetero_async import agent, asking, cli_keys, cli_log, cli_status, roster
+from hetero_async.cli_doctor import doctor
 from hetero_async.cli_events import LogFormat, LogFormatOption
+from hetero_async.cli_plan import plan
 from hetero_async.cli_sim import sim
 from hetero_async.cli_study import study
 from hetero_async.complaints import SERVER
@@ -211,6 +213,8 @@ app.command()(cli_log.report)
 app.command()(cli_log.replay)
 app.command()(sim)
 app.command()(study)
+app.command()(plan)
+app.command()(doctor)
 
 
 def main() -> None:

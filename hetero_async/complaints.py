@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 from hetero_async.errors import ConfigError
 from hetero_async.tables import (
     File,
+    PlanSiteTable,
+    PlanTable,
     RunTable,
     ServerTable,
     SiteTable,
@@ -47,13 +49,14 @@ NOUNS: dict[object, str] = {
     float: "a number",
     str: "text in quotes",
     list[str]: "a list",
+    str | float: "a number, or text in quotes",
 }
 BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
 def read(path: Path) -> File:
     """Raises ConfigError for the first thing that is wrong with the file."""
-    return checked(_read(path), str(path))
+    return checked(read_toml(path), str(path))
 
 
 def checked(content: Mapping[str, Any], source: str) -> File:
@@ -67,7 +70,8 @@ def checked(content: Mapping[str, Any], source: str) -> File:
     return file
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What stands there, unchecked. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
         # What the parser makes of a long dotted name takes memory by the square of its length.
@@ -89,7 +93,7 @@ def _first_complaint(error: ValidationError, content: Mapping[str, Any]) -> str:
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     where, value, kind = details[0]["loc"], details[0]["input"], details[0]["type"]
     key, field_name = ".".join(str(part) for part in where), str(where[-1])
-    known = _table_at(where[:-1]).model_fields if where[:-1] not in (("sites",), ("standbys",)) else {}
+    known = _table_at(where[:-1]).model_fields if where[:-1] not in OF_NAMES else {}
     if kind == "extra_forbidden":
         return f"{key} = {shown(value)}: unknown key{_closest(field_name, known)}; known keys: {', '.join(known)}"
     allowed = _allowed(known[field_name]) if field_name in known else "a table"
@@ -99,12 +103,14 @@ def _first_complaint(error: ValidationError, content: Mapping[str, Any]) -> str:
 
 
 def _table_at(where: tuple[int | str, ...]) -> type[Table]:
-    return TABLES[where[0]] if where else File
+    return TABLES[where[:2] if where[:2] in OF_NAMES else where[:1]] if where else File
 
 
+# Tables of tables, whose keys are names that somebody chose.
+OF_NAMES = (("sites",), ("standbys",), ("plan", "sites"))
 TABLES: dict[object, type[Table]] = {
-    "run": RunTable, "server": ServerTable, "training": TrainingTable, "witness": WitnessTable,
-    "standbys": StandbyTable, "sites": SiteTable,
+    ("run",): RunTable, ("server",): ServerTable, ("training",): TrainingTable, ("witness",): WitnessTable,
+    ("standbys",): StandbyTable, ("sites",): SiteTable, ("plan",): PlanTable, ("plan", "sites"): PlanSiteTable,
 }  # fmt: skip
 
 

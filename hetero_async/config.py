@@ -72,7 +72,7 @@ class RunConfig:
     def load(path: Path) -> "RunConfig":
         """Read run.toml. Raises ConfigError, one line, for the first thing that is wrong with it."""
         file = read(path)
-        return RunConfig(path=path, **{name: getattr(file, name) for name in File.model_fields})
+        return RunConfig(path=path, **{name: getattr(file, name) for name in File.model_fields if name != "plan"})
 
     def settings(self) -> RunSettings:
         """The part that the log's first record fixes."""

@@ -137,6 +137,22 @@ class SiteTable(Table):
     workers: int = Field(ge=0, le=SITE_WORKERS_MAX, description="processes that train here")
 
 
+class PlanSiteTable(Table):
+    workers: int = Field(gt=0, le=SITE_WORKERS_MAX, description="processes that train here")
+    step: str | float = Field(description='one worker\'s time from step to step: seconds, or "800ms"')
+    batch: int = Field(default=1, gt=0, description="samples of one worker's step")
+    up: str | float = Field(default="", description='the site\'s link, to the server: bytes a second, or "100Mbit"')
+    down: str | float = Field(default="", description="the same, from the server")
+    delay: str | float = Field(default=0.0, description='one way, half of what ping shows: seconds, or "40ms"')
+
+
+class PlanTable(Table):
+    parameters: float = Field(default=0.0, ge=0, description="that the model trains")
+    up: str | float = Field(default="", description="the link of the server's site, from it; if not given, no limit")
+    down: str | float = Field(default="", description="the same, to it")
+    sites: dict[str, PlanSiteTable] = {}
+
+
 class File(Table):
     run: RunTable
     server: ServerTable
@@ -144,6 +160,7 @@ class File(Table):
     sites: dict[str, SiteTable] = {}
     standbys: dict[str, StandbyTable] = {}
     witness: WitnessTable = WitnessTable()
+    plan: PlanTable = PlanTable()  # read by `plan` alone
 
 
 def template(

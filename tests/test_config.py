@@ -115,7 +115,8 @@ BAD = [
     (
         "[run]",
         "[rum]\n[run]",
-        "rum = a table: unknown key (did you mean run?); known keys: run, server, training, sites, standbys, witness",
+        "rum = a table: unknown key (did you mean run?); "
+        "known keys: run, server, training, sites, standbys, witness, plan",
     ),
     (
         "[sites.office]\nworkers = 1",

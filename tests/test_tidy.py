@@ -21,7 +21,7 @@ ALL = sorted([*SHIPPED, *(ROOT / "tests").rglob("*.py")])
 
 # The command line: a verb or a family of them each.
 VERBS = {
-    "cli", "cli_events", "cli_keys", "cli_log", "cli_sim", "cli_status", "cli_study",
+    "cli", "cli_doctor", "cli_events", "cli_keys", "cli_log", "cli_plan", "cli_sim", "cli_status", "cli_study",
     "exporting", "repairing", "restoring",
 }  # fmt: skip
 # Lowest first. A file imports from lower layers, from its own folder, and if it lies in the package's root folder
@@ -71,9 +71,10 @@ LAYERS = [
         "roster",
         "enrolment",
         "standby_enrolment",
+        "planning",
         "unarchiving",
     },
-    {"sim", "integrations"},
+    {"sim", "integrations", "doctor"},
     VERBS | {"", "__main__"},
 ]
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}

@@ -61,6 +61,11 @@ def public_of(path: Path) -> bytes:
     return public
 
 
+def public_half(secret: bytes) -> bytes:
+    """The public key that belongs to a secret one."""
+    return zmq.curve_public(secret)
+
+
 def save_public(path: Path, public: bytes) -> None:
     """Write `path`.public."""
     _write(_suffixed(path, ".public"), _line(PUBLIC, public))

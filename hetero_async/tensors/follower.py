@@ -11,6 +11,7 @@ from hetero_async.core.messages import PUBLISH, SNAPSHOT
 from hetero_async.errors import PeerError
 from hetero_async.tensors.buffers import Changes, Values, first_infinite, with_buffers
 from hetero_async.tensors.codecs import WITH_FEEDBACK, encode_payload
+from hetero_async.tensors.devices import staged
 from hetero_async.tensors.feedback import ErrorFeedback
 from hetero_async.tensors.replica import Replica, Shadow
 
@@ -75,7 +76,7 @@ class Follower:
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
         assert self._shadow is not None
-        return self._shadow.target(pending)
+        return staged(self._shadow.target(pending), self._replica.device)
 
     @property
     def buffers(self) -> Values:

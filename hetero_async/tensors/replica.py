@@ -127,7 +127,7 @@ class Replica:
 
     def _here(self, target: object) -> torch.Tensor:
         assert isinstance(target, torch.Tensor)
-        return target.to(self.device)
+        return target.to(self.device, non_blocking=target.is_pinned())  # which a Follower sees to
 
     def _flat(self) -> torch.Tensor:
         return torch.cat([parameter.detach().float().reshape(-1) for parameter in self._parameters])

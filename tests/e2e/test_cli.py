@@ -25,7 +25,7 @@ from hetero_async.watch import metrics
 
 VERBS = (
     "init", "serve", "standby", "promote", "work", "join-site", "join-standby", "keys", "status", "curves", "verify",
-    "export", "restore", "repair", "report", "audit", "replay", "sim", "study",
+    "export", "restore", "repair", "report", "audit", "replay", "sim", "study", "plan", "doctor",
 )  # fmt: skip
 PROGRAM = [sys.executable, "-m", "hetero_async"]
 SCRIPT = Path(__file__).with_name("tiny.py")

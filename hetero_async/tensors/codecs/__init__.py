@@ -12,6 +12,7 @@ from hetero_async.tensors.codecs.int4 import Int4
 from hetero_async.tensors.codecs.int8 import Int8
 from hetero_async.tensors.codecs.top_k import TopK
 from hetero_async.tensors.codecs.two_bit import TwoBit
+from hetero_async.tensors.devices import beside, to_host
 
 __all__ = [
     "BLOCK", "CODECS", "WITH_FEEDBACK", "Codec", "codec_named", "decode_payload", "encode_payload", "open_payload",
@@ -33,7 +34,9 @@ def codec_named(name: str) -> Codec:
 
 def encode_payload(name: str, flat: torch.Tensor) -> bytes:
     """Flat fp32, any device → what travels and is logged. Raises PeerError for an unknown codec."""
-    return compress(codec_named(name).encode(flat).cpu().numpy().data)
+    with beside(flat.device):
+        raw = to_host(codec_named(name).encode(flat))
+    return compress(raw.numpy().data)
 
 
 def open_payload(name: str, payload: bytes | memoryview, numel: int) -> torch.Tensor:

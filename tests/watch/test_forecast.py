@@ -1,0 +1,80 @@
+"""What plans say of worlds too large to be simulated: orders of magnitude, what does not fit, and what would."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hetero_async.core.records import RunSettings
+from hetero_async.watch.forecast import render_forecast
+from hetero_async.watch.plan import forecast
+from hetero_async.watch.timing import Question, Site
+
+GIGABIT = 125e6
+
+
+def question(parameters: float, sites: int, steps: int, **site: float) -> Question:
+    settings = RunSettings(run="r", steps_per_round=steps)
+    table = {"workers": 2, "step_seconds": 5.0, "up": GIGABIT, "down": GIGABIT, "delay": 0.04, **site}
+    return Question(
+        parameters=parameters,
+        settings=settings,
+        samples=10**6,
+        sites=tuple(Site(name=f"s{number}", **table) for number in range(sites)),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("parameters", [1e9, 7e9, 100e9])
+@pytest.mark.parametrize("sites", [2, 16, 64])
+def test_the_least_h_that_is_named_is_enough_and_one_step_less_is_not(parameters: float, sites: int) -> None:
+    asked = question(parameters, sites, 32)
+    steps = forecast(asked).steps_that_hide_links
+    assert steps > 0
+    for number, is_hidden in ((steps, True), (steps - 1, False)):
+        expected = forecast(replace(asked, settings=replace(asked.settings, steps_per_round=number)))
+        assert (max(site.staleness for site in expected.sites) < 1e-9) == is_hidden
+
+
+def test_with_long_rounds_all_sites_train_all_the_time() -> None:
+    expected = forecast(question(1e9, 2, 200))
+    assert expected.warnings == ()
+    assert expected.share_of_all == pytest.approx(1.0)
+    assert expected.times_best_site == pytest.approx(2.0)
+    assert expected.samples_per_second == pytest.approx(4 / 5)
+    assert expected.days == pytest.approx(10**6 / (4 / 5) / 86_400, rel=0.01)
+    # Each of four workers sends and fetches 8.5 bits a parameter every 1000 s.
+    assert expected.bytes_per_day == pytest.approx(4 * 2 * 1e9 * 8.5 / 8 * 86.4, rel=0.01)
+    assert expected.log_bytes_per_day == pytest.approx(4 * 1e9 * 8.5 / 8 * 86.4, rel=0.01)
+
+
+def test_a_link_that_publishes_overload_counts_as_nothing_and_says_what_would_do() -> None:
+    expected = forecast(question(7e9, 2, 10))
+    assert expected.share_of_all == 0
+    assert "come to be refused (max_staleness = 4)" in expected.warnings[0]
+    assert f"from steps_per_round = {expected.steps_that_fit} on" in expected.warnings[0]
+
+
+def test_a_server_of_a_hundred_billion_parameters_is_told_to_be_too_large() -> None:
+    expected = forecast(question(100e9, 8, 10_000))
+    assert expected.server_memory_bytes > 1e12
+    assert any("few machines have so much memory" in warning for warning in expected.warnings)
+
+
+def test_a_link_so_thin_that_chunks_are_asked_for_twice_is_told() -> None:
+    assert any("sent again" in warning for warning in forecast(question(1e9, 2, 10_000, up=2e5)).warnings)
+    assert not any("sent again" in warning for warning in forecast(question(1e9, 2, 10_000, up=1e6)).warnings)
+
+
+def test_all_of_it_is_drawn() -> None:
+    asked = question(7e9, 2, 10)
+    console = Console(width=140, record=True, file=None, quiet=False)
+    with console.capture() as drawn:
+        console.print(render_forecast(asked, forecast(asked)))
+    for words in ("s1", "7.4 GB", "warning: s0:", "links carry it all from", "of all sites' sum"):
+        assert words in drawn.get()
+
+
+def test_no_limit_is_no_busy_link() -> None:
+    expected = forecast(question(1e6, 1, 10, up=math.inf, down=math.inf))
+    assert (expected.sites[0].up_busy, expected.sites[0].down_busy) == (0, 0)
