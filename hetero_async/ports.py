@@ -305,6 +305,9 @@ class Follower(Protocol):
     def merged_seq(self, worker: str) -> int:
         """Up to which seq a worker's deltas are in the shadow."""
 
+    def published(self) -> object:
+        """The shadow as it is, which nobody will write to; not beside `take`."""
+
     def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
         """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""
 

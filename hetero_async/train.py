@@ -14,8 +14,8 @@ import xxhash
 
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Push, Want
 from hetero_async.core.worker import Worker
-from hetero_async.core.worker_events import Anchor, Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
-from hetero_async.desk import Desk, Round, Target
+from hetero_async.core.worker_events import Anchor, Cut, Evaluated, Event, Fetched, Heard, Measured, Reconnected, Tick
+from hetero_async.desk import Desk, Published, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Kept, Observer, Outbox
 from hetero_async.transfers import Pull, send_chunks
@@ -65,6 +65,7 @@ class Training:
         self._is_finishing = False
         self._is_leaving = False
         self._is_keeping = False
+        self._is_taking = False  # the follower moves to a publish
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -104,9 +105,9 @@ class Training:
         if not self._is_leaving:
             nursery.start_soon(self._encode, finished)
 
-    def measured(self, name: str, value: float) -> None:
+    def measured(self, figures: Measured | Evaluated) -> None:
         """To be called in this thread."""
-        self.machine.step(Measured(name=name, value=value))
+        self.machine.step(figures)
 
     def keep(self, write: Callable[[], None]) -> None:
         """To be called in this thread: have something written beside all else, unless the last is still under way."""
@@ -125,7 +126,8 @@ class Training:
     async def _leave(self) -> None:
         """Say bye, so that what we still lease goes to others at once instead of after its time to live."""
         if self.machine.joined and not self.machine.refusal:
-            await self.link.control.send(self.link.server.key, Bye(incarnation=self.machine.incarnation))
+            for message in (*self.machine.ready().control, Bye(incarnation=self.machine.incarnation)):
+                await self.link.control.send(self.link.server.key, message)
 
     # --- deciding ---
 
@@ -175,6 +177,7 @@ class Training:
         for granted in owed.granted:
             self.desk.grant(granted, machine.samples)
         self._tell()
+        self._have_evaluated()
         await self._follow()
         if machine.is_finished and not self._is_finishing:
             self._is_finishing = True
@@ -215,6 +218,14 @@ class Training:
             )
             machine.window_ms = 0
 
+    def _have_evaluated(self) -> None:
+        """Before the next publish is fetched: the one that we were asked to measure is what we stand on now."""
+        machine = self.machine
+        if 0 < machine.evaluator.due <= machine.shadow and not self._is_taking:
+            machine.evaluator.taken()
+            anchor = Anchor(machine.shadow, machine.shadow_term)
+            self.desk.offer_published(Published(self.follower.published(), anchor))
+
     async def _provide(self) -> None:
         """The run has no parameters yet and we were asked for ours."""
         if not self._upload:
@@ -249,6 +260,7 @@ class Training:
             codec=codec,
             payload_bytes=len(payload),
             payload_hash=xxhash.xxh3_128_digest(payload),
+            tokens=finished.tokens,
         )
         # No await from here to the step: no target is computed with the round counted and its delta missing.
         self._payloads[self.machine.seq + 1] = (codec, payload)
@@ -311,7 +323,11 @@ class Training:
         assert pull.assembly is not None
         blob = await self.blocking(pull.assembly.result)
         async with self._shadow_lock:
-            number = await self.blocking(self.follower.take, pull.kind, blob)
+            self._is_taking = True
+            try:
+                number = await self.blocking(self.follower.take, pull.kind, blob)
+            finally:
+                self._is_taking = False
         self._pull = None
         merged_seq = self.follower.merged_seq(self.worker)
         self.machine.step(Fetched(number=number, term=term, merged_seq=merged_seq))

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from hetero_async.core import ranges
+from hetero_async.core.evaluator import Evaluator, report_of
 from hetero_async.core.messages import (
     PUBLISH,
     SNAPSHOT,
@@ -27,7 +28,6 @@ from hetero_async.core.messages import (
     Hello,
     Lease,
     LeaseRequest,
-    MetricReport,
     Nack,
     Provide,
     PublishReady,
@@ -44,6 +44,7 @@ from hetero_async.core.ranges import Ranges
 from hetero_async.core.worker_events import (
     Cut,
     Dropped,
+    Evaluated,
     Event,
     Fetched,
     Heard,
@@ -88,6 +89,7 @@ class Worker:
         self._must_snapshot = False
         self._lease_number = self._attempt = 0
         self._acknowledged = Ack(seq=0, lsn=0)  # the newest
+        self.evaluator = Evaluator()
 
     def restore(self, outbox: Mapping[int, Push]) -> None:
         """Take over what an earlier life left unanswered."""
@@ -108,6 +110,8 @@ class Worker:
                     answer(self, event.message, event.now_ms)
             case Measured():
                 self._measured(event)
+            case Evaluated():
+                self._report(self.evaluator.evaluated(event, self.term))
             case Cut():
                 self._cut(event)
             case Fetched():
@@ -179,6 +183,7 @@ class Worker:
         self.known_publish = welcome.publish
         if self.shadow > welcome.common:
             self.shadow = -1  # what we stand on is not the run's any more: begin again from a snapshot
+        self.evaluator.joined(welcome.common)
         self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
         for seq in [seq for seq in self.unmerged if seq > welcome.last_seq and seq not in self.outbox]:
             self.unmerged.remove(seq)
@@ -219,6 +224,7 @@ class Worker:
             steps=cut.steps,
             ranges=cut.ranges,
             codec=cut.codec,
+            tokens=cut.tokens,
             payload_bytes=cut.payload_bytes,
             payload_hash=cut.payload_hash,
         )
@@ -254,14 +260,11 @@ class Worker:
 
     def _measured(self, measured: Measured) -> None:
         if self.joined and self.shadow >= 0:
-            self._owed.control.append(
-                MetricReport(
-                    incarnation=self.incarnation,
-                    name=measured.name,
-                    value=measured.value,
-                    publish=self.shadow,
-                )
-            )
+            self._report(Evaluated(publish=self.shadow, figures=((measured.name, measured.value),)), False)
+
+    def _report(self, told: Evaluated | None, is_evaluation: bool = True) -> None:
+        if told is not None and self.joined:
+            self._owed.control.append(report_of(told, self.incarnation, is_evaluation))
 
     # --- publishes ---
 
@@ -278,11 +281,14 @@ class Worker:
 
     def _publish_ready(self, ready: PublishReady, now_ms: int) -> None:
         self.known_publish = max(self.known_publish, ready.number)
+        if ready.evaluate:
+            self._report(self.evaluator.asked(ready.number))
 
     def _beat(self, beat: Beat, now_ms: int) -> None:
         self.known_publish = max(self.known_publish, beat.publish)
         self.oldest_publish = beat.oldest
         self.trained, self.positions = beat.trained, beat.positions
+        self._report(self.evaluator.asked(beat.evaluate))
 
     def _gone(self, gone: Gone, now_ms: int) -> None:
         self._must_snapshot = True
@@ -331,6 +337,7 @@ class Worker:
                     samples=vitals.wanted_samples,
                     batch=vitals.batch,
                     dataset_samples=vitals.dataset_samples,
+                    data=vitals.data,
                 )
             )
         if self.outbox and now_ms - self._offer_ms >= OFFER_AGAIN_MS:
@@ -366,6 +373,7 @@ class Worker:
             publish=max(0, self.shadow),
             bytes_up=vitals.bytes_up,
             bytes_down=vitals.bytes_down,
+            evaluates_every=vitals.evaluates_every,
         )
 
 

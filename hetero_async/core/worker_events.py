@@ -20,6 +20,8 @@ class Vitals:
     undrawn_samples: int = 0
     batch: int = 1
     dataset_samples: int = 0
+    data: str = "shared"
+    evaluates_every: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Cut:
     codec: str
     payload_bytes: int
     payload_hash: bytes
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,16 @@ class Measured:
     value: float
 
 
-Event = Heard | Measured | Cut | Fetched | Reconnected | Tick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The user's script measured the parameters of that publish, as it was asked to. `term`: of its server."""
+
+    publish: int
+    figures: tuple[tuple[str, float], ...]
+    term: int = 0
+
+
+Event = Heard | Measured | Evaluated | Cut | Fetched | Reconnected | Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ import xxhash
 from safetensors import SafetensorError
 
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
-from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
+from hetero_async.core.messages import PUBLISH, SNAPSHOT
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Stepped
 from hetero_async.errors import LogCorrupt, PeerError, UserError
 from hetero_async.formats.parts import pack_parts, unpack_parts

@@ -224,9 +224,9 @@ def test_random_bytes_behind_the_records_are_a_torn_tail(junk: bytes) -> None:
 
 def test_another_format_version_is_named() -> None:
     header = bytearray(HEADER.pack())
-    header[8:12] = struct.pack("<I", 5)
+    header[8:12] = struct.pack("<I", 6)
     header[-4:] = struct.pack("<I", crc32c(bytes(header[:-4])))
-    with pytest.raises(ConfigError, match="log format 5, this software reads 4"):
+    with pytest.raises(ConfigError, match="log format 6, this software reads 5"):
         scanner_of(bytes(header))
 
 
