@@ -222,6 +222,7 @@ def verify(log: Annotated[Path, typer.Argument(metavar="LOG_DIR", help="The run'
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
     run: RunOption = Path("run.toml"),
+    best: Annotated[bool, typer.Option("--best", help="Instead: those that were measured best (keep_best).")] = False,
 ) -> None:
     """Write the newest parameters under the model's own names.
 
@@ -229,6 +230,10 @@ def export(
     """
     from hetero_async import looking
 
+    if best:
+        kept = looking.export_best(RunConfig.load(run), out)
+        print(f"wrote {out}: version {kept.version}, {kept.name} {kept.value:.6g}")
+        return
     state = looking.export(RunConfig.load(run), out)
     print(f"wrote {out}: version {state.version}")
 

@@ -4,9 +4,11 @@ serve.py and standby.py are given it, node.py passes it from the one to the othe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hetero_async.archiving import Archiving
+from hetero_async.best import BestKeeper
+from hetero_async.core.evaluating import KeepBest
 from hetero_async.core.records import RunSettings
 from hetero_async.core.replication import Durability
 from hetero_async.core.state import State
@@ -39,6 +41,8 @@ class Parts:
     told_to_sites: Callable[[], Mapping[str, object]]  # what a SettingsRequest is answered with, JSON-able
     check: Callable[[State], None]  # whether the run in the log is the one that was asked for; raises ConfigError
     archiving: Archiving | None = None
+    keep_best: KeepBest = field(default_factory=KeepBest)
+    best: BestKeeper | None = None
 
     @property
     def lease_seconds(self) -> float:

@@ -181,6 +181,13 @@ class Promises(Protocol):
         """Durable on return; a failing disk ends the process."""
 
 
+class PublishedModel(Protocol):
+    """The model as one publish shows it. Nobody writes to it any more."""
+
+    def packed(self, about: Mapping[str, str]) -> bytes:
+        """As a safetensors file, under the model's own names; `about` is its metadata."""
+
+
 class Model(Protocol):
     """The tensors' half of the run's state. `apply` is the only thing that changes it."""
 
@@ -210,6 +217,9 @@ class Model(Protocol):
 
     def oldest_publish(self) -> int:
         """The oldest publish still held: from there on, one by one is fewer bytes than a snapshot."""
+
+    def published(self) -> PublishedModel:
+        """The newest publish; beside no `apply`."""
 
     def model_hash(self) -> bytes:
         """xxh3_128 over parameters, outer state and shadow."""

@@ -12,13 +12,15 @@ def ignore(entry: Entry, state: State) -> None:
     """Nobody looks on."""
 
 
-def recover(log: Log, store: Store, model: Model, observer: Observer) -> State:
+def recover(
+    log: Log, store: Store, model: Model, observer: Observer, seen: Callable[[Entry, State], None] = ignore
+) -> State:
     """What a server goes on from: its newest whole checkpoint and the log from there. Raises LogCorrupt."""
     checkpoint = store.load_newest()
     for warning in store.warnings:
         observer.event("checkpoint damaged", reason=warning)
     after = checkpoint.lsn if checkpoint else 0
-    state = replay(checkpoint, log.entries(after), model)
+    state = replay(checkpoint, log.entries(after), model, seen)
     observer.event("recovered", from_checkpoint=after, lsn=state.lsn, state_hash=state.digest().hex())
     return state
 

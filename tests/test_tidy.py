@@ -33,6 +33,7 @@ LAYERS = [
         "replay",
         "quarantine",
         "bulk",
+        "best",
         "checkpoints",
         "feed",
         "reigning",

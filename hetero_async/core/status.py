@@ -6,7 +6,7 @@ from hetero_async.core import ranges
 from hetero_async.core.members import Presence
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
-from hetero_async.core.state import State
+from hetero_async.core.state import Kept, State
 
 
 def summary(server: Server, now_ms: int) -> dict[str, Any]:
@@ -68,9 +68,15 @@ def outline(run: str, state: State, now_ms: int) -> dict[str, Any]:
             "pending": len(state.pending),
         },
         "refusals": {},
+        "evaluation": _kept(state.evaluation),
+        "best": _kept(state.best),
         "metrics": {name: {"value": value, "version": version} for name, (value, version) in state.metrics.items()},
         "workers": [_worker(state, worker, None, 0, now_ms) for worker in sorted(state.members)],
     }
+
+
+def _kept(kept: Kept | None) -> dict[str, Any] | None:
+    return None if kept is None else {key: getattr(kept, key) for key in ("worker", "version", "name", "value")}
 
 
 def _worker(state: State, worker: str, heard: Presence | None, steps_per_round: int, now_ms: int) -> dict[str, Any]:

@@ -260,14 +260,12 @@ class ServerModel:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The whole model under its own names: trained parameters in fp32, all else as the first worker had it."""
         assert self.schema is not None, "no run has begun"
-        tensors = _constants(self._constants)
-        start = 0
-        for tensor in self.schema.tensors:
-            tensors[tensor.name] = self.theta[start : start + tensor.numel].view(tensor.shape).clone()
-            start += tensor.numel
-        for alias, first in self.schema.aliases:
-            tensors[alias] = tensors[first].clone()
-        return tensors
+        return _named(self.theta, self.schema, self._constants)
+
+    def published(self) -> "PublishedParameters":
+        """Beside no `apply`."""
+        assert self.schema is not None, "no run has begun"
+        return PublishedParameters(self._standing.shadow, self.schema, self._constants)
 
     def export(self, path: Path) -> None:
         """Write `state_dict` as safetensors; the file appears whole or not at all. Raises UserError."""
@@ -281,6 +279,30 @@ class ServerModel:
             with contextlib.suppress(OSError):  # there may be none
                 unfinished.unlink()
             raise UserError(f"{path}: cannot be written: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedParameters:
+    """The model as one publish shows it."""
+
+    shadow: torch.Tensor
+    schema: Schema
+    constants: bytes
+
+    def packed(self, about: Mapping[str, str]) -> bytes:
+        """As a safetensors file, under the model's own names; `about` is its metadata."""
+        return safetensors.torch.save(_named(self.shadow, self.schema, self.constants), dict(about))
+
+
+def _named(flat: torch.Tensor, schema: Schema, constants: bytes) -> dict[str, torch.Tensor]:
+    tensors = _constants(constants)
+    start = 0
+    for tensor in schema.tensors:
+        tensors[tensor.name] = flat[start : start + tensor.numel].view(tensor.shape).clone()
+        start += tensor.numel
+    for alias, first in schema.aliases:
+        tensors[alias] = tensors[first].clone()
+    return tensors
 
 
 def _blocks(numel: int) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ WIDE_COLUMNS = 110
 RATE_SECONDS = 30.0
 # Heartbeats come every second; a worker that missed a few is worth a remark.
 SILENT_SECONDS = 4.0
+FIGURES_SHOWN = 8
 STYLES = {"training": "green", "finished": "bold green", "paused": "bold red", "away": "red"}
 
 
@@ -54,7 +55,8 @@ def render(status: Status) -> RenderableType:
     """The whole picture: the run on top, one row a worker below."""
     archive = [_archive(status["archive"])] if "archive" in status else []
     head: list[RenderableType] = [_headline(status), _progress(status), _counts(status)]
-    return Group(*head, _serving(status), *_quarantine(status), *archive, "", Workers(workers=status["workers"]))
+    head += [_serving(status), *_figures(status), *_quarantine(status), *archive, ""]
+    return Group(*head, Workers(workers=status["workers"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,19 @@ def _counts(status: Status) -> Text:
     if status["refusals"]:
         line.append(f" ({', '.join(f'{plain(why)} {count}' for why, count in status['refusals'].items())})", "yellow")
     return line
+
+
+def _figures(status: Status) -> list[Text]:
+    """What was measured, each with the version that it was measured on, and what is the best yet."""
+    told = [
+        f"{plain(name)} {metric['value']:.4g} (version {metric['version']})"
+        for name, metric in status["metrics"].items()
+    ]
+    if best := status.get("best"):
+        told.append(f"best {plain(best['name'])} {best['value']:.4g} (version {best['version']})")
+    if evaluation := status.get("evaluation"):
+        told.append(f"{plain(evaluation['worker'])} evaluates version {evaluation['version']}")
+    return [Text("figures: " + ", ".join(told[-FIGURES_SHOWN:]))] if told else []
 
 
 def _serving(status: Status) -> Text:
