@@ -30,6 +30,10 @@ class Evaluator:
             self.due = publish
         return self._done if 0 < publish <= self._done.publish else None
 
+    def last_words(self, incarnation: int) -> list[MetricReport]:
+        """For a worker that leaves, and whom the server cannot ask again."""
+        return [report_of(self._done, incarnation, True)] if self._done is not NOTHING else []
+
     def taken(self) -> None:
         """The training loop has it."""
         self._taken, self.due = self.due, 0

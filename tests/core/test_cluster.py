@@ -9,7 +9,7 @@ import heapq
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,18 +19,35 @@ from hypothesis import strategies as st
 from hetero_async.core import ranges
 from hetero_async.core.admission import Facts
 from hetero_async.core.events import Applied, Event, Provided, Received, Tick
+from hetero_async.core.ledger import BOOK_POSITIONS, PRIVATE, SHARED, STREAM, book_of
 from hetero_async.core.messages import PUBLISH, Ack, Gone, Hello, Message, Push
-from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Stepped
+from hetero_async.core.records import (
+    Dataset,
+    Delta,
+    Entry,
+    Evaluation,
+    Genesis,
+    Joined,
+    Left,
+    Metric,
+    Published,
+    RunSettings,
+    Stepped,
+)
+from hetero_async.core.records import (
+    Evaluated as EvaluatedRecord,
+)
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
 from hetero_async.core.worker import Worker
-from hetero_async.core.worker_events import Anchor, Cut, Fetched, Heard, Vitals
+from hetero_async.core.worker_events import Anchor, Cut, Evaluated, Fetched, Heard, Vitals
 from hetero_async.core.worker_events import Tick as WorkerTick
 
 SEEDS, SEEDS_PER_TEST = 240, 20
 SAMPLES, POSITIONS, BATCH = 48, 120, 2
 FAULTS_END_MS, END_MS = 8_000, 90_000
 STEP_MS, SERVER_TICK_MS = 150, 200
+EVERY = 0.2  # of a run, from one evaluation to the next
 MERSENNE = (1 << 61) - 1
 
 
@@ -135,6 +152,7 @@ class Site:
 
     def __init__(self, world: "World", name: str, speed: int) -> None:
         self.world, self.name, self.speed = world, name, speed
+        self.place, self.data = world.places[name]
         self.disk: dict[int, tuple[Push, int]] = {}
         self.notes: list[tuple[int, bytes]] = []  # dropped as admitted
         self.lives = 0
@@ -165,11 +183,14 @@ class Site:
         self.train(self.machine)
         vitals = Vitals(
             doing="training", steps=self.steps, steps_per_second=self.speed * 1000 / STEP_MS,
-            held=ranges.union(self.leases, self.consumed), batch=BATCH, dataset_samples=SAMPLES,
+            held=ranges.union(self.leases, self.consumed), batch=BATCH, dataset_samples=SAMPLES, data=self.data,
+            evaluates_every=EVERY,
             wanted_samples=max(0, 4 * BATCH - ranges.size(self.leases)),
         )  # fmt: skip
         self.machine.step(WorkerTick(now_ms=self.world.now_ms, vitals=vitals))
         self.settle()
+        if self.machine is not None and 0 < self.machine.evaluator.due <= self.machine.shadow:
+            self.evaluate(self.machine)
 
     def train(self, machine: Worker) -> None:
         if not machine.joined or machine.shadow < 0:
@@ -184,6 +205,17 @@ class Site:
         is_due = self.round_steps >= window.steps or window.number != self.window or self.is_dry
         if self.consumed and is_due and not machine.in_flight:
             self.cut(machine)
+
+    def evaluate(self, machine: Worker) -> None:
+        machine.evaluator.taken()
+        measured = Evaluated(publish=machine.shadow, term=machine.term, figures=(("loss", float(self.shadow)),))
+
+        def done() -> None:
+            if self.machine is machine:
+                machine.step(measured)
+                self.settle()
+
+        self.world.after(self.world.random.randint(1, 1500), done)
 
     def draw(self) -> None:
         drawn, self.leases = ranges.take(self.leases, BATCH)
@@ -272,6 +304,8 @@ class World:
         )  # fmt: skip
         self.settings = settings
         self.sites: dict[str, Site] = {}
+        data = self.random.choice([[SHARED], [SHARED], [PRIVATE], [STREAM], [SHARED, PRIVATE, STREAM]])
+        self.places = {f"w{number}": (f"s{number // 2}", self.random.choice(data)) for number in range(4)}
         self.centre = Centre(self, settings)
         for number in range(self.random.choice([3, 4])):
             self.sites[f"w{number}"] = Site(self, f"w{number}", self.random.choice([1, 1, 2]))
@@ -317,7 +351,7 @@ class World:
                 now_ms=self.now_ms,
                 worker=worker,
                 key=worker,
-                site="s",
+                site=self.sites[worker].place,
                 message=message,
                 payload=payload,
                 facts=Facts(norm=1.0),
@@ -357,8 +391,40 @@ class World:
                 assert (name, seq, payload_hash) in admitted, "the worker was told it is safe"
         trained = [stretch for delta in deltas.values() for stretch in delta.ranges]
         assert ranges.size(tuple(trained)) == POSITIONS
-        assert ranges.normal(trained) == ((0, POSITIONS),)
+        assert ranges.size(ranges.normal(trained)) == POSITIONS, "no position is trained twice"
+        self.check_books(deltas.values())
         self.check_merges(deltas)
+        self.check_evaluations()
+
+    def check_books(self, deltas: Iterable[Delta]) -> None:
+        """Each has trained what its site may, from the beginning of its book on and without a gap at the end."""
+        trained: dict[str, list[ranges.Range]] = {}
+        for delta in deltas:
+            place, data = self.places[delta.worker]
+            trained.setdefault(book_of(data, place), []).extend(delta.ranges)
+        opened = [entry.record.book for entry in self.centre.log if isinstance(entry.record, Dataset)]
+        for book, stretches in trained.items():
+            first = opened.index(book) * BOOK_POSITIONS
+            assert ranges.contains(((first, first + POSITIONS),), ranges.normal(stretches)), f"{book} has those only"
+
+    def check_evaluations(self) -> None:
+        """At most one is under way, but for the last; what was said is what was published then."""
+        open_: Evaluation | None = None
+        publishes = {entry.record.number: entry.record.version for entry in self.centre.log
+                     if isinstance(entry.record, Published)}  # fmt: skip
+        figures = {(version, float(self.seen[number])) for number, version in publishes.items() if number in self.seen}
+        for entry in self.centre.log:
+            match entry.record:
+                case Evaluation() as given:
+                    assert open_ is None or given.publish == max(publishes), "one at a time"
+                    open_ = given
+                case EvaluatedRecord() as done:
+                    assert open_ is not None and open_.worker == done.worker
+                    open_ = None
+                case Left(worker=worker) | Joined(worker=worker) if open_ is not None and worker == open_.worker:
+                    open_ = None
+                case Metric() as metric:
+                    assert (metric.version, metric.value) in figures
 
     def check_merges(self, deltas: dict[int, Delta]) -> None:
         merged: list[int] = []

@@ -25,8 +25,8 @@ from hetero_async.core.messages import (
     Welcome,
     Window,
 )
-from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, RunSettings, Settings, Stepped
 from hetero_async.core.provider import PROVIDER_SILENCE_MS
+from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, RunSettings, Settings, Stepped
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
 
