@@ -33,7 +33,7 @@ class BestFiles(Protocol):
 
 class BestKeeper:
     def __init__(self, files: BestFiles, blocking: Blocking, observer: Observer) -> None:
-        self.is_busy = False  # something is not on disk yet that should be
+        self.is_busy = False  # something is not on disk yet that should be, or still there
         self._files = files
         self._blocking = blocking
         self._observer = observer
@@ -68,11 +68,14 @@ class BestKeeper:
         if wanted == self._wanted:
             return
         self._wanted = wanted
-        self.is_busy = bool(self._missing())
+        self.is_busy = bool(self._missing() or self._superfluous())
         self._changed.set()
 
     def _missing(self) -> list[Name]:
         return [name for name in self._wanted if name in self._captured and name not in self._held]
+
+    def _superfluous(self) -> list[Name]:
+        return [name for name in self._held if name not in self._wanted]
 
     async def run(self) -> None:
         """Must run."""
@@ -81,10 +84,10 @@ class BestKeeper:
             self._changed = trio.Event()
             while missing := self._missing():
                 await self._save(missing[0])
-            self.is_busy = False
-            for name in [name for name in self._held if name not in self._wanted]:
+            for name in self._superfluous():
                 await self._blocking(self._files.drop, name)
                 del self._held[name]
+            self.is_busy = False
 
     async def _save(self, name: Name) -> None:
         kept = self._wanted[name]
