@@ -4,39 +4,24 @@ Integers stand for tensors; a merge mixes them so that a wrong order shows. A wo
 `World(seed).run()`.
 """
 
-import hashlib
 import heapq
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import pytest
+from core.cluster_checks import check_books, check_evaluations
+from core.cluster_model import Numbers, coded
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_async.core import ranges
 from hetero_async.core.admission import Facts
 from hetero_async.core.events import Applied, Event, Provided, Received, Tick
-from hetero_async.core.ledger import BOOK_POSITIONS, PRIVATE, SHARED, STREAM, book_of
+from hetero_async.core.ledger import PRIVATE, SHARED, STREAM
 from hetero_async.core.messages import PUBLISH, Ack, Gone, Hello, Message, Push
-from hetero_async.core.records import (
-    Dataset,
-    Delta,
-    Entry,
-    Evaluation,
-    Genesis,
-    Joined,
-    Left,
-    Metric,
-    Published,
-    RunSettings,
-    Stepped,
-)
-from hetero_async.core.records import (
-    Evaluated as EvaluatedRecord,
-)
+from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Stepped
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
 from hetero_async.core.worker import Worker
@@ -48,34 +33,6 @@ SAMPLES, POSITIONS, BATCH = 48, 120, 2
 FAULTS_END_MS, END_MS = 8_000, 90_000
 STEP_MS, SERVER_TICK_MS = 150, 200
 EVERY = 0.2  # of a run, from one evaluation to the next
-MERSENNE = (1 << 61) - 1
-
-
-def coded(*parts: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
-
-
-@dataclass(slots=True)
-class Numbers:
-    """A model of one integer."""
-
-    theta: int = 0
-    shadow: int = 0
-    deltas: dict[int, int] = field(default_factory=dict)
-    publishes: dict[int, tuple[int, dict[str, int], int]] = field(default_factory=dict)  # move, merged, shadow after
-
-    def apply(self, entry: Entry) -> None:
-        match entry.record:
-            case Genesis():
-                self.theta = self.shadow = int.from_bytes(entry.payload)
-            case Delta():
-                self.deltas[entry.lsn] = int.from_bytes(entry.payload)
-            case Stepped() as stepped:
-                for lsn in stepped.deltas:
-                    self.theta = (self.theta * 31 + self.deltas.pop(lsn)) % MERSENNE
-            case Published() as published:
-                move, self.shadow = self.theta - self.shadow, self.theta
-                self.publishes[published.number] = (move, dict(published.merged), self.shadow)
 
 
 class Centre:
@@ -390,41 +347,10 @@ class World:
             for seq, payload_hash in site.notes:
                 assert (name, seq, payload_hash) in admitted, "the worker was told it is safe"
         trained = [stretch for delta in deltas.values() for stretch in delta.ranges]
-        assert ranges.size(tuple(trained)) == POSITIONS
-        assert ranges.size(ranges.normal(trained)) == POSITIONS, "no position is trained twice"
-        self.check_books(deltas.values())
+        assert ranges.size(tuple(trained)) == ranges.size(ranges.normal(trained)) == POSITIONS, "each position once"
+        check_books(log, self.places, POSITIONS)
+        check_evaluations(log, self.seen)
         self.check_merges(deltas)
-        self.check_evaluations()
-
-    def check_books(self, deltas: Iterable[Delta]) -> None:
-        """Each has trained what its site may, from the beginning of its book on and without a gap at the end."""
-        trained: dict[str, list[ranges.Range]] = {}
-        for delta in deltas:
-            place, data = self.places[delta.worker]
-            trained.setdefault(book_of(data, place), []).extend(delta.ranges)
-        opened = [entry.record.book for entry in self.centre.log if isinstance(entry.record, Dataset)]
-        for book, stretches in trained.items():
-            first = opened.index(book) * BOOK_POSITIONS
-            assert ranges.contains(((first, first + POSITIONS),), ranges.normal(stretches)), f"{book} has those only"
-
-    def check_evaluations(self) -> None:
-        """At most one is under way, but for the last; what was said is what was published then."""
-        open_: Evaluation | None = None
-        publishes = {entry.record.number: entry.record.version for entry in self.centre.log
-                     if isinstance(entry.record, Published)}  # fmt: skip
-        figures = {(version, float(self.seen[number])) for number, version in publishes.items() if number in self.seen}
-        for entry in self.centre.log:
-            match entry.record:
-                case Evaluation() as given:
-                    assert open_ is None or given.publish == max(publishes), "one at a time"
-                    open_ = given
-                case EvaluatedRecord() as done:
-                    assert open_ is not None and open_.worker == done.worker
-                    open_ = None
-                case Left(worker=worker) | Joined(worker=worker) if open_ is not None and worker == open_.worker:
-                    open_ = None
-                case Metric() as metric:
-                    assert (metric.version, metric.value) in figures
 
     def check_merges(self, deltas: dict[int, Delta]) -> None:
         merged: list[int] = []
