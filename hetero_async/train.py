@@ -126,9 +126,9 @@ class Training:
     async def _leave(self) -> None:
         """Say bye, so that what we still lease goes to others at once instead of after its time to live."""
         if self.machine.joined and not self.machine.refusal:
-            incarnation = self.machine.incarnation
-            for message in (*self.machine.evaluator.last_words(incarnation), Bye(incarnation=incarnation)):
-                await self.link.control.send(self.link.server.key, message)
+            for report in self.machine.evaluator.last_words(self.machine.incarnation):
+                await self.link.control.send(self.link.server.key, report)
+            await self.link.control.send(self.link.server.key, Bye(incarnation=self.machine.incarnation))
 
     # --- deciding ---
 

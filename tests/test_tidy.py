@@ -71,8 +71,16 @@ LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 # Packages that only these may touch, so that each can be replaced, or left out, in one place.
 ONLY_IN = {
     "torch": {
-        "tensors", "session", "drawing", "evaluation", "inner_state", "schedule", "loading", "integrations", "sim",
-    },  # fmt: skip
+        "tensors",
+        "session",
+        "drawing",
+        "evaluation",
+        "inner_state",
+        "schedule",
+        "loading",
+        "integrations",
+        "sim",
+    },
     "zmq": {"shell"},
     "httpx2": {"shell"},
     "msgpack": {"formats"},

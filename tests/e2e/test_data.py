@@ -50,7 +50,8 @@ class Endless:
 
 def train_on(kind: str, *, step_seconds: float = 0.002, hold: str = "", hold_after: int = 0, **how: Any) -> None:
     """Leaves the numbers of the samples that steps were taken on, as they come."""
-    multiprocessing.current_process()._config["daemon"] = False  # its loader has processes of its own, too
+    multiprocessing.current_process()._config["daemon"] = False  # its loader has processes of its own, too,
+    multiprocessing.set_start_method("fork", force=True)  # and starts them as in a process that was not forked
     model = seeded(NextByte)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     session = ha.join(model, optimizer)
@@ -130,7 +131,7 @@ def test_samples_fetched_ahead_count_when_they_are_trained_on(tmp_path: Path) ->
     """One worker is killed with samples under way; others train on them, and it goes on."""
     hold = tmp_path / "hold"
     hold.touch()
-    with Run(tmp_path / "run", samples=2000, steps_per_round=4) as run:
+    with Run(tmp_path / "run", samples=2000, steps_per_round=4, max_staleness=100) as run:
         run.start_server()
         options = {"kind": "shared", "workers": 2, "fetch_seconds": 0.0005}
         caught = run.start_worker("here-0", train_on, awaited=run.names, hold=str(hold), hold_after=9, **options)

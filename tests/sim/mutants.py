@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "a worker that comes back keeps what others hold",
         "core/server.py",
-        "kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)",
+        "kept = state.ledger.claimable(worker, ranges.normal(hello.claims), books)",
         "kept = ranges.normal(hello.claims)",
         first=33,
     ),
