@@ -242,6 +242,20 @@ MUTANTS = (
         "delta",
         first=12,
     ),
+    Mutant(
+        "another publish is measured than is said",
+        "train.py",
+        "anchor = Anchor(machine.shadow, machine.shadow_term)",
+        "anchor = Anchor(machine.shadow - 1, machine.shadow_term)",
+        first=3,
+    ),
+    Mutant(
+        "books together have more than the run",
+        "core/ledger.py",
+        "return ranges.take(ranges.intersection(self.free, self.all_of(book)), self.room)[0]",
+        "return ranges.intersection(self.free, self.all_of(book))",
+        first=3,
+    ),
     # --- several servers ---
     Mutant(
         "acknowledged before a standby has confirmed",
