@@ -100,26 +100,30 @@ class Desk:
 
     def draw(self, count: int) -> list[int] | None:
         """`count` leased positions, fewer only at the run's end; empty when there are none yet, None when finished."""
-        positions = self.reserve(count)
-        if positions:
-            self.consume(positions)
-        return positions
+        with self._lock:
+            drawn = self._take(count)
+            self._consumed = ranges.union(self._consumed, drawn or ())
+            return _positions(drawn)
 
     def reserve(self, count: int) -> list[int] | None:
         """As `draw`, for samples that are fetched ahead: they are drawn when they are consumed."""
         with self._lock:
-            self._raise_error()
-            if self.is_finished:
-                return None
-            if ranges.size(self._leases) < count and not self._is_dry:
-                return []
-            if not (self._leases or self._ahead) and self._consumed and self.round_steps == 0:
-                # The last batches, and no step came of them (accumulated, or skipped by a scaler): only a step can
-                # report them, so they are drawn again until there is one.
-                self._leases, self._consumed, self._tokens = self._consumed, (), 0
-            reserved, self._leases = ranges.take(self._leases, count)
-            self._ahead = ranges.union(self._ahead, reserved)
-            return [position for start, stop in reserved for position in range(start, stop)]
+            reserved = self._take(count)
+            self._ahead = ranges.union(self._ahead, reserved or ())
+            return _positions(reserved)
+
+    def _take(self, count: int) -> Ranges | None:
+        self._raise_error()
+        if self.is_finished:
+            return None
+        if ranges.size(self._leases) < count and not self._is_dry:
+            return ()
+        if not (self._leases or self._ahead) and self._consumed and self.round_steps == 0:
+            # The last batches, and no step came of them (accumulated, or skipped by a scaler): only a step can report
+            # them, so they are drawn again until there is one.
+            self._leases, self._consumed, self._tokens = self._consumed, (), 0
+        taken, self._leases = ranges.take(self._leases, count)
+        return taken
 
     def consume(self, positions: Sequence[int]) -> bool:
         """Whether these may still be trained on: since they were reserved they may have been leased to others."""
@@ -334,3 +338,7 @@ class Desk:
             if self._error is None or not only_first:
                 self._error = error
             self._lock.notify_all()
+
+
+def _positions(of: Ranges | None) -> list[int] | None:
+    return None if of is None else [position for start, stop in of for position in range(start, stop)]

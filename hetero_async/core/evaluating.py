@@ -1,9 +1,9 @@
 """Who measures which publish, and which of those that were measured is the best.
 
 Called by core/server.py, which writes down what comes of it. One worker at a time measures the newest publish, whenever
-another `every` of the run is trained, and the last one. It is the same worker each time while that is there, so that
-the figures of a run are of one device and dtype and can be compared; if it leaves before it has answered, another one
-measures the next publish. Nobody waits for it.
+another `every` of the run is trained, and the last one. It is the fastest, and then the same one each time while it is
+there and not much slower than another, so that the figures of a run are of one device and dtype and can be compared; if
+it leaves before it has answered, another one measures the next publish. Nobody waits for it.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,9 @@ from hetero_async.core.state import State
 
 # Names of figures in a run: each is kept for good, in every checkpoint.
 METRICS_MAX = 256
+# A worker whose speed is below this share of the fastest one's does not go on measuring: it began when nobody else was
+# there, or nobody's speed was known.
+SLOW = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,12 @@ def handed_out(state: State, presences: Presences) -> Evaluation | None:
     if not able or not _is_due(state, min(every[worker] for worker in able)):
         return None
 
+    fastest = max(presences.rate(worker) for worker in able)
+
     def fitness(worker: str) -> tuple[bool, bool, float, str]:
-        return worker != state.forsaken_by, worker == state.evaluator, presences.rate(worker), worker
+        rate = presences.rate(worker)
+        stays = worker == state.evaluator and rate >= SLOW * fastest
+        return worker != state.forsaken_by, stays, rate, worker
 
     return Evaluation(worker=max(able, key=fitness), publish=state.publish)
 

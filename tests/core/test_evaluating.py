@@ -23,6 +23,7 @@ class Measured(Bench):
     def __init__(self, *, every: float = EVERY, keep_best: KeepBest = KeepBest("loss")) -> None:  # noqa: B008, frozen
         super().__init__(merge="all", norm_gate=0.0)
         self.every = every
+        self.rates = {"a": 1.0, "b": 2.0}
         self.server = Server(self.server.settings, State(), keep_best=keep_best)
         self.begin("a", "b")
 
@@ -31,7 +32,7 @@ class Measured(Bench):
         return self.say(
             worker,
             Heartbeat(
-                incarnation=member.incarnation, state="training", steps=1, steps_per_second={"a": 1.0}.get(worker, 2.0),
+                incarnation=member.incarnation, state="training", steps=1, steps_per_second=self.rates.get(worker, 1.0),
                 publish=0, bytes_up=0, bytes_down=0, evaluates_every=self.every,
             ),
         )  # fmt: skip
@@ -106,6 +107,19 @@ def test_when_it_leaves_another_measures_the_next_publish_and_goes_on_doing_so()
     bench.beat("b")
     bench.version()
     assert bench.handed_out[2:] == [("a", 2)], "though b is faster: figures of one device can be compared"
+
+
+def test_one_that_measures_because_nobody_else_was_there_gives_way_to_a_much_faster_one() -> None:
+    bench = Measured(every=0.25)
+    bench.rates = {"b": 0.0}
+    bench.beat("b")
+    bench.version()
+    assert bench.handed_out == [("a", 1)], "b has not said yet how fast it is"
+    bench.report("a", 1, ("loss", 3.0))
+    bench.rates = {"b": 2.1}
+    bench.beat("b")
+    bench.version()
+    assert bench.handed_out[1:] == [("b", 2)]
 
 
 def replace_life(life: bytes) -> Message:
