@@ -23,6 +23,7 @@ WIDE_COLUMNS = 110
 RATE_SECONDS = 30.0
 # Heartbeats come every second; a worker that missed a few is worth a remark.
 SILENT_SECONDS = 4.0
+# A run may have hundreds of names; so many fit on two lines.
 FIGURES_SHOWN = 8
 STYLES = {"training": "green", "finished": "bold green", "paused": "bold red", "away": "red"}
 

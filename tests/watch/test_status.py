@@ -185,3 +185,13 @@ def test_a_key_in_quarantine_is_one_line_with_its_reason_and_what_ends_it() -> N
         f"when it is mended: hetero-async keys lift '{'K' * 40}'"
     )
     assert "quarantined" not in drawn(status(quarantine=[]))
+
+
+def test_figures_are_shown_with_the_version_that_they_were_measured_on() -> None:
+    best = {"worker": "a", "version": 40, "name": "validation_loss", "value": 2.01}
+    evaluation = {"worker": "amsterdam-1", "version": 57, "name": "", "value": 0.0}
+    line = (
+        "validation_loss 2.042 (version 55), best validation_loss 2.01 (version 40), amsterdam-1 evaluates version 57"
+    )
+    assert f"figures: {line}" in drawn(status(best=best, evaluation=evaluation), width=200)
+    assert "figures:" not in drawn(status(metrics={}))
