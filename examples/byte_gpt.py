@@ -141,7 +141,9 @@ def train(options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     session = ha.join(model, optimizer)
     session.scheduler(optimizer, share_of_learning_rate)
-    step_started = evaluated = time.monotonic()
+    if options.evaluate_every:
+        session.evaluate(validation_loss, every=options.evaluate_every)
+    step_started = time.monotonic()
     for batch in session.batches(Text(validation=False), options.batch_size):
         loss_of(model, batch.to(options.device)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -149,9 +151,6 @@ def train(options: argparse.Namespace) -> None:
         optimizer.zero_grad()
         time.sleep(max(0.0, step_started + options.step_seconds - time.monotonic()))
         step_started = time.monotonic()
-        if options.evaluate_every and step_started >= evaluated + options.evaluate_every:
-            session.record("validation_loss", validation_loss(model))
-            evaluated = step_started
 
 
 def evaluate(source: str) -> None:
@@ -170,7 +169,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="any torch device (default: cpu)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--step-seconds", type=float, default=0.0, help="slow down: a step takes at least this long")
-    parser.add_argument("--evaluate-every", type=float, default=0.0, metavar="SECONDS", help="record validation_loss")
+    parser.add_argument(
+        "--evaluate-every", type=float, default=0.05, metavar="SHARE", help="of the run; 0: never (default: 0.05)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.evaluate:

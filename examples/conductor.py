@@ -122,8 +122,6 @@ class Conductor:
         _, dtype, slower = SITES[site]
         script = [sys.executable, str(SCRIPT), "--dtype", dtype, "--batch-size", str(BATCH)]
         script += ["--step-seconds", str(STEP_SECONDS * slower)]
-        if site == "office":
-            script += ["--evaluate-every", "5"]
         self.start(site, "work", "--run", str(self.config.path), "--site", site, "--", *script, group=group)
 
     def kill(self, name: str) -> None:

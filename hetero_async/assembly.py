@@ -17,7 +17,9 @@ import trio
 from hetero_async.actors.supervisor import RestartWindow, supervise
 from hetero_async.archiving import Archiving
 from hetero_async.asking import ask_nodes, endpoints
+from hetero_async.best import BestKeeper
 from hetero_async.config import Node, RunConfig
+from hetero_async.core.evaluating import KeepBest
 from hetero_async.core.records import changed_for_good
 from hetero_async.core.state import State
 from hetero_async.errors import ConfigError, DiskFull
@@ -28,6 +30,7 @@ from hetero_async.serve import DISK_FULL_RETRY_SECONDS, Serving
 from hetero_async.shell import refusals
 from hetero_async.shell.admin import Verb, open_admin, serve_admin
 from hetero_async.shell.archive import open_archive
+from hetero_async.shell.best import DirectoryBest
 from hetero_async.shell.dial import DialLink, open_dial_link
 from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.keys import AllowList, load_secret
@@ -53,6 +56,8 @@ ALLOWED = "allowed"
 HAS_SERVED = "has-served"
 # A finished server waits so long for workers to fetch the last publish and say bye.
 FAREWELL_SECONDS = 30.0
+# And for one that measures the last publish as long as that takes; it is looked at so often.
+FAREWELL_LOOK_SECONDS = 1.0
 # Rests between them keep it from ever coming to so many: the run goes on without its operator's socket.
 OPERATOR_RESTARTS = 1000
 OPERATOR_RESTART_PERIOD_SECONDS = 60.0
@@ -129,8 +134,10 @@ async def _serve(
         nursery.start_soon(chronicle.follow, serving.look)
         if exit_when_finished:
             await serving.finished.wait()
-            with trio.move_on_after(FAREWELL_SECONDS):
+            with trio.move_on_after(FAREWELL_SECONDS) as farewell:
                 await serving.deserted.wait()
+            while farewell.cancelled_caught and state.evaluation is not None:  # noqa: ASYNC110, its worker lives
+                await trio.sleep(FAREWELL_LOOK_SECONDS)
             nursery.cancel_scope.cancel()
     chronicle.hand(serving.look())  # how it ended
     await _archive_rest(serving)
@@ -191,6 +198,8 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 ask=functools.partial(ask_nodes, config, name),
                 check=functools.partial(_check_settings, config),
                 archiving=_archiving(config, node, observer),
+                keep_best=KeepBest(config.server.keep_best, config.server.keep_best_is == "max"),
+                best=BestKeeper(DirectoryBest(node.best), in_thread, observer) if config.server.keep_best else None,
                 quarantine=quarantine,
                 told=functools.partial(_told, config, allowed),
                 adopt_list=functools.partial(_adopt_list, allowed, observer),

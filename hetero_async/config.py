@@ -43,6 +43,10 @@ class Node:
     directory: Path
 
     @property
+    def best(self) -> Path:
+        return self.directory / "best"
+
+    @property
     def log(self) -> Path:
         return self.directory / "log"
 

@@ -5,14 +5,16 @@ where the training loop has nothing left that it may do: no sample leased, or a 
 waits here, and `doing` says for what.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hetero_async.core import ranges
 from hetero_async.core.heartbeat import UNUSED, Usage
+from hetero_async.core.ledger import SHARED
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.worker_events import Anchor, Vitals
 from hetero_async.errors import HeteroAsyncError
@@ -50,6 +52,16 @@ class Round:
     steps: int
     ranges: Ranges
     buffers: object = None  # of the model, those that the round has changed; opaque here
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Parameters to be measured, and which ones they are."""
+
+    flat: object  # a flat fp32 tensor; opaque here
+    anchor: Anchor
+    buffers: object = ()  # of the run; opaque here
 
 
 class Desk:
@@ -58,10 +70,13 @@ class Desk:
         self._clock = clock
         self._lock = threading.Condition()
         self._leases: Ranges = ()
+        self._ahead: Ranges = ()  # reserved: their samples are being fetched, and no step may have used them
         self._consumed: Ranges = ()  # drawn since the last cut
+        self._tokens = 0  # in them
         self._handed_over: dict[int, Ranges] = {}  # by round; not in the outbox yet
         self._is_dry = False  # the server has no free position left
         self._target: Target | None = None
+        self._published: Published | None = None
         self._window = self._served_window = 0  # the present one, and the last that a round was cut for
         self._deadline: float | None = None
         self._cut_at = 0.0
@@ -77,6 +92,8 @@ class Desk:
         self.doing = "joining"
         self.waiting = ""  # why the server does not let us train yet
         self.seed = self.samples = self.steps = self.batch = self.dataset_samples = 0
+        self.data = SHARED
+        self.evaluates_every = 0.0
         self.round_steps = 0
         self.rounds = 0
         self.steps_per_round = 1
@@ -93,19 +110,45 @@ class Desk:
     def draw(self, count: int) -> list[int] | None:
         """`count` leased positions, fewer only at the run's end; empty when there are none yet, None when finished."""
         with self._lock:
-            self._raise_error()
-            self._began = self._clock() if self._began is None else self._began
-            if self.is_finished:
-                return None
-            if ranges.size(self._leases) < count and not self._is_dry:
-                return []
-            if not self._leases and self._consumed and self.round_steps == 0:
-                # The last batches, and no step came of them (accumulated, or skipped by a scaler): only a step can
-                # report them, so they are drawn again until there is one.
-                self._leases, self._consumed = self._consumed, ()
-            drawn, self._leases = ranges.take(self._leases, count)
+            drawn = self._take(count)
+            self._consumed = ranges.union(self._consumed, drawn or ())
+            return _positions(drawn)
+
+    def reserve(self, count: int) -> list[int] | None:
+        """As `draw`, for samples that are fetched ahead: they are drawn when they are consumed."""
+        with self._lock:
+            reserved = self._take(count)
+            self._ahead = ranges.union(self._ahead, reserved or ())
+            return _positions(reserved)
+
+    def _take(self, count: int) -> Ranges | None:
+        self._raise_error()
+        self._began = self._clock() if self._began is None else self._began
+        if self.is_finished:
+            return None
+        if ranges.size(self._leases) < count and not self._is_dry:
+            return ()
+        if not (self._leases or self._ahead) and self._consumed and self.round_steps == 0:
+            # The last batches, and no step came of them (accumulated, or skipped by a scaler): only a step can report
+            # them, so they are drawn again until there is one.
+            self._leases, self._consumed, self._tokens = self._consumed, (), 0
+        taken, self._leases = ranges.take(self._leases, count)
+        return taken
+
+    def consume(self, positions: Sequence[int]) -> bool:
+        """Whether these may still be trained on: since they were reserved they may have been leased to others."""
+        drawn = ranges.normal((position, position + 1) for position in positions)
+        with self._lock:
+            if not ranges.contains(self._ahead, drawn):
+                return False
+            self._ahead = ranges.difference(self._ahead, drawn)
             self._consumed = ranges.union(self._consumed, drawn)
-            return [position for start, stop in drawn for position in range(start, stop)]
+            return True
+
+    def count_tokens(self, tokens: int) -> None:
+        """Of the batch that was drawn last."""
+        with self._lock:
+            self._tokens += tokens
 
     def count_step(self) -> None:
         now = self._clock()
@@ -153,8 +196,8 @@ class Desk:
     def cut(self, delta: object, buffers: object = None) -> None:
         """Hand the round over. The background takes it from here."""
         with self._lock:
-            finished = Round(delta, self.anchor, self.round_steps, self._consumed, buffers)
-            self._consumed, self.round_steps = (), 0
+            finished = Round(delta, self.anchor, self.round_steps, self._consumed, buffers, self._tokens)
+            self._consumed, self._tokens, self.round_steps = (), 0, 0
             self.rounds += 1
             self._handed_over[self.rounds] = finished.ranges
             self.is_busy = True
@@ -168,7 +211,7 @@ class Desk:
     def begin_again(self) -> None:
         """The parameters were spoilt and are the run's again. What is drawn is not reported: it will be leased anew."""
         with self._lock:
-            self._consumed, self.round_steps = (), 0
+            self._consumed, self._tokens, self.round_steps = (), 0, 0
             self.is_spoilt = False
 
     def take_target(self) -> Target | None:
@@ -177,17 +220,41 @@ class Desk:
             target, self._target = self._target, None
             return target if target is not None and target.rounds == self.rounds else None
 
+    def take_published(self) -> Published | None:
+        """What is to be measured, between two rounds: while one is under way it would grow old."""
+        with self._lock:
+            if self.round_steps > 0 and not self.is_finished:
+                return None
+            published, self._published = self._published, None
+            return published
+
+    @contextlib.contextmanager
+    def stepping_aside(self, doing: str) -> Iterator[None]:
+        """What is done in here is no step: it says nothing about the worker's speed, and its windows pass by."""
+        was, self.doing = self.doing, doing
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.doing, self._last_step = was, None
+                self._is_overdue &= self.round_steps > 0
+
     def wait(self, why: str) -> None:
         """Wait until the background has left something, and say why in the meantime."""
         with self._lock:
             self._raise_error()
             was, self.doing = self.doing, why
-            self._last_step = None  # a wait is not a slow step
+            self.waited()
             self._waiting = why, self._clock()
             self._lock.wait(LOOK_SECONDS)
             self._waited, self._waiting = self._waited_by(self._clock()), None
             self.doing = was
             self._raise_error()
+
+    def waited(self) -> None:
+        """A wait is not a slow step."""
+        with self._lock:
+            self._last_step = None
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -203,14 +270,14 @@ class Desk:
             loop_seconds = 0.0 if self._began is None else now - self._began
             round_samples = self.steps_per_round * self.batch
             ahead = (ROUNDS_AHEAD + self.stretch) * round_samples
-            left = ranges.size(self._leases)
+            left = ranges.size(self._leases) + ranges.size(self._ahead)
             return Vitals(
                 doing=self.doing,
                 steps=self.steps,
                 steps_per_second=1 / self._seconds_per_step if self._seconds_per_step else 0.0,
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
-                held=ranges.union(self._leases, self._drawn()),
+                held=ranges.union(self._leases, self._reserved()),
                 undrawn_samples=left,
                 wanted_samples=ahead + round_samples - left if left < ahead else 0,
                 batch=max(1, self.batch),
@@ -221,6 +288,8 @@ class Desk:
                     answer_wait_seconds=waited[FOR_ANSWER],
                     sample_wait_seconds=waited[FOR_SAMPLES],
                 ),
+                data=self.data,
+                evaluates_every=self.evaluates_every,
             )
 
     def _waited_by(self, now: float) -> dict[str, float]:
@@ -235,18 +304,22 @@ class Desk:
         """In the unfinished round, or in one that is being encoded."""
         return ranges.normal(stretch for drawn in (self._consumed, *self._handed_over.values()) for stretch in drawn)
 
+    def _reserved(self) -> Ranges:
+        return ranges.union(self._ahead, self._drawn())
+
     def grant(self, granted: Ranges, samples: int) -> None:
         with self._lock:
             self.samples = samples
             self._is_dry = not granted
             # What was lost in a new join, though drawn already, may come back to us: it is not drawn a second time.
-            self._leases = ranges.union(self._leases, ranges.difference(granted, self._drawn()))
+            self._leases = ranges.union(self._leases, ranges.difference(granted, self._reserved()))
             self._lock.notify_all()
 
     def regrant(self, held: Ranges) -> None:
         """After a new join only these are still leased; what is already drawn stays drawn and may be refused."""
         with self._lock:
-            self._leases = ranges.difference(held, self._drawn())
+            self._ahead = ranges.intersection(self._ahead, held)
+            self._leases = ranges.difference(held, self._reserved())
             self._lock.notify_all()
 
     def pace(self, window: int, seconds_left: float | None, steps: int) -> None:
@@ -266,6 +339,11 @@ class Desk:
     def offer_target(self, target: Target) -> None:
         with self._lock:
             self._target = target
+            self._lock.notify_all()
+
+    def offer_published(self, published: Published) -> None:
+        with self._lock:
+            self._published = published
             self._lock.notify_all()
 
     def tell(self, *, rounds: int, in_flight: bool, unmerged: bool, progress: float) -> None:
@@ -295,3 +373,7 @@ class Desk:
             if self._error is None or not only_first:
                 self._error = error
             self._lock.notify_all()
+
+
+def _positions(of: Ranges | None) -> list[int] | None:
+    return None if of is None else [position for start, stop in of for position in range(start, stop)]

@@ -25,6 +25,7 @@ def export(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Take this off the names, and leave out all others.")] = "",
     shard_size: Annotated[str, typer.Option(help="The most bytes of one file of the folder.")] = "5GB",
+    best: Annotated[bool, typer.Option("--best", help="Instead: those that were measured best (keep_best).")] = False,
 ) -> None:
     """Write the newest parameters under the model's own names.
 
@@ -36,6 +37,12 @@ def export(
     from hetero_async import looking
 
     config = RunConfig.load(run)
+    if best:
+        if format is Format.HUGGINGFACE:
+            raise UserError("--best writes one safetensors file; leave out --format huggingface")
+        kept = looking.export_best(config, out)
+        print(f"wrote {out}: version {kept.version}, {kept.name} {kept.value:.6g}")
+        return
     if format is Format.HUGGINGFACE:
         if like is None:
             raise UserError("--format huggingface needs --like FOLDER: config.json and tokenizer are taken from there")

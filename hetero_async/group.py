@@ -9,20 +9,22 @@ import atexit
 import importlib.metadata
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import default_collate
 
+from hetero_async import drawing
 from hetero_async.config import RunConfig, from_environment
 from hetero_async.core.ledger import sample_at
 from hetero_async.desk import FOR_ANSWER, Desk
+from hetero_async.drawing import Dataset
 from hetero_async.errors import ConfigError, HeteroAsyncError, UserError
 from hetero_async.group_inner import GroupInnerState
-from hetero_async.inspection import check_dataset, check_optimizer, inner_optimizer, was_skipped
-from hetero_async.session import CLOSE_SECONDS, Dataset, Session
+from hetero_async.inspection import check_optimizer, inner_optimizer, was_skipped
+from hetero_async.session import CLOSE_SECONDS, Session
 from hetero_async.shell.telemetry import note
 from hetero_async.tensors.control import Control, Kind, Said
 from hetero_async.tensors.schema import unwrapped
@@ -66,23 +68,41 @@ class GroupSession(Session):
         return self._progress
 
     def batches(
-        self, dataset: Dataset, batch_size: int, collate: Callable[[list[Any]], Any] = default_collate
+        self,
+        dataset: Dataset | Iterable[Any],
+        batch_size: int,
+        collate: Callable[[list[Any]], Any] = default_collate,
+        *,
+        data: Literal["shared", "private"] = "shared",
+        workers: int = 0,
+        tokens: Callable[[Any], int] | None = None,
     ) -> Iterator[Any]:
         """As of a Session; a batch has `batch_size` samples on each rank, and no two ranks have the same ones.
 
         The run's last batch is shared out as evenly as it can be. A rank for which nothing is left of it takes its last
-        sample once more, since all must take the step; it is counted once.
+        sample once more, since all must take the step; it is counted once. Raises UserError for a stream, for `workers`
+        and for `tokens`, which a group has not.
         """
-        check_dataset(dataset, batch_size * self._control.size)
-        self._control.require_equal("session.batches", f"{len(dataset)} samples, {batch_size} a batch")
+        for given, told in ((drawing.is_stream(dataset), "a stream"), (workers, "workers"), (tokens, "tokens")):
+            if given:
+                raise UserError(f"a group of ranks draws its samples by their numbers: session.batches without {told}")
+        mapped = cast(Dataset, dataset)
+        drawing.check(mapped, batch_size * self._control.size)
+        self._control.require_equal("session.batches", f"{len(mapped)} samples, {batch_size} a batch, {data}")
         desk = self._desk
-        self._batch = desk.batch = batch_size * self._control.size
-        desk.dataset_samples = len(dataset)
+        self._batch = batch_size * self._control.size
+        self._open(self._batch, len(mapped), data)
         self._control.bear(self._batch)
-        while (positions := self._draw(self._batch)) is not None:
+        while (positions := self._draw_together()) is not None:
             own = positions[self._control.rank :: self._control.size] or positions[-1:]
-            yield collate([dataset[sample_at(position, desk.samples, desk.seed)] for position in own])
+            yield collate([mapped[sample_at(position, desk.samples, desk.seed)] for position in own])
         self.close()
+
+    def stream(self, *_: Any, **__: Any) -> Iterator[Any]:
+        raise UserError("a group of ranks draws its samples by their numbers: session.stream is for one process")
+
+    def evaluate(self, *_: Any, **__: Any) -> None:
+        raise UserError("a group of ranks does not evaluate: let a worker of one process do it (session.evaluate)")
 
     def close(self) -> None:
         """Leave the run. The group leaves it with rank 0."""
@@ -144,14 +164,14 @@ class GroupSession(Session):
             positions=ahead or (),
         )
 
-    def _draw(self, count: int) -> list[int] | None:
+    def _draw_together(self) -> list[int] | None:
         """The whole group's positions, on every rank."""
         if self._ahead:
             positions, self._ahead = self._ahead, []
             return positions
         if self._control.rank == 0:
             with self._control.failure_is_told():
-                drawn = super()._draw(count)
+                drawn = self._draw(self._rounds.draw, self._batch)
                 said = Said(kind=Kind.DRAWN, progress=self._desk.progress, number=self._desk.samples, positions=drawn)
                 self._control.say(said)
         else:

@@ -36,15 +36,6 @@ def check_optimizer(optimizer: torch.optim.Optimizer, known: Collection[int]) ->
                 )
 
 
-def check_dataset(dataset: object, batch_size: int) -> None:
-    if batch_size < 1:
-        raise DatasetError(f"batch_size is {batch_size}, it must be at least 1")
-    if not isinstance(dataset, Sized):
-        raise DatasetError(f"{type(dataset).__name__} has no length: session.batches needs a map-style dataset")
-    if len(dataset) < batch_size:
-        raise DatasetError(f"the dataset has {len(dataset)} samples, fewer than one batch of {batch_size}")
-
-
 def check_length(dataset: Sized, expected: int) -> None:
     """The run counts its samples by the length that the dataset had; another length would mean other samples."""
     if len(dataset) != expected:

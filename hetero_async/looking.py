@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hetero_async.config import RunConfig
-from hetero_async.core.state import State
+from hetero_async.core.state import Kept, State
 from hetero_async.errors import UserError
 from hetero_async.folders import check_pattern, write_folder
 from hetero_async.remains import furthest_here, oldest_start
 from hetero_async.replay import fold, replay, start_of
 from hetero_async.shell import refusals
+from hetero_async.shell.best import DirectoryBest
+from hetero_async.shell.disk import write_durably
 from hetero_async.shell.refusals import load_refusals
 from hetero_async.shell.segments import read_log
 from hetero_async.shell.store import CheckpointStore
@@ -89,6 +91,26 @@ def _newest(config: RunConfig) -> tuple[State, ServerModel]:
     if state.settings is None:
         raise UserError(f"{node.directory} holds no parameters yet: no worker has joined the run")
     return state, model
+
+
+def export_best(config: RunConfig, out: Path) -> Kept:
+    """Write the parameters that were measured best as safetensors. Raises UserError where none are known."""
+    _check_place(out)
+    node = furthest_here(config)
+    checkpoint = CheckpointStore(node.checkpoints, config.run.name, in_thread).load_newest()
+    state = start_of(checkpoint)
+    for entry in read_log(node.log, config.run.name, checkpoint.lsn if checkpoint else 0):
+        fold(entry, state)
+    if state.best is None:
+        wanted = config.server.keep_best
+        why = f"no evaluation has given {wanted} yet" if wanted else "set keep_best in the [server] table of run.toml"
+        raise UserError(f"{node.directory} holds no best parameters: {why}")
+    content = DirectoryBest(node.best).read(state.best.term, state.best.lsn)
+    try:
+        write_durably(out, content)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}") from None
+    return state.best
 
 
 def _check_place(out: Path) -> None:

@@ -6,6 +6,7 @@ It is given its parts and opens nothing. Whoever calls it starts it again after 
 from collections.abc import Callable, Mapping
 
 from hetero_async.core.messages import Position
+from hetero_async.core.records import Entry
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
@@ -27,7 +28,7 @@ async def begin_serving(parts: Parts) -> Serving:
     """Recover, and make sure that nobody reigns or has more of this reign. Raises Deposed, ConfigError, LogCorrupt."""
     model = parts.make_model()
     trend = Trend()
-    state = recover(parts.log, parts.store, model, parts.observer, lambda entry, _: trend.see(entry))
+    state = _recover(parts, model, trend)
     parts.check(state)
     positions = await parts.ask(0)
     _refuse_if_behind(parts.name, state, positions)  # before anything is written where they have something else
@@ -71,7 +72,7 @@ def _refuse_if_behind(name: str, state: State, positions: Mapping[str, Position 
 
 def _serving(parts: Parts, state: State, trend: Trend, model: Model, reign: Reign | None) -> Serving:
     term = reign.term if reign else state.term
-    machine = Server(parts.settings, state, parts.rules, parts.name, term, parts.secret)
+    machine = Server(parts.settings, state, parts.rules, parts.name, term, parts.secret, parts.keep_best)
     return Serving(parts, machine, model, reign, trend)
 
 
@@ -116,7 +117,16 @@ def _recovered(parts: Parts, model: Model, trend: Trend) -> State:
         parts.log.reset(checkpoint.lsn, checkpoint.term, checkpoint.chain)
     if checkpoint is None and parts.log.first_lsn > 1:
         parts.log.reset()
-    return recover(parts.log, parts.store, model, parts.observer, lambda entry, _: trend.see(entry))
+    return _recover(parts, model, trend)
+
+
+def _recover(parts: Parts, model: Model, trend: Trend) -> State:
+    def seen(entry: Entry, state: State) -> None:
+        trend.see(entry)
+        if parts.best is not None:
+            parts.best.seen(entry, model)
+
+    return recover(parts.log, parts.store, model, parts.observer, seen)
 
 
 async def _mend(parts: Parts, diverged: Diverged) -> None:

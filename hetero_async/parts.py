@@ -4,9 +4,11 @@ serve.py and standby.py are given it, node.py passes it from the one to the othe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hetero_async.archiving import Archiving
+from hetero_async.best import BestKeeper
+from hetero_async.core.evaluating import KeepBest
 from hetero_async.core.records import RunSettings
 from hetero_async.core.replication import Durability
 from hetero_async.core.state import State
@@ -41,6 +43,8 @@ class Parts:
     archiving: Archiving | None = None
     # A standby's: takes over from the server, by its SettingsReport, who is let in. None: it does not ask.
     adopt_list: Callable[[bytes], None] | None = None
+    keep_best: KeepBest = field(default_factory=KeepBest)
+    best: BestKeeper | None = None
 
     @property
     def lease_seconds(self) -> float:

@@ -181,6 +181,13 @@ class Promises(Protocol):
         """Durable on return; a failing disk ends the process."""
 
 
+class PublishedModel(Protocol):
+    """The model as one publish shows it. Nobody writes to it any more."""
+
+    def packed(self, about: Mapping[str, str]) -> bytes:
+        """As a safetensors file, under the model's own names; `about` is its metadata."""
+
+
 class Model(Protocol):
     """The tensors' half of the run's state. `apply` is the only thing that changes it."""
 
@@ -210,6 +217,9 @@ class Model(Protocol):
 
     def oldest_publish(self) -> int:
         """The oldest publish still held: from there on, one by one is fewer bytes than a snapshot."""
+
+    def published(self) -> PublishedModel:
+        """The newest publish; beside no `apply`."""
 
     def model_hash(self) -> bytes:
         """xxh3_128 over parameters, outer state, shadow, and the model's buffers."""
@@ -307,6 +317,9 @@ class Follower(Protocol):
 
     def merged_seq(self, worker: str) -> int:
         """Up to which seq a worker's deltas are in the shadow."""
+
+    def published(self) -> object:
+        """The shadow as it is, which nobody will write to; not beside `take`."""
 
     def target(self, pending: Sequence[tuple[str, bytes]]) -> object:
         """Shadow − Σ decoded deltas (codec, payload): where the parameters stand without any progress of a round."""

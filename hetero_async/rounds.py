@@ -26,7 +26,13 @@ class Rounds:
 
     def draw(self, count: int) -> list[int] | None:
         """`count` positions to train on, fewer at the run's end; empty: wait, None: the run is finished."""
-        positions = self._desk.draw(count)
+        return self._await(self._desk.draw(count))
+
+    def reserve(self, count: int) -> list[int] | None:
+        """The same, of samples that are fetched ahead."""
+        return self._await(self._desk.reserve(count))
+
+    def _await(self, positions: list[int] | None) -> list[int] | None:
         if positions is None:
             self.adopt()
         elif not positions and self._desk.can_flush():
@@ -39,6 +45,12 @@ class Rounds:
         self.adopt()
         if self._desk.is_round_due():
             self._desk.cut(self._replica.cut(), self._replica.cut_buffers())
+
+    def flush(self) -> bool:
+        """End an unfinished round, for there will be no step any more. Whether all that was done is answered."""
+        if self._desk.round_steps > 0 and not self._desk.is_busy:
+            self._desk.cut(self._replica.cut(), self._replica.cut_buffers())
+        return not self._desk.is_busy
 
     def adopt(self) -> None:
         """Move to where the background says that the parameters should stand, if it says anything new."""

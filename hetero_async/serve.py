@@ -124,6 +124,8 @@ class Serving:
             "checkpointer": self._checkpointer.run,
             "sentry": self._sentry.run,
         }
+        if self._parts.best is not None:
+            helpers["keeper of the best"] = self._parts.best.run
         if self.archiving is not None:
             helpers["archiver"] = self.archiving.run
         async with trio.open_nursery() as nursery:
@@ -180,8 +182,11 @@ class Serving:
             self._handing_over.set()
         if reason := self.machine.succession.deposed:
             raise Deposed(f"{reason}: this server stops; start it again as a standby")
-        await self._checkpointer.consider(self.machine.state)
-        self._notice_end()
+        if (best := self._parts.best) is not None:
+            best.settle(self.machine.state)
+        if best is None or not best.is_busy:
+            await self._checkpointer.consider(self.machine.state)
+            self._notice_end()
 
     def _notice_end(self) -> None:
         if self.machine.state.is_finished:
@@ -211,6 +216,8 @@ class Serving:
         def apply() -> bytes:
             for entry in entries:
                 self.model.apply(entry)
+                if self._parts.best is not None:
+                    self._parts.best.seen(entry, self.model)
             is_published = any(isinstance(entry.record, Published | Genesis) for entry in entries)
             return self.model.model_hash() if is_published else b""
 

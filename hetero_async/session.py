@@ -16,47 +16,44 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, cast
 
 import torch
 import trio
 from torch.utils.data import default_collate
 
+from hetero_async import drawing
+from hetero_async.actors.threads import soon
 from hetero_async.asking import endpoints
 from hetero_async.config import RunConfig, from_environment
-from hetero_async.core.ledger import sample_at
+from hetero_async.core.ledger import STREAM
 from hetero_async.core.messages import Hello
 from hetero_async.core.worker import Worker
+from hetero_async.core.worker_events import Evaluated, Measured
 from hetero_async.desk import FOR_ANSWER, FOR_SAMPLES, Desk
-from hetero_async.errors import HeteroAsyncError, UserError, first_error
+from hetero_async.drawing import Dataset
+from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
+from hetero_async.evaluation import Evaluation, Measure
 from hetero_async.inner_state import KEPT, InnerState
-from hetero_async.inspection import check_dataset, check_length, check_optimizer, inner_optimizer, was_skipped
+from hetero_async.inspection import check_length, check_optimizer, inner_optimizer, was_skipped
 from hetero_async.rounds import Rounds
 from hetero_async.schedule import Schedule
 from hetero_async.shell.dial import open_dial_link, until_stopped
 from hetero_async.shell.kept import KeptFile
-from hetero_async.shell.outbox import FileOutbox
 from hetero_async.shell.telemetry import event_log, note
 from hetero_async.shell.threads import in_thread
+from hetero_async.streams import Place, PlacedOutbox, Stateful, is_stateful
 from hetero_async.tensors.devices import dtype_name
 from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.replica import Replica
 from hetero_async.tensors.schema import unwrapped
-from hetero_async.train import Training, soon
+from hetero_async.train import Training
 
 CLOSE_SECONDS = 5.0
 # A server that cannot be reached for so long will not come by waiting; the site's agent starts us again anyway.
 JOIN_SECONDS = 600.0
 TELL_SECONDS = 10.0
-
-
-class Dataset(Protocol):
-    """A map-style dataset: `len(dataset)` samples, `dataset[i]` is one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
@@ -122,6 +119,10 @@ class Session:
         self._inner = inner or InnerState(optimizer, config.worker_directory(worker) / KEPT, worker)
         self._is_warm = self._inner.restore()
         self._schedules: list[Schedule] = []
+        self._model = model
+        self._evaluation: Evaluation | None = None
+        self._place = Place(KeptFile(config.worker_directory(worker) / "stream.kept"))
+        self._outbox: PlacedOutbox | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._training: Training | None = None
         self._addresses = ", ".join(endpoint.control for endpoint in endpoints(config))
@@ -149,24 +150,81 @@ class Session:
         self._schedules.append(schedule)
 
     def batches(
-        self, dataset: Dataset, batch_size: int, collate: Callable[[list[Any]], Any] = default_collate
+        self,
+        dataset: Dataset | Iterable[Any],
+        batch_size: int,
+        collate: Callable[[list[Any]], Any] = default_collate,
+        *,
+        data: Literal["shared", "private"] = "shared",
+        workers: int = 0,
+        tokens: Callable[[Any], int] | None = None,
     ) -> Iterator[Any]:
         """Yield batches of samples that this worker alone trains on, until the whole run is finished.
 
-        `dataset` is map-style and the same at every site; which samples come, the server decides. Batches have
-        `batch_size` samples, the run's last ones may have fewer. Batches that no optimizer step has
-        followed when nothing else is left (half an accumulated step) come again until one does. Raises DatasetError
-        for a dataset that is smaller than a batch or has no length, or another one than when training began.
+        `dataset` is map-style and the same at every site, or, as `data="private"`, at every worker of this site;
+        which of its samples come, the server decides, and each comes once a pass. Or it is iterable: a stream that
+        only this worker sees, and that says itself what comes; see `stream`. Batches have `batch_size` samples, the
+        run's last ones may have fewer. Batches that no optimizer step has followed when nothing else is left (half
+        an accumulated step) come again until one does.
+
+        `workers` processes fetch samples ahead, as torch's DataLoader has them do. `tokens(batch)` counts what the
+        run's `weights = "tokens"` weighs by; without it that is samples.
+
+        Raises DatasetError for a dataset that is smaller than a batch or changes its length, RefusedError where it has
+        another length than at the others.
         """
-        check_dataset(dataset, batch_size)
-        desk = self._desk
-        desk.batch, desk.dataset_samples, rounds = batch_size, len(dataset), desk.rounds
-        while (positions := self._draw(batch_size)) is not None:
+        drawing.check(dataset, batch_size)
+        desk, pin_memory = self._desk, workers > 0 and self._replica.device.type == "cuda"
+        if drawing.is_stream(dataset):
+            counted = drawing.counted(cast(Iterable[Any], dataset), batch_size, collate, workers, pin_memory)
+            source = dataset if workers == 0 else None  # what processes have fetched ahead it cannot tell
+            pairs = drawing.passes(counted)
+            yield from self._streamed(pairs, lambda pair: pair[0], lambda pair: pair[1], source, tokens)
+            return
+        mapped = cast(Dataset, dataset)
+        self._open(batch_size, len(mapped), data)
+        if workers:
+            reserve = functools.partial(self._draw, self._rounds.reserve, batch_size)
+            found = drawing.prefetched(mapped, collate, desk, batch_size, reserve, workers, pin_memory)
+        else:
+            draw = functools.partial(self._draw, self._rounds.draw, batch_size)
+            found = drawing.fetched(mapped, collate, desk, draw)
+        rounds = desk.rounds
+        for batch in found:
             if rounds != desk.rounds:
                 rounds = desk.rounds
-                check_length(dataset, desk.dataset_samples)
-            yield collate([dataset[sample_at(position, desk.samples, desk.seed)] for position in positions])
-        self.close()
+                check_length(mapped, desk.dataset_samples)
+            desk.count_tokens(tokens(batch) if tokens else 0)
+            yield batch
+        self._end()
+
+    def stream(
+        self,
+        batches: Iterable[Any],
+        samples: Callable[[Any], int] = drawing.leading,
+        *,
+        tokens: Callable[[Any], int] | None = None,
+    ) -> Iterator[Any]:
+        """Yield the batches of an iterable that only this worker sees (a DataLoader, say), until the run is finished.
+
+        They count as samples of the run, so many as `samples(batch)` says: if nothing is given, the length of the first
+        tensor. An iterable that can be begun anew is, when it ends; with an iterator's end the worker brings in what it
+        has done and leaves. One with `state_dict` and `load_state_dict` (JSON-able) goes on behind the newest delta
+        when the worker is started again. Batches of a delta that was refused do not come again, and the run's last
+        batch may hold more samples than are counted.
+        """
+        yield from self._streamed(drawing.passes(batches), samples, lambda batch: batch, batches, tokens)
+
+    def evaluate(self, measure: Measure, every: float = 0.05) -> None:
+        """Have `measure(model)` called with the run's published parameters, whenever another `every` (a share of the
+        run, 0 … 1) is trained, and with the last ones; by one worker at a time, whom the server chooses.
+
+        It returns a number, which is recorded under the function's name, or numbers by their names. It is called
+        between two rounds, without gradients, in evaluation mode. Afterwards parameters, gradients, buffers and random
+        states are what they were. Raises UserError for an `every` that is no such share.
+        """
+        self._evaluation = Evaluation(self._model, measure, every)
+        self._desk.evaluates_every = every
 
     def record(self, name: str, value: float) -> None:
         """Write a figure (a validation loss, say) into the run's log; `status` shows the newest of each name.
@@ -176,7 +234,7 @@ class Session:
         if not math.isfinite(value):
             note(self.worker, f"{name} is {value}, which is not recorded")
         elif self._token is not None and self._training is not None:
-            soon(self._token, self._training.measured, name, float(value))
+            soon(self._token, self._training.measured, Measured(name=name, value=float(value)))
 
     def close(self) -> None:
         """Leave the run. What is not pushed yet goes back to the pool for others to train on."""
@@ -194,6 +252,7 @@ class Session:
         if was_skipped(optimizer):
             return
         self._rounds.end_step()
+        self._evaluate_if_asked()
         if self._rounds_checked != self._desk.rounds:
             self._rounds_checked = self._desk.rounds
             check_optimizer(optimizer, self._replica.ids)
@@ -209,15 +268,62 @@ class Session:
         if self._token is not None and self._training is not None:
             soon(self._token, self._training.keep, functools.partial(self._inner.write, tensors))
 
-    def _draw(self, count: int) -> list[int] | None:
-        while (positions := self._rounds.draw(count)) == []:
+    def _draw(self, draw: Callable[[int], list[int] | None], count: int) -> list[int] | None:
+        while (positions := draw(count)) == []:
             self._wait(FOR_SAMPLES)
             self._rounds.adopt()
+            self._evaluate_if_asked()
         self._desk.doing = "training"
         return positions
 
     def _wait(self, why: str) -> None:
         self._desk.wait(why)
+
+    def _open(self, batch_size: int, dataset_samples: int, data: str) -> None:
+        desk = self._desk
+        if desk.batch and desk.data != data:
+            raise DatasetError(f"this worker trains on {desk.data} data; a run's worker has one kind of it")
+        desk.batch, desk.dataset_samples, desk.data = batch_size, dataset_samples, data
+
+    def _streamed(
+        self,
+        items: Iterator[Any],
+        samples: Callable[[Any], int],
+        batch_in: Callable[[Any], Any],
+        source: object,
+        tokens: Callable[[Any], int] | None,
+    ) -> Iterator[Any]:
+        desk = self._desk
+        if is_stateful(source) and self._outbox is not None:
+            self._place.open(cast(Stateful, source), self._outbox.safe())
+        for item in items:
+            count, batch = samples(item), batch_in(item)
+            self._open(max(desk.batch, count), 1, STREAM)
+            positions = self._draw(self._rounds.draw, count)
+            if positions is None:
+                break
+            self._place.note(positions[-1])
+            desk.count_tokens(tokens(batch) if tokens else 0)
+            yield batch
+        else:
+            while not self._rounds.flush():
+                self._wait("bringing in the last round of its stream")
+                self._rounds.adopt()
+        self._end()
+
+    def _end(self) -> None:
+        self._evaluate_if_asked()
+        self.close()
+
+    def _evaluate_if_asked(self) -> None:
+        asked = self._desk.take_published()
+        if asked is None or self._evaluation is None or self._token is None or self._training is None:
+            return
+        with self._desk.stepping_aside("evaluating"):
+            figures = self._evaluation.figures(self._replica.showing(asked.flat, asked.buffers))
+        evaluated = Evaluated(publish=asked.anchor.publish, term=asked.anchor.term, figures=figures)
+        soon(self._token, self._training.measured, evaluated)
+        self._rounds.adopt()
 
     # --- the background ---
 
@@ -276,13 +382,14 @@ class Session:
             observer=observer,
             how_long=self._how_long,
         ) as link:
+            self._outbox = PlacedOutbox(self._place, config.worker_directory(worker))
             self._training = Training(
                 worker=worker,
                 machine=Worker(hello),
                 follower=self._follower,
                 desk=self._desk,
                 link=link,
-                outbox=FileOutbox(config.worker_directory(worker)),
+                outbox=self._outbox,
                 residual=KeptFile(config.worker_directory(worker) / "residual.kept"),
                 blocking=in_thread,
                 observer=observer,

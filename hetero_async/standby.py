@@ -101,6 +101,8 @@ class StandingBy:
                 self._checkpointer.run,
             ):
                 nursery.start_soon(task)
+            if self._parts.best is not None:
+                nursery.start_soon(self._parts.best.run)
             nursery.start_soon(self.takeover.watch, self._parts.ask)
             await self.takeover.begun.wait()
             async with self._storing:  # what is being written down belongs to what we take over
@@ -251,11 +253,16 @@ class StandingBy:
             for entry in entries:
                 self._trend.see(entry, _now_ms() if is_near else None)
                 self.observer.event(type(entry.record).__name__.lower(), lsn=entry.lsn, record=entry.record)
-            await self._checkpointer.consider(self.state)
+            if (best := self._parts.best) is not None:
+                best.settle(self.state)
+            if best is None or not best.is_busy:
+                await self._checkpointer.consider(self.state)
 
     def _apply(self, entries: list[Entry]) -> None:
         for entry in entries:
             apply(entry, self.state, self.model)
+            if self._parts.best is not None:
+                self._parts.best.seen(entry, self.model)
 
     async def _gone(self, gone: Gone) -> None:
         """The server's log does not reach back to where ours ends: begin behind its newest checkpoint."""

@@ -27,6 +27,7 @@ Codec = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"]
 # A publish that leaves out nearly all of its parameters would keep workers far from where the server stands.
 CodecDown = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit"]
 Durability = Literal["local", "replicated"]
+Extreme = Literal["min", "max"]
 WhenAlone = Literal["wait", "continue"]
 DASHBOARD = "http://127.0.0.1:7720"
 ABOUT_DASHBOARD = (
@@ -55,6 +56,10 @@ class ServerTable(Table):
     bulk_address: str = Field(default="", description="the same for deltas and publishes; if not given, the next port")
     checkpoint_every: int = Field(default=50, ge=1, description="outer steps from one checkpoint to the next")
     keep_log: bool = Field(default=False, description="true: never drop old log segments (audit, exact replay)")
+    keep_best: str = Field(
+        default="", description="keep the parameters that this figure of session.evaluate found best: export --best"
+    )
+    keep_best_is: Extreme = Field(default="min", description="whether the smallest or the largest figure is the best")
     durability: Durability = Field(
         default="local", description="acknowledge when this disk has it, or when a standby's has it as well"
     )

@@ -4,7 +4,6 @@ It lives in its own thread under trio, and meets the training loop at the Desk o
 go through `blocking`, so a heartbeat never waits for any of them.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -12,10 +11,11 @@ from collections.abc import Callable
 import trio
 import xxhash
 
+from hetero_async.actors.threads import soon
 from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Push, Want
 from hetero_async.core.worker import Worker
-from hetero_async.core.worker_events import Anchor, Cut, Event, Fetched, Heard, Measured, Reconnected, Tick
-from hetero_async.desk import Desk, Round, Target
+from hetero_async.core.worker_events import Anchor, Cut, Evaluated, Event, Fetched, Heard, Measured, Reconnected, Tick
+from hetero_async.desk import Desk, Published, Round, Target
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Kept, Observer, Outbox
 from hetero_async.traffic import DOWN, UP, Traffic
@@ -67,6 +67,7 @@ class Training:
         self._is_finishing = False
         self._is_leaving = False
         self._is_keeping = False
+        self._is_taking = False  # the follower moves to a publish
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -106,9 +107,9 @@ class Training:
         if not self._is_leaving:
             nursery.start_soon(self._encode, finished)
 
-    def measured(self, name: str, value: float) -> None:
+    def measured(self, figures: Measured | Evaluated) -> None:
         """To be called in this thread."""
-        self.machine.step(Measured(name=name, value=value))
+        self.machine.step(figures)
 
     def keep(self, write: Callable[[], None]) -> None:
         """To be called in this thread: have something written beside all else, unless the last is still under way."""
@@ -127,6 +128,8 @@ class Training:
     async def _leave(self) -> None:
         """Say bye, so that what we still lease goes to others at once instead of after its time to live."""
         if self.machine.joined and not self.machine.refusal:
+            for report in self.machine.evaluator.last_words(self.machine.incarnation):
+                await self.link.control.send(self.link.server.key, report)
             await self.link.control.send(self.link.server.key, Bye(incarnation=self.machine.incarnation))
 
     # --- deciding ---
@@ -180,6 +183,7 @@ class Training:
         for granted in owed.granted:
             self.desk.grant(granted, machine.samples)
         self._tell()
+        self._have_evaluated()
         await self._follow()
         if machine.is_finished and not self._is_finishing:
             self._is_finishing = True
@@ -220,19 +224,22 @@ class Training:
             )
             machine.window_ms = 0
 
+    def _have_evaluated(self) -> None:
+        """Before the next publish is fetched: the one that we were asked to measure is what we stand on now."""
+        machine = self.machine
+        if 0 < machine.evaluator.due <= machine.shadow and not self._is_taking:
+            machine.evaluator.taken()
+            anchor = Anchor(machine.shadow, machine.shadow_term)
+            self.desk.offer_published(Published(self.follower.published(), anchor, self.follower.buffers))
+
     async def _provide(self) -> None:
         """The run has no parameters yet and we were asked for ours."""
         if not self._upload:
             self._upload = await self.blocking(self.follower.initial_upload)
-        await self.link.bulk.send(
-            self.link.server.key,
-            Offer(
-                kind=INITIAL,
-                number=0,
-                payload_bytes=len(self._upload),
-                payload_hash=xxhash.xxh3_128_digest(self._upload),
-            ),
-        )
+        blob = self._upload
+        digest = xxhash.xxh3_128_digest(blob)
+        offer = Offer(kind=INITIAL, number=0, payload_bytes=len(blob), payload_hash=digest)
+        await self.link.bulk.send(self.link.server.key, offer)
 
     # --- rounds ---
 
@@ -254,6 +261,7 @@ class Training:
             codec=codec,
             payload_bytes=len(payload),
             payload_hash=xxhash.xxh3_128_digest(payload),
+            tokens=finished.tokens,
         )
         # No await from here to the step: no target is computed with the round counted and its delta missing.
         self._payloads[self.machine.seq + 1] = (codec, payload)
@@ -319,7 +327,11 @@ class Training:
         self._traffic.end(DOWN, trio.current_time(), pull.assembly.total_bytes)
         blob = await self.blocking(pull.assembly.result)
         async with self._shadow_lock:
-            number = await self.blocking(self.follower.take, pull.kind, blob)
+            self._is_taking = True
+            try:
+                number = await self.blocking(self.follower.take, pull.kind, blob)
+            finally:
+                self._is_taking = False
         self._pull = None
         merged_seq = self.follower.merged_seq(self.worker)
         self.machine.step(Fetched(number=number, term=term, merged_seq=merged_seq))
@@ -344,8 +356,8 @@ class Training:
                 anchor, rounds = Anchor(self.machine.shadow, self.machine.shadow_term), self._rounds
                 pending = [self._payloads[seq] for seq in self.machine.unmerged]
                 flat = await self.blocking(self.follower.target, pending)
-                buffers = self.follower.buffers
-            self.desk.offer_target(Target(flat, anchor, rounds, buffers))
+                target = Target(flat, anchor, rounds, self.follower.buffers)
+            self.desk.offer_target(target)
             if self._is_finishing:
                 self.desk.finish()
 
@@ -386,9 +398,3 @@ class Training:
 
 def _now_ms() -> int:
     return int(trio.current_time() * 1000)
-
-
-def soon(token: trio.lowlevel.TrioToken, call: Callable[..., object], *arguments: object) -> None:
-    """Have the background call it. Where that has ended nothing happens: the desk says why when it is next asked."""
-    with contextlib.suppress(trio.RunFinishedError):
-        token.run_sync_soon(call, *arguments)

@@ -4,7 +4,7 @@ import pytest
 
 from hetero_async.core.heartbeat import Usage
 from hetero_async.core.worker_events import Anchor
-from hetero_async.desk import FOR_ANSWER, FOR_SAMPLES, Desk, Round, Target
+from hetero_async.desk import FOR_ANSWER, FOR_SAMPLES, Desk, Published, Round, Target
 from hetero_async.errors import RefusedError
 
 
@@ -330,3 +330,67 @@ def test_a_wait_is_counted_by_what_it_was_for(why: str, field: str) -> None:
     assert after.training_seconds >= before.training_seconds
     step(desk)
     assert getattr(desk.vitals(0, 0).usage, field) == getattr(after, field), "it is over"
+
+
+def test_samples_that_are_fetched_ahead_are_held_and_not_yet_drawn() -> None:
+    desk = opened(granted=16)
+    first, second = desk.reserve(4), desk.reserve(4)
+    assert first and second
+    assert desk.vitals(0, 0).held == ((0, 16),) and desk.vitals(0, 0).undrawn_samples == 16
+    assert desk.consume(first)
+    desk.count_step()
+    handed_over: list[Round] = []
+    desk.hand_over = handed_over.append
+    desk.cut("delta")
+    assert handed_over[0].ranges == ((0, 4),), "what lies ready is in no delta"
+    desk.regrant(((8, 16),))
+    assert not desk.consume(second), "they were leased to others meanwhile"
+    desk.grant(((4, 8),), 64)
+    assert desk.draw(4) == [4, 5, 6, 7], "and come back as any others"
+
+
+def test_at_the_end_nothing_is_drawn_again_while_samples_are_under_way() -> None:
+    desk = opened(granted=8)
+    first, second = desk.reserve(4), desk.reserve(4)
+    desk.grant((), 64)
+    assert first and second and desk.consume(first)
+    assert desk.reserve(4) == []
+    assert desk.consume(second)
+    assert desk.reserve(4) == [0, 1, 2, 3], "no step came of them"
+
+
+def test_tokens_are_those_of_the_round_and_of_no_batch_that_comes_again() -> None:
+    desk, rounds = opened(granted=8), []
+    desk.hand_over = rounds.append
+    desk.grant((), 64)
+    assert desk.draw(8)
+    desk.count_tokens(100)
+    assert desk.draw(8), "again, for no step came of it"
+    desk.count_tokens(100)
+    desk.count_step()
+    desk.cut("delta")
+    assert rounds[0].tokens == 100
+
+
+def test_what_is_to_be_measured_waits_for_the_rounds_end_and_takes_no_time_of_a_step() -> None:
+    clock = Clock()
+    desk = opened(clock=clock)
+    for _ in range(3):
+        step(desk)
+        clock.seconds += 0.5
+    published = Published("flat", Anchor(3, 1))
+    desk.offer_published(published)
+    assert desk.take_published() is None, "a round is under way"
+    desk.pace(1, 100.0, 4)
+    desk.cut("delta")
+    assert desk.take_published() == published
+    assert desk.take_published() is None
+    desk.pace(2, 1.0, 4)
+    with desk.stepping_aside("evaluating"):
+        assert desk.vitals(0, 0).doing == "evaluating"
+        settled(desk)
+        clock.seconds += 60.0
+        desk.pace(3, 1.0, 4)
+    step(desk)
+    assert not desk.is_round_due(), "the windows that passed meanwhile are done with"
+    assert desk.vitals(0, 0).steps_per_second == 2.0

@@ -39,6 +39,7 @@ LAYERS = [
         "replay",
         "quarantine",
         "bulk",
+        "best",
         "checkpoints",
         "feed",
         "reigning",
@@ -53,6 +54,9 @@ LAYERS = [
     {"tables", "complaints", "config", "watch"},
     {
         "session",
+        "drawing",
+        "streams",
+        "evaluation",
         "group",
         "group_inner",
         "inner_state",
@@ -84,6 +88,8 @@ ONLY_IN = {
     "torch": {
         "tensors",
         "session",
+        "drawing",
+        "evaluation",
         "group",
         "group_inner",
         "inner_state",

@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from hetero_async.train import soon
+from hetero_async.actors.threads import soon
 
 
 def test_what_is_asked_of_the_background_is_done_there_and_nothing_breaks_when_that_has_ended() -> None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from hetero_async.core import ranges
 from hetero_async.core.messages import Push
+from hetero_async.core.records import Delta
 from hetero_async.core.state import State
 
 # So many norms must be known before their median says what is usual.
@@ -84,6 +85,22 @@ def judge(state: State, worker: str, push: Push, facts: Facts) -> Admitted | Dup
     refusal = facts.refusal or _unusable(push) or _of_no_term_yet(state, push) or _too_stale(state, push)
     refusal = refusal or _out_of_range(state, push, facts) or _not_leased(state, worker, push)
     return refusal or Admitted(state.publish_versions[_anchor(state, push)])
+
+
+def delta_of(worker: str, push: Push, facts: Facts, verdict: Admitted) -> Delta:
+    """What is recorded of it."""
+    return Delta(
+        worker=worker,
+        incarnation=push.incarnation,
+        seq=push.seq,
+        anchor_version=verdict.anchor_version,
+        steps=push.steps,
+        ranges=push.ranges,
+        codec=push.codec,
+        norm=facts.norm,
+        payload_hash=push.payload_hash,
+        tokens=push.tokens,
+    )
 
 
 def _anchor(state: State, push: Push) -> int:

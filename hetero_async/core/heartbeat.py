@@ -46,6 +46,7 @@ class Heartbeat:
     publish: int  # the publish that the model stands on
     bytes_up: int
     bytes_down: int
+    evaluates_every: float = 0.0  # a share of the run; 0: its script has nothing to evaluate with
     usage: Usage = UNUSED
 
 

@@ -29,6 +29,7 @@ class Presence:
     publish: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    evaluates_every: float = 0.0
     refused: int = 0
     staleness: int = 0
     usage: Usage = UNUSED
@@ -47,6 +48,7 @@ class Presence:
         self.bytes_up, self.bytes_down = heartbeat.bytes_up, heartbeat.bytes_down
         self.usage = heartbeat.usage
         self.lately.note(self.heard_ms, heartbeat.usage)
+        self.evaluates_every = heartbeat.evaluates_every
 
 
 class Presences:
@@ -83,6 +85,11 @@ class Presences:
         """Steps per second as the worker measured them, 0 when it has not said yet."""
         presence = self._by_worker.get(worker)
         return presence.steps_per_second if presence else 0.0
+
+    def evaluates_every(self, worker: str) -> float:
+        """A share of the run, 0 when it does not."""
+        presence = self._by_worker.get(worker)
+        return presence.evaluates_every if presence else 0.0
 
     def silent(self, active: Iterable[str], now_ms: int, limit_ms: int) -> list[str]:
         """The active workers not heard for longer than the limit. One never heard counts from now on."""

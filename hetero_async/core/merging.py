@@ -57,7 +57,8 @@ def _shares(merged: Collection[PendingDelta], active: Sequence[str], settings: R
 
     workers  the mean over workers of the sum of each worker's deltas: its several deltas are one stretch of progress
              cut in pieces, so they add up. Of the step's workers, or, where each push is a step, of all active ones.
-    tokens   the same, but weighed by what each knows. A delta of h steps with b samples each is h times the mean
+    tokens   the same, but weighed by what each knows, in tokens where all count them, else in samples. A delta of h
+             steps with b samples each is h times the mean
              gradient with a noise of variance h/b, so the best estimate weighs it by b; and the sum stands for as many
              steps as the worker of the average *sample* took, Σnh/Σn with n = bh, and not that of the average worker:
              a slow worker, whom DyLU gives few steps, does not hold back what the fast ones have learned. Equal workers
@@ -67,9 +68,10 @@ def _shares(merged: Collection[PendingDelta], active: Sequence[str], settings: R
         return [1.0 / max(1, len(active))] * len(merged)
     steps: dict[str, int] = {}
     samples: dict[str, int] = {}
+    count_tokens = all(delta.tokens for delta in merged)
     for delta in merged:
         steps[delta.worker] = steps.get(delta.worker, 0) + delta.steps
-        samples[delta.worker] = samples.get(delta.worker, 0) + delta.samples
+        samples[delta.worker] = samples.get(delta.worker, 0) + (delta.tokens if count_tokens else delta.samples)
     if settings.weights == "workers" or not any(steps.values()):
         return [1.0 / max(1, sum(taken > 0 for taken in steps.values()))] * len(merged)
     everything = sum(samples.values())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from hetero_async.core.heartbeat import Heartbeat
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import Range
 
 # Kinds of bulk object. A delta is numbered by its seq, publish and snapshot by the publish's number.
@@ -49,8 +50,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequest:
-    """Ask for more positions, at best whole batches. `dataset_samples`: the length of the dataset on this side.
+    """Ask for more positions, at best whole batches, of the shared data, the site's private data or a stream (`data`).
 
+    `dataset_samples`: the length of the dataset on this side.
     `held`: all that the worker knows to be leased to it and not yet admitted; what else the server has leased was
     lost on the way, or came back with a refused delta. `number` counts requests; an answer to an older one is void.
     """
@@ -62,14 +64,17 @@ class LeaseRequest:
     samples: int
     batch: int
     dataset_samples: int
+    data: str = "shared"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricReport:
+    """Figures of a publish. `is_evaluation`: as `Beat` asks for them; said again for as long as it does."""
+
     incarnation: int
-    name: str
-    value: float
+    figures: tuple[tuple[str, float], ...]
     publish: int
+    is_evaluation: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,13 +152,17 @@ class Rejoin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """Answer to `Heartbeat`: where the run stands. Publishes from `oldest` on can be fetched one by one."""
+    """Answer to `Heartbeat`: where the run stands. Publishes from `oldest` on can be fetched one by one.
+
+    `evaluate`: the publish that this worker is to measure, or a later one if it is beyond it; 0: none.
+    """
 
     version: int
     publish: int
     oldest: int
     trained: int
     positions: int
+    evaluate: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +202,11 @@ class Nack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReady:
-    """Publish `number` can be fetched."""
+    """Publish `number` can be fetched. `evaluate`: and is to be measured."""
 
     number: int
     version: int
+    evaluate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +319,7 @@ class Push:
     codec: str
     payload_bytes: int
     payload_hash: bytes
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,21 +359,6 @@ class Gone:
 
     kind: str
     number: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishNote:
-    """What stands before the coded bytes of a publish or snapshot object.
-
-    `shadow_hash` is the xxh3_128 of the shadow (flat little-endian fp32) after it; `merged` says per worker up to
-    which seq its deltas are contained.
-    """
-
-    number: int
-    version: int
-    codec: str
-    merged: tuple[tuple[str, int], ...]
-    shadow_hash: bytes
 
 
 Message = (

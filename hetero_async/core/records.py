@@ -58,10 +58,14 @@ class Genesis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """The first worker with a dataset said how many samples one pass has; total positions follow."""
+    """The first worker with such a dataset said how many samples one pass has: a book of the ledger is opened.
+
+    `positions` are the run's, the same for every book.
+    """
 
     samples: int
     positions: int
+    book: str = "shared"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,7 @@ class Delta:
     codec: str
     norm: float
     payload_hash: bytes
+    tokens: int = 0  # trained on, where the worker counts them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +165,24 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One worker is to measure the newest publish, as its script's `session.evaluate` says how."""
+
+    worker: str
+    publish: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """It has; the figures are in the `Metric` records before. `name`: the one by which that publish is the best yet."""
+
+    worker: str
+    publish: int
+    name: str = ""
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promoted:
     """A standby took over: from here on `server` reigns, in `term`."""
 
@@ -175,10 +198,12 @@ class Settings:
 
 
 Record = (
-    Genesis | Dataset | Joined | Left | Leased | Delta | Stepped | Published | Beacon | Metric | Promoted | Settings
-)
+    Genesis | Dataset | Joined | Left | Leased | Delta | Stepped | Published | Beacon | Metric | Evaluation | Evaluated
+    | Promoted | Settings
+)  # fmt: skip
 RECORD_TYPES: tuple[type, ...] = (
-    Genesis, Dataset, Joined, Left, Leased, Delta, Stepped, Published, Beacon, Metric, Promoted, Settings,
+    Genesis, Dataset, Joined, Left, Leased, Delta, Stepped, Published, Beacon, Metric, Evaluation, Evaluated,
+    Promoted, Settings,
 )  # fmt: skip
 
 

@@ -15,10 +15,12 @@ Stepping many events before one `ready` is group commit.
 from collections.abc import Callable
 from typing import Any
 
-from hetero_async.core import leasing, merging, pace, ranges
-from hetero_async.core.admission import Admitted, Duplicate, judge
+from hetero_async.core import evaluating, leasing, merging, pace, ranges
+from hetero_async.core.admission import Admitted, Duplicate, delta_of, judge
+from hetero_async.core.evaluating import KeepBest
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
 from hetero_async.core.heartbeat import Heartbeat
+from hetero_async.core.ledger import PRIVATE, SHARED, STREAM, book_of
 from hetero_async.core.members import Presences, absence, is_life
 from hetero_async.core.messages import (
     Beat,
@@ -30,29 +32,25 @@ from hetero_async.core.messages import (
     Message,
     MetricReport,
     Nack,
-    Provide,
     PublishReady,
     Push,
     Redirect,
     Refused,
     Rejoin,
-    Wait,
     Welcome,
     Window,
 )
 from hetero_async.core.post import Post
+from hetero_async.core.provider import Provider
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.receipts import Receipts
 from hetero_async.core.records import (
     Beacon,
-    Dataset,
-    Delta,
     Entry,
     Genesis,
     Joined,
     Leased,
     Left,
-    Metric,
     Promoted,
     Record,
     RunSettings,
@@ -62,14 +60,10 @@ from hetero_async.core.replication import Durability, Replication
 from hetero_async.core.state import FIRST_SERVER, State
 from hetero_async.core.succession import Succession
 
-# A worker that was asked for the initial parameters and then says nothing for so long is given up on.
-PROVIDER_SILENCE_MS = 10_000
 # Rounds are stretched to this many times their steps while a push is in flight; then the worker waits.
 STRETCH = 4
 # Time is looked at so often; after a longer silence of the clock itself we were away.
 TICK_MS, ABSENCE_MS = 1_000, 3_000
-# Names of figures in a run: each is kept for good, in every checkpoint.
-METRICS_MAX = 256
 
 
 class Server:
@@ -81,6 +75,7 @@ class Server:
         name: str = FIRST_SERVER,
         term: int = 0,
         secret: bytes = b"",
+        keep_best: KeepBest = KeepBest(),  # noqa: B008, likewise
     ) -> None:
         """`term`, where it is above the log's: a standby takes over, and that becomes the first thing that it says."""
         self.state = state
@@ -91,7 +86,8 @@ class Server:
         self.announced = 0  # the publish that workers may know of
         self.lost = ""  # what proves that our log lacks what was durable; nothing may be said from then on
         self._receipts = Receipts(secret, state)
-        self._provider: tuple[str, int] | None = None  # who was asked for the initial parameters, and when
+        self._keep_best = keep_best
+        self._provider = Provider()
         self._oldest_publish = state.publish + 1
         self._applied = state.publish
         self._told_finished = False
@@ -154,19 +150,9 @@ class Server:
         elif lost := self._receipts.lost(event.worker, hello):
             self.lost = lost
         elif self.state.settings is None:
-            self._ask_for_parameters(event)
+            self._send(event.worker, self._provider.answer(event.worker, event.now_ms))
         else:
             self._join(event, hello)
-
-    def _ask_for_parameters(self, event: Received) -> None:
-        provider, since_ms = self._provider or (event.worker, event.now_ms)
-        if event.now_ms - since_ms > PROVIDER_SILENCE_MS:
-            provider = event.worker
-        if provider == event.worker:
-            self._provider = (provider, event.now_ms)
-            self._send(event.worker, Provide())
-        else:
-            self._send(event.worker, Wait(reason=f"{provider} is sending the initial parameters"))
 
     def _begin(self, event: Provided) -> None:
         if self.state.settings is not None:
@@ -179,8 +165,8 @@ class Server:
 
     def _join(self, event: Received, hello: Hello) -> None:
         state, worker = self.state, event.worker
-        mine_or_free = ranges.union(state.ledger.held(worker), state.ledger.free)
-        kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)
+        books = (SHARED, STREAM, book_of(PRIVATE, event.site))
+        kept = state.ledger.claimable(worker, ranges.normal(hello.claims), books)
         presence = self.presences.hear(worker, event.now_ms)
         is_known = worker in state.active and state.members[worker].key == event.key
         if not is_known or presence.life != hello.life:
@@ -237,6 +223,7 @@ class Server:
                 oldest=self._oldest_publish,
                 trained=ranges.size(self.state.ledger.trained),
                 positions=self.state.ledger.positions,
+                evaluate=self._evaluated_by(event.worker),
             ),
         )
         if self._is_over:
@@ -245,23 +232,23 @@ class Server:
     def _lease_request(self, event: Received, request: LeaseRequest) -> None:
         if not self._is_present(event, request.incarnation):
             return
-        ledger = self.state.ledger
-        if ledger.positions == 0 and request.dataset_samples > 0:
-            positions = self.settings.samples or round(self.settings.passes * request.dataset_samples)
-            self._record(Dataset(samples=request.dataset_samples, positions=max(1, positions)))
-        if request.dataset_samples != ledger.samples:
-            reason = f"the dataset has {request.dataset_samples} samples here, but the run's has {ledger.samples}"
-            self._send(event.worker, Refused(reason=reason))
+        ledger, book = self.state.ledger, book_of(request.data, event.site)
+        opened = leasing.opened(ledger, event.site, request, self.settings)
+        if isinstance(opened, str):
+            self._send(event.worker, Refused(reason=opened))
             return
-        granted: Ranges | None = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
+        if opened is not None:
+            self._record(opened)
+        lost = ranges.difference(ledger.held(event.worker), ranges.normal(request.held))
+        granted: Ranges | None = ranges.intersection(lost, ledger.all_of(book))
         if not granted:
             rates = {worker: self.presences.rate(worker) for worker in self.state.active}
-            granted = leasing.granted(ledger, event.worker, request, rates, self.steps_for(event.worker))
+            granted = leasing.granted(ledger, event.worker, book, request, rates, self.steps_for(event.worker))
             if granted is None:
                 return
             if granted:
                 self._record(Leased(worker=event.worker, ranges=granted))
-        self._send(event.worker, Lease(number=request.number, ranges=granted, samples=ledger.samples))
+        self._send(event.worker, Lease(number=request.number, ranges=granted, samples=request.dataset_samples))
         if self._is_over:
             self._send(event.worker, Finished(publish=self.state.publish))
 
@@ -283,28 +270,21 @@ class Server:
         assert len(event.payload) == push.payload_bytes, "what is admitted was pulled"
         presence = self.presences.hear(event.worker, event.now_ms)
         presence.staleness = self.state.staleness(verdict.anchor_version)
-        delta = Delta(
-            worker=event.worker,
-            incarnation=push.incarnation,
-            seq=push.seq,
-            anchor_version=verdict.anchor_version,
-            steps=push.steps,
-            ranges=push.ranges,
-            codec=push.codec,
-            norm=event.facts.norm,
-            payload_hash=push.payload_hash,
-        )
-        entry = self._record(delta, event.payload)
+        entry = self._record(delta_of(event.worker, push, event.facts, verdict), event.payload)
         self._send(event.worker, self._receipts.ack(event.worker, push.seq, entry.lsn))
         if self.settings.merge == "per-push":
             self._record(merging.stepped(self.state, self.settings))
             self._publish_when_due()
 
     def _metric(self, event: Received, report: MetricReport) -> None:
-        is_known = report.name in self.state.metrics or len(self.state.metrics) < METRICS_MAX
-        if self._is_present(event, report.incarnation) and is_known:
-            version = self.state.publish_versions.get(report.publish, self.state.version)
-            self._record(Metric(worker=event.worker, name=report.name, value=report.value, version=version))
+        if self._is_present(event, report.incarnation):
+            for record in evaluating.recorded(self.state, event.worker, report, self._keep_best):
+                self._record(record)
+
+    def _evaluated_by(self, worker: str) -> int:
+        """The publish that it is to measure, 0: none."""
+        given = self.state.evaluation
+        return given.publish if given is not None and given.worker == worker else 0
 
     # --- time ---
 
@@ -327,6 +307,8 @@ class Server:
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
             self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
+        if evaluation := evaluating.handed_out(self.state, self.presences):
+            self._record(evaluation)
         self._tell_finished()
 
     def _publish_when_due(self) -> None:
@@ -352,7 +334,8 @@ class Server:
         self.announced = publish
         version = self.state.publish_versions.get(publish, self.state.version)
         for worker in self.state.active:
-            self.post.send(worker, PublishReady(number=publish, version=version))
+            is_evaluator = self._evaluated_by(worker) == publish
+            self.post.send(worker, PublishReady(number=publish, version=version, evaluate=is_evaluator))
         self._tell_finished()
 
     def _tell_finished(self) -> None:

@@ -12,18 +12,20 @@ end with the same `digest`.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import fmean
 from typing import Any
 
 from hetero_async.core import ranges
-from hetero_async.core.ledger import Ledger
+from hetero_async.core.ledger import Book, Ledger
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.records import (
     Beacon,
     Dataset,
     Delta,
     Entry,
+    Evaluated,
+    Evaluation,
     Genesis,
     Joined,
     Leased,
@@ -84,7 +86,25 @@ class PendingDelta:
     anchor_version: int
     steps: int
     samples: int
+    tokens: int = 0
     nth: int = 0  # of its worker's deltas since that joined a run under way, cold; 0: it did not
+
+
+@dataclass(slots=True)
+class Kept:
+    """A publish that is being measured, or was and is the best: `term` and `lsn` of its `Evaluation` name it for good.
+
+    A publish's number does not: after a takeover another one may have it.
+    """
+
+    term: int
+    lsn: int
+    worker: str
+    publish: int
+    version: int
+    trained: int  # positions, when it was handed out
+    name: str = ""  # of the figure that it is the best by
+    value: float = 0.0
 
 
 @dataclass(slots=True)
@@ -106,6 +126,12 @@ class State:
     norms: list[float] = field(default_factory=list)
     lag: float = 0.0  # mean staleness of the last step's deltas
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)  # name → value, version
+    evaluated_at: int = 0  # positions that were trained when the newest answered evaluation was handed out
+    evaluated_publish: int = 0  # what that measured
+    evaluator: str = ""  # to whom the newest one was handed out
+    forsaken_by: str = ""  # whoever left before answering it
+    evaluation: Kept | None = None  # under way
+    best: Kept | None = None
 
     def fold(self, entry: Entry) -> None:
         """Apply one record. Raises AssertionError when the log contradicts itself."""
@@ -177,8 +203,8 @@ class State:
             publish=dumped["publish"],
             publish_versions={int(number): version for number, version in dumped["publish_versions"].items()},
             ledger=Ledger(
-                samples=ledger["samples"],
                 positions=ledger["positions"],
+                books={name: Book(**book) for name, book in ledger["books"].items()},
                 free=_ranges(ledger["free"]),
                 trained=_ranges(ledger["trained"]),
                 leased={worker: _ranges(held) for worker, held in ledger["leased"].items()},
@@ -189,6 +215,12 @@ class State:
             norms=list(dumped["norms"]),
             lag=dumped["lag"],
             metrics={name: (value, version) for name, (value, version) in dumped["metrics"].items()},
+            evaluated_at=dumped["evaluated_at"],
+            evaluated_publish=dumped["evaluated_publish"],
+            evaluator=dumped["evaluator"],
+            forsaken_by=dumped["forsaken_by"],
+            evaluation=_kept(dumped["evaluation"]),
+            best=_kept(dumped["best"]),
         )
 
     def digest(self) -> bytes:
@@ -207,11 +239,12 @@ class State:
         self.settings = record.settings
 
     def _dataset(self, record: Dataset, lsn: int) -> None:
-        self.ledger.open(record.samples, record.positions)
+        self.ledger.open(record.book, record.samples, record.positions)
 
     def _joined(self, record: Joined, lsn: int) -> None:
         member = self.members.setdefault(record.worker, Member(site=record.site))
         assert record.incarnation == member.incarnation + 1, "incarnations grow by one"
+        self._give_up_evaluation(record.worker)
         self.ledger.release(record.worker, ranges.intersection(self.ledger.held(record.worker), record.kept))
         self.ledger.lease(record.worker, ranges.difference(record.kept, self.ledger.held(record.worker)))
         member.site, member.incarnation, member.active = record.site, record.incarnation, True
@@ -223,6 +256,7 @@ class State:
     def _left(self, record: Left, lsn: int) -> None:
         assert self.members[record.worker].active, "only an active worker leaves"
         self.members[record.worker].active = False
+        self._give_up_evaluation(record.worker)
         self.ledger.release(record.worker)
 
     def _leased(self, record: Leased, lsn: int) -> None:
@@ -243,6 +277,7 @@ class State:
             anchor_version=record.anchor_version,
             steps=record.steps,
             samples=samples,
+            tokens=record.tokens,
             nth=member.rounds if member.began else 0,
         )
         self.norms = [*self.norms, record.norm][-NORMS_KEPT:]
@@ -275,6 +310,34 @@ class State:
     def _metric(self, record: Metric, lsn: int) -> None:
         self.metrics[record.name] = (record.value, record.version)
 
+    def _evaluation(self, record: Evaluation, lsn: int) -> None:
+        assert self.members[record.worker].active, "only an active worker evaluates"
+        assert record.publish == self.publish, "the newest publish is measured"
+        self.evaluator = record.worker
+        self.evaluation = Kept(
+            term=self.term,
+            lsn=lsn,
+            worker=record.worker,
+            publish=record.publish,
+            version=self.publish_versions[record.publish],
+            trained=ranges.size(self.ledger.trained),
+        )
+
+    def _evaluated(self, record: Evaluated, lsn: int) -> None:
+        given = self.evaluation
+        assert given is not None and (given.worker, given.publish) == (record.worker, record.publish), (
+            "what was handed out is answered"
+        )
+        if record.name:
+            self.best = replace(given, name=record.name, value=record.value)
+        self.evaluated_at, self.evaluated_publish = given.trained, given.publish
+        self.evaluation, self.forsaken_by = None, ""
+
+    def _give_up_evaluation(self, worker: str) -> None:
+        """With its worker's life; another one measures the next publish."""
+        if self.evaluation is not None and self.evaluation.worker == worker:
+            self.evaluation, self.forsaken_by = None, worker
+
     def _promoted(self, record: Promoted, lsn: int) -> None:
         assert record.term > self.term, "terms only grow"
         self.term, self.server = record.term, record.server
@@ -296,6 +359,8 @@ _FOLDS: dict[type, Callable[[State, Any, int], None]] = {
     Stepped: State._stepped,
     Published: State._published,
     Metric: State._metric,
+    Evaluation: State._evaluation,
+    Evaluated: State._evaluated,
     Promoted: State._promoted,
     Beacon: State._beacon,
 }
@@ -304,6 +369,10 @@ _FOLDS: dict[type, Callable[[State, Any, int], None]] = {
 def _members_of(part: Any) -> dict[str, Any]:
     """As `asdict`, one level at a time and without its copies: a digest is taken of every outer step."""
     return {member.name: getattr(part, member.name) for member in fields(part)}
+
+
+def _kept(dumped: dict[str, Any] | None) -> Kept | None:
+    return None if dumped is None else Kept(**dumped)
 
 
 def _ranges(pairs: list[list[int]]) -> Ranges:

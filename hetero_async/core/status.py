@@ -7,7 +7,7 @@ from hetero_async.core import pace, ranges
 from hetero_async.core.members import Presence
 from hetero_async.core.server import Server
 from hetero_async.core.standby import Standby
-from hetero_async.core.state import State
+from hetero_async.core.state import Kept, State
 from hetero_async.core.trend import Trend
 
 
@@ -83,6 +83,8 @@ def outline(run: str, state: State, trend: Trend, now_ms: int) -> dict[str, Any]
             "pending": len(state.pending),
         },
         "refusals": {},
+        "evaluation": _kept(state.evaluation),
+        "best": _kept(state.best),
         "metrics": {name: _metric(trend, name, *newest) for name, newest in state.metrics.items()},
         "workers": [_worker(state, worker, None, 0, now_ms) for worker in sorted(state.members)],
     }
@@ -94,6 +96,10 @@ def _metric(trend: Trend, name: str, value: float, version: int) -> dict[str, An
     if curve := trend.curves.get(name):
         told |= {"curve": curve.points, "lowest": curve.lowest, "highest": curve.highest}
     return told
+
+
+def _kept(kept: Kept | None) -> dict[str, Any] | None:
+    return None if kept is None else {key: getattr(kept, key) for key in ("worker", "version", "name", "value")}
 
 
 def _worker(state: State, worker: str, heard: Presence | None, steps_per_round: int, now_ms: int) -> dict[str, Any]:

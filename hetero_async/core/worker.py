@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from hetero_async.core import ranges
-from hetero_async.core.heartbeat import Heartbeat
+from hetero_async.core.evaluator import Evaluator, report_of
 from hetero_async.core.messages import (
     PUBLISH,
     SNAPSHOT,
@@ -28,7 +28,6 @@ from hetero_async.core.messages import (
     Hello,
     Lease,
     LeaseRequest,
-    MetricReport,
     Nack,
     Provide,
     PublishReady,
@@ -45,6 +44,7 @@ from hetero_async.core.ranges import Ranges
 from hetero_async.core.worker_events import (
     Cut,
     Dropped,
+    Evaluated,
     Event,
     Fetched,
     Heard,
@@ -93,6 +93,7 @@ class Worker:
         self._must_snapshot = False
         self._lease_number = self._attempt = 0
         self._acknowledged = Ack(seq=0, lsn=0)  # the newest
+        self.evaluator = Evaluator()
 
     def restore(self, outbox: Mapping[int, Push]) -> None:
         """Take over what an earlier life left unanswered."""
@@ -113,6 +114,8 @@ class Worker:
                     answer(self, event.message, event.now_ms)
             case Measured():
                 self._measured(event)
+            case Evaluated():
+                self._report(self.evaluator.evaluated(event, self.term))
             case Cut():
                 self._cut(event)
             case Fetched():
@@ -185,6 +188,7 @@ class Worker:
         self.known_publish = welcome.publish
         if self.shadow > welcome.common:
             self.shadow = -1  # what we stand on is not the run's any more: begin again from a snapshot
+        self.evaluator.joined(welcome.common)
         self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
         for seq in [seq for seq in self.unmerged if seq > welcome.last_seq and seq not in self.outbox]:
             self.unmerged.remove(seq)
@@ -225,6 +229,7 @@ class Worker:
             steps=cut.steps,
             ranges=cut.ranges,
             codec=cut.codec,
+            tokens=cut.tokens,
             payload_bytes=cut.payload_bytes,
             payload_hash=cut.payload_hash,
         )
@@ -260,14 +265,11 @@ class Worker:
 
     def _measured(self, measured: Measured) -> None:
         if self.joined and self.shadow >= 0:
-            self._owed.control.append(
-                MetricReport(
-                    incarnation=self.incarnation,
-                    name=measured.name,
-                    value=measured.value,
-                    publish=self.shadow,
-                )
-            )
+            self._report(Evaluated(publish=self.shadow, figures=((measured.name, measured.value),)), False)
+
+    def _report(self, told: Evaluated | None, is_evaluation: bool = True) -> None:
+        if told is not None and self.joined:
+            self._owed.control.append(report_of(told, self.incarnation, is_evaluation))
 
     # --- publishes ---
 
@@ -284,6 +286,8 @@ class Worker:
 
     def _publish_ready(self, ready: PublishReady, now_ms: int) -> None:
         self.known_publish = max(self.known_publish, ready.number)
+        if ready.evaluate:
+            self._report(self.evaluator.asked(ready.number))
 
     def _beat(self, beat: Beat, now_ms: int) -> None:
         self.known_publish = max(self.known_publish, beat.publish)
@@ -292,6 +296,7 @@ class Worker:
         if self._asked_ms is not None:
             self._round_trips_ms.append(max(1, now_ms - self._asked_ms))  # 0 is said where none is known
             self._asked_ms = None
+        self._report(self.evaluator.asked(beat.evaluate))
 
     def _gone(self, gone: Gone, now_ms: int) -> None:
         self._must_snapshot = True
@@ -326,7 +331,8 @@ class Worker:
         if now_ms - self._beat_ms >= HEARTBEAT_EVERY_MS:
             self._beat_ms = now_ms
             self._asked_ms = now_ms if self._asked_ms is None else self._asked_ms
-            self._owed.control.append(self._heartbeat(vitals))
+            round_trip_ms = min(self._round_trips_ms, default=0)
+            self._owed.control.append(vitals.heartbeat(self.incarnation, max(0, self.shadow), round_trip_ms))
         # The vitals know nothing yet of what is on its way to the loop; what we do not hold would be granted again.
         is_answered = bool(self._owed.granted) or self._owed.regranted is not None
         is_lacking = vitals.wanted_samples > 0 and not is_answered and self.last_publish is None
@@ -341,6 +347,7 @@ class Worker:
                     samples=vitals.wanted_samples,
                     batch=vitals.batch,
                     dataset_samples=vitals.dataset_samples,
+                    data=vitals.data,
                 )
             )
         if self.outbox and now_ms - self._offer_ms >= OFFER_AGAIN_MS:
@@ -366,18 +373,6 @@ class Worker:
     def _held(self, vitals: Vitals) -> Ranges:
         """All that is leased to us as far as we know: not drawn yet, drawn, or on its way in a delta."""
         return ranges.normal([*vitals.held, *(stretch for push in self.outbox.values() for stretch in push.ranges)])
-
-    def _heartbeat(self, vitals: Vitals) -> Heartbeat:
-        return Heartbeat(
-            incarnation=self.incarnation,
-            state=vitals.doing,
-            steps=vitals.steps,
-            steps_per_second=vitals.steps_per_second,
-            publish=max(0, self.shadow),
-            bytes_up=vitals.bytes_up,
-            bytes_down=vitals.bytes_down,
-            usage=replace(vitals.usage, round_trip_seconds=min(self._round_trips_ms, default=0) / 1000),
-        )
 
 
 _ANSWERS: dict[type, Callable[[Worker, Any, int], None]] = {

@@ -1,8 +1,8 @@
 """What goes into a worker's machine and what comes out of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from hetero_async.core.heartbeat import UNUSED, Usage
+from hetero_async.core.heartbeat import UNUSED, Heartbeat, Usage
 from hetero_async.core.messages import Message, Push
 from hetero_async.core.ranges import Ranges
 
@@ -22,6 +22,21 @@ class Vitals:
     batch: int = 1
     dataset_samples: int = 0
     usage: Usage = UNUSED
+    data: str = "shared"
+    evaluates_every: float = 0.0
+
+    def heartbeat(self, incarnation: int, publish: int, round_trip_ms: int) -> Heartbeat:
+        return Heartbeat(
+            incarnation=incarnation,
+            state=self.doing,
+            steps=self.steps,
+            steps_per_second=self.steps_per_second,
+            publish=publish,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            evaluates_every=self.evaluates_every,
+            usage=replace(self.usage, round_trip_seconds=round_trip_ms / 1000),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +67,7 @@ class Cut:
     codec: str
     payload_bytes: int
     payload_hash: bytes
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +103,16 @@ class Measured:
     value: float
 
 
-Event = Heard | Measured | Cut | Fetched | Reconnected | Tick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The user's script measured the parameters of that publish, as it was asked to. `term`: of its server."""
+
+    publish: int
+    figures: tuple[tuple[str, float], ...]
+    term: int = 0
+
+
+Event = Heard | Measured | Evaluated | Cut | Fetched | Reconnected | Tick
 
 
 @dataclass(frozen=True, slots=True)

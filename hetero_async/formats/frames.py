@@ -13,7 +13,8 @@ from typing import TypeAlias, TypeVar, get_type_hints
 import msgpack  # type: ignore[import-untyped]
 
 from hetero_async.core.heartbeat import Usage
-from hetero_async.core.messages import MESSAGE_TYPES, Message, PublishNote
+from hetero_async.core.messages import MESSAGE_TYPES, Message
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import RECORD_TYPES, Range, Record, RunSettings
 from hetero_async.errors import PeerError
 
@@ -185,6 +186,7 @@ CHECKS: dict[object, Check] = {
     tuple[int, ...]: _many(_integer),
     tuple[float, ...]: _many(_number),
     tuple[tuple[str, int], ...]: _many(_pair_of(_text_up_to(TEXT_LENGTH_MAX), _integer)),
+    tuple[tuple[str, float], ...]: _many(_pair_of(_text_up_to(TEXT_LENGTH_MAX), _number)),
     RunSettings: lambda values: _build(RunSettings, values),
     Usage: lambda values: _build(Usage, values),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hetero_async.core.messages import Push
+from hetero_async.desk import Published
 from hetero_async.sim.checkers import OUTBOX_MAX, Judge, positions_of
 from hetero_async.sim.story import Publish
 from hetero_async.tensors.buffers import Specs, without_buffers
@@ -154,6 +155,13 @@ class Life:
         for coded in known:
             expected.sub_(self._decoded(coded.codec, coded.payload, expected))
         return expected, -1 if left else len(self._order) - len(missing), missing
+
+    def measures(self, asked: Published) -> None:
+        """What it measures was published under that number, to the bit."""
+        shown = asked.flat
+        assert isinstance(shown, torch.Tensor)
+        if not any(torch.equal(seen.shadow, shown) for seen in self._judge.story.seen_as(asked.anchor.publish)):
+            self._judge.violated("6", f"{self._worker} measures something else than publish {asked.anchor.publish}")
 
     def began(self, target: torch.Tensor) -> None:
         """The parameters stand on a target, with no progress."""

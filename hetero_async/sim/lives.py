@@ -4,7 +4,7 @@ world.py starts them, again and again. What assembly.py and session.py put toget
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,6 +13,7 @@ from hetero_async.archiving import Archiving
 from hetero_async.asking import ask_all, asked
 from hetero_async.core.messages import Fence, Hello, Message, Position
 from hetero_async.core.worker import Worker
+from hetero_async.core.worker_events import Evaluated
 from hetero_async.desk import Desk
 from hetero_async.errors import WitnessAway
 from hetero_async.node import begin_serving, stand_by
@@ -26,6 +27,7 @@ from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.witness import EtcdWitness
 from hetero_async.sim.archive import HoldingsInMemory
+from hetero_async.sim.lifetime import Life
 from hetero_async.sim.network import DialEnd, ServerEnd
 from hetero_async.sim.plan import WITNESS, WorkerPlan
 from hetero_async.sim.process import Killed, Process, Worktime
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 # A training loop that must wait looks so often whether it may go on.
 LOOK_SECONDS = 0.1
+# Measuring takes as long as so many steps.
+EVALUATION_STEPS = 12
 
 
 class NodeLife:
@@ -166,6 +170,7 @@ class WorkerLife:
         self._world = world
         self._process = process
         self._plan = plan
+        self._evaluate: Callable[[], Awaitable[None]]
 
     async def run(self) -> None:
         """Train until the run is finished, or killed."""
@@ -177,7 +182,8 @@ class WorkerLife:
         replica = WatchedReplica(student.model, life)
         follower = WatchedFollower(replica, life)
         desk = Desk(trio.current_time)
-        desk.batch, desk.dataset_samples = plan.batch, world.workload.samples
+        desk.batch, desk.dataset_samples, desk.data = plan.batch, world.workload.samples, plan.data
+        desk.evaluates_every = plan.evaluates_every
         link = DialEnd(world.network, process, world.plan.nodes)
         world.ends.append(link)
         hello = Hello(
@@ -199,9 +205,10 @@ class WorkerLife:
             async with trio.open_nursery() as inner:
                 world.leaving[plan.name] = inner.cancel_scope
                 inner.start_soon(training.run)
-                await self._loop(
-                    desk, Rounds(desk, replica), lambda batch: world.train(desk, replica, student, life, batch)
-                )
+                rounds = Rounds(desk, replica)
+                self._evaluate = functools.partial(self._measure, desk, rounds, training, life)
+                await self._loop(desk, rounds, lambda batch: world.train(desk, replica, student, life, batch))
+                await self._evaluate()
                 inner.cancel_scope.cancel()
             outer.cancel_scope.cancel()
         if not desk.is_finished:
@@ -217,17 +224,31 @@ class WorkerLife:
         while (positions := rounds.draw(plan.batch)) is not None:
             if not positions:
                 # At the end there is nothing to wait for but the others.
-                await self._wait(rounds, 0.0 if desk.is_dry else LOOK_SECONDS)
+                await self._wait(desk, rounds, 0.0 if desk.is_dry else LOOK_SECONDS)
                 continue
             seconds = plan.step_seconds * random.uniform(0.8, 1.25)
             await self._process.work(seconds)
             self._world.worked_seconds += seconds
             train(positions)
             rounds.end_step()
+            await self._evaluate()
             while desk.is_stretched_out():
-                await self._wait(rounds, LOOK_SECONDS)
+                await self._wait(desk, rounds, LOOK_SECONDS)
 
-    async def _wait(self, rounds: Rounds, lost_seconds: float) -> None:
+    async def _measure(self, desk: Desk, rounds: Rounds, training: Training, life: Life) -> None:
+        """What session.evaluate does, if it is asked for."""
+        asked = desk.take_published()
+        if asked is not None:
+            life.measures(asked)
+            with desk.stepping_aside("evaluating"):
+                await self._process.work(EVALUATION_STEPS * self._plan.step_seconds)
+            anchor = asked.anchor
+            training.measured(Evaluated(publish=anchor.publish, term=anchor.term, figures=(("loss", 0.5),)))
+            rounds.adopt()
+
+    async def _wait(self, desk: Desk, rounds: Rounds, lost_seconds: float) -> None:
+        desk.waited()
         await trio.sleep(LOOK_SECONDS)
         self._world.waited_seconds += lost_seconds
         rounds.adopt()
+        await self._evaluate()

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from hetero_async.core.ledger import PRIVATE, SHARED, STREAM
 from hetero_async.core.records import RunSettings
 from hetero_async.core.replication import Durability
 from hetero_async.errors import UserError
@@ -60,6 +61,8 @@ PRESSED = 0.75  # share of the worlds whose faults all strike while there is som
 WORKERS_MAX = 12
 CROWDED = 0.04  # share of the worlds
 ARCHIVED = 0.2  # likewise
+MIXED = 0.1  # likewise: not all workers train on shared data, and they evaluate
+EVALUATES_EVERY = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,8 @@ class WorkerPlan:
     batch: int = 2
     dtype: str = "fp32"
     joins_at: float = 0.0
+    data: str = SHARED
+    evaluates_every: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,8 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
     sites = [f"site{number}" for number in range(random.randint(1, 3))]
     workers = [_worker(random, number, sites) for number in range(random.randint(2, 7))]
     workers += _crowd(Random(f"crowd {seed}"), len(workers), sites)
+    if not only and Random(f"mixed {seed}").random() < MIXED:
+        workers = _mixed(Random(f"data {seed}"), workers)
     cluster = _cluster(Random(f"cluster {seed}"), only)
     # A swarm of few kinds digs deeper than a mix of all.
     kinds = list(only) or random.sample(list(FAULTS), random.randint(2, 8))
@@ -158,6 +165,11 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
         backbone=_backbone(Random(f"backbone {seed}")),
         archive=not only and Random(f"archive {seed}").random() < ARCHIVED,
     )
+
+
+def _mixed(random: Random, workers: Sequence[WorkerPlan]) -> list[WorkerPlan]:
+    kinds = (SHARED, PRIVATE, STREAM)
+    return [replace(worker, data=random.choice(kinds), evaluates_every=EVALUATES_EVERY) for worker in workers]
 
 
 def _cluster(random: Random, only: Sequence[str]) -> tuple[str, ...]:

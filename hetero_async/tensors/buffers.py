@@ -5,7 +5,8 @@ holds integers or truth values. Only what has changed travels, without loss: wha
 statistics, costs nothing. Gradients say nothing about buffers, so no outer rule applies to them; see `merged`.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -66,6 +67,20 @@ class LocalBuffers:
             self.put(index, new.to(self._base[index].device))
         self._has_changed = [False] * len(self._places)
         self._taken = run
+
+    @contextlib.contextmanager
+    def showing(self, run: Values) -> Iterator[None]:
+        """The model has these in here, and afterwards its own again."""
+        own = [self._tensor(index).clone() for index in range(len(run))]
+        with torch.no_grad():
+            for index, new in enumerate(run):
+                put_into(self._tensor(index), new)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for index, value in enumerate(own):
+                    self._tensor(index).copy_(value)
 
     def _notice(self) -> None:
         for index, base in enumerate(self._base):

@@ -74,6 +74,10 @@ class Follower:
         assert self._shadow is not None
         return self._shadow.merged.get(worker, 0)
 
+    def published(self) -> torch.Tensor:
+        assert self._shadow is not None
+        return self._shadow.flat
+
     def target(self, pending: Sequence[tuple[str, bytes]]) -> torch.Tensor:
         assert self._shadow is not None
         return staged(self._shadow.target(pending), self._replica.device)

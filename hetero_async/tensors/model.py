@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 
 from hetero_async.core import ranges
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
-from hetero_async.core.messages import PUBLISH, SNAPSHOT, PublishNote
+from hetero_async.core.messages import PUBLISH, SNAPSHOT
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Stepped
 from hetero_async.errors import LogCorrupt, PeerError, UserError
 from hetero_async.formats.compression import compress
@@ -297,13 +298,21 @@ class ServerModel:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What the run trains, in fp32, and its buffers in the dtypes that the first worker had them in, under the
         model's own names."""
+        return self._named(self.theta, self.buffers)
+
+    def published(self) -> "PublishedParameters":
+        """Beside no `apply`."""
+        standing = self._standing
+        return PublishedParameters(functools.partial(self._named, standing.shadow, standing.buffers))
+
+    def _named(self, flat: torch.Tensor, buffers: Values) -> dict[str, torch.Tensor]:
         assert self.schema is not None, "no run has begun"
         tensors = _constants(self._constants)
         start = 0
         for tensor in self.schema.tensors:
-            tensors[tensor.name] = self.theta[start : start + tensor.numel].view(tensor.shape).clone()
+            tensors[tensor.name] = flat[start : start + tensor.numel].view(tensor.shape).clone()
             start += tensor.numel
-        for spec, numbers in zip(self.schema.buffers, self.buffers, strict=True):
+        for spec, numbers in zip(self.schema.buffers, buffers, strict=True):
             if not is_same(numbers_of(tensors[spec.name]), numbers):
                 put_into(tensors[spec.name], numbers)
         for alias, first in self.schema.aliases:
@@ -326,6 +335,17 @@ class ServerModel:
 
 def _unreadable(error: PeerError) -> Facts:
     return Facts(refusal=NotAdmitted(f"unreadable: {error}", Cause.UNREADABLE))
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedParameters:
+    """The model as one publish shows it."""
+
+    named: Callable[[], dict[str, torch.Tensor]]
+
+    def packed(self, about: Mapping[str, str]) -> bytes:
+        """As a safetensors file, under the model's own names; `about` is its metadata."""
+        return safetensors.torch.save(self.named(), dict(about))
 
 
 def _reading(flat: torch.Tensor) -> passes.Reader:

@@ -4,13 +4,14 @@ Replica belongs to the user's thread, Shadow to the background. What passes betw
 a target on the way in, both flat fp32 vectors in the schema's order, and with each the model's buffers (buffers.py).
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import safetensors.torch
 import torch
 import xxhash
 
-from hetero_async.core.messages import PublishNote
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.errors import PeerError, SchemaError
 from hetero_async.formats import frames
 from hetero_async.formats.parts import pack_parts, unpack_parts
@@ -120,6 +121,27 @@ class Replica:
         for new, base, local in self._pieces(self._here(target)):
             local.copy_(new)
             base.copy_(local)
+
+    @contextlib.contextmanager
+    def showing(self, flat: object, buffers: object = ()) -> Iterator[None]:
+        """The model has these parameters and buffers in here, in its own dtypes, and afterwards its own again, to the
+        bit."""
+        own = [parameter.detach().clone() for parameter in self._parameters]
+        gradients = [parameter.grad for parameter in self._parameters]
+        with torch.no_grad():
+            for new, _, local in self._pieces(self._here(flat)):
+                local.copy_(new)
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            with self._buffers.showing(values_of(buffers)):
+                yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, own, strict=True):
+                    parameter.copy_(value)
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
 
     def progress(self) -> torch.Tensor:
         """What the round has done so far: base − local."""

@@ -124,6 +124,10 @@ def _figures(status: Status) -> Text | None:
     told += [f"{plain(other)} {status['metrics'][other]['value']:.4g}" for other in others[:OTHER_FIGURES_MAX]]
     if len(others) > OTHER_FIGURES_MAX:
         told.append(f"{len(others) - OTHER_FIGURES_MAX} more figures")
+    if best := status.get("best"):
+        told.append(f"best {plain(best['name'])} {best['value']:.4g} (version {best['version']})")
+    if evaluation := status.get("evaluation"):
+        told.append(f"{plain(evaluation['worker'])} evaluates version {evaluation['version']}")
     return Text("; ".join(told), "dim")
 
 

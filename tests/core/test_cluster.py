@@ -4,61 +4,35 @@ Integers stand for tensors; a merge mixes them so that a wrong order shows. A wo
 `World(seed).run()`.
 """
 
-import hashlib
 import heapq
 import itertools
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
+from core.cluster_checks import check_books, check_evaluations
+from core.cluster_model import Numbers, coded
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_async.core import ranges
 from hetero_async.core.admission import Facts
 from hetero_async.core.events import Applied, Event, Provided, Received, Tick
+from hetero_async.core.ledger import PRIVATE, SHARED, STREAM
 from hetero_async.core.messages import PUBLISH, Ack, Gone, Hello, Message, Push
 from hetero_async.core.records import Delta, Entry, Genesis, Published, RunSettings, Stepped
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
 from hetero_async.core.worker import Worker
-from hetero_async.core.worker_events import Anchor, Cut, Fetched, Heard, Vitals
+from hetero_async.core.worker_events import Anchor, Cut, Evaluated, Fetched, Heard, Vitals
 from hetero_async.core.worker_events import Tick as WorkerTick
 
 SEEDS, SEEDS_PER_TEST = 240, 20
 SAMPLES, POSITIONS, BATCH = 48, 120, 2
 FAULTS_END_MS, END_MS = 8_000, 90_000
 STEP_MS, SERVER_TICK_MS = 150, 200
-MERSENNE = (1 << 61) - 1
-
-
-def coded(*parts: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
-
-
-@dataclass(slots=True)
-class Numbers:
-    """A model of one integer."""
-
-    theta: int = 0
-    shadow: int = 0
-    deltas: dict[int, int] = field(default_factory=dict)
-    publishes: dict[int, tuple[int, dict[str, int], int]] = field(default_factory=dict)  # move, merged, shadow after
-
-    def apply(self, entry: Entry) -> None:
-        match entry.record:
-            case Genesis():
-                self.theta = self.shadow = int.from_bytes(entry.payload)
-            case Delta():
-                self.deltas[entry.lsn] = int.from_bytes(entry.payload)
-            case Stepped() as stepped:
-                for lsn in stepped.deltas:
-                    self.theta = (self.theta * 31 + self.deltas.pop(lsn)) % MERSENNE
-            case Published() as published:
-                move, self.shadow = self.theta - self.shadow, self.theta
-                self.publishes[published.number] = (move, dict(published.merged), self.shadow)
+EVERY = 0.2  # of a run, from one evaluation to the next
 
 
 class Centre:
@@ -135,6 +109,7 @@ class Site:
 
     def __init__(self, world: "World", name: str, speed: int) -> None:
         self.world, self.name, self.speed = world, name, speed
+        self.place, self.data = world.places[name]
         self.disk: dict[int, tuple[Push, int]] = {}
         self.notes: list[tuple[int, bytes]] = []  # dropped as admitted
         self.lives = 0
@@ -165,11 +140,14 @@ class Site:
         self.train(self.machine)
         vitals = Vitals(
             doing="training", steps=self.steps, steps_per_second=self.speed * 1000 / STEP_MS,
-            held=ranges.union(self.leases, self.consumed), batch=BATCH, dataset_samples=SAMPLES,
+            held=ranges.union(self.leases, self.consumed), batch=BATCH, dataset_samples=SAMPLES, data=self.data,
+            evaluates_every=EVERY,
             wanted_samples=max(0, 4 * BATCH - ranges.size(self.leases)),
         )  # fmt: skip
         self.machine.step(WorkerTick(now_ms=self.world.now_ms, vitals=vitals))
         self.settle()
+        if self.machine is not None and 0 < self.machine.evaluator.due <= self.machine.shadow:
+            self.evaluate(self.machine)
 
     def train(self, machine: Worker) -> None:
         if not machine.joined or machine.shadow < 0:
@@ -184,6 +162,17 @@ class Site:
         is_due = self.round_steps >= window.steps or window.number != self.window or self.is_dry
         if self.consumed and is_due and not machine.in_flight:
             self.cut(machine)
+
+    def evaluate(self, machine: Worker) -> None:
+        machine.evaluator.taken()
+        measured = Evaluated(publish=machine.shadow, term=machine.term, figures=(("loss", float(self.shadow)),))
+
+        def done() -> None:
+            if self.machine is machine:
+                machine.step(measured)
+                self.settle()
+
+        self.world.after(self.world.random.randint(1, 1500), done)
 
     def draw(self) -> None:
         drawn, self.leases = ranges.take(self.leases, BATCH)
@@ -272,6 +261,8 @@ class World:
         )  # fmt: skip
         self.settings = settings
         self.sites: dict[str, Site] = {}
+        data = self.random.choice([[SHARED], [SHARED], [PRIVATE], [STREAM], [SHARED, PRIVATE, STREAM]])
+        self.places = {f"w{number}": (f"s{number // 2}", self.random.choice(data)) for number in range(4)}
         self.centre = Centre(self, settings)
         for number in range(self.random.choice([3, 4])):
             self.sites[f"w{number}"] = Site(self, f"w{number}", self.random.choice([1, 1, 2]))
@@ -317,7 +308,7 @@ class World:
                 now_ms=self.now_ms,
                 worker=worker,
                 key=worker,
-                site="s",
+                site=self.sites[worker].place,
                 message=message,
                 payload=payload,
                 facts=Facts(norm=1.0),
@@ -356,8 +347,9 @@ class World:
             for seq, payload_hash in site.notes:
                 assert (name, seq, payload_hash) in admitted, "the worker was told it is safe"
         trained = [stretch for delta in deltas.values() for stretch in delta.ranges]
-        assert ranges.size(tuple(trained)) == POSITIONS
-        assert ranges.normal(trained) == ((0, POSITIONS),)
+        assert ranges.size(tuple(trained)) == ranges.size(ranges.normal(trained)) == POSITIONS, "each position once"
+        check_books(log, self.places, POSITIONS)
+        check_evaluations(log, self.seen)
         self.check_merges(deltas)
 
     def check_merges(self, deltas: dict[int, Delta]) -> None:

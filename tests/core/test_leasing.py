@@ -12,7 +12,7 @@ BATCH, WANTED = 8, 8 * 1000
 
 def ledger(positions: int = 100_000, held: int = 0) -> Ledger:
     opened = Ledger()
-    opened.open(positions, positions)
+    opened.open("shared", positions, positions)
     if held:
         opened.lease("w", ((0, held),))
     return opened
@@ -25,7 +25,7 @@ def size(
         incarnation=1, number=1, held=((0, held),) if held else (), undrawn=undrawn, samples=WANTED, batch=BATCH,
         dataset_samples=positions,
     )  # fmt: skip
-    found = granted(ledger(positions, held), "w", request, rates, steps_per_round)
+    found = granted(ledger(positions, held), "w", "shared", request, rates, steps_per_round)
     return None if found is None else ranges.size(found)
 
 

@@ -52,7 +52,7 @@ def test_ranges_are_sets(left_drawn: list[tuple[int, int]], right_drawn: list[tu
 
 def test_a_position_is_trained_once_and_only_by_who_holds_it() -> None:
     ledger = Ledger()
-    ledger.open(samples=10, positions=10)
+    ledger.open("shared", samples=10, positions=10)
     ledger.lease("a", ((0, 4),))
     with pytest.raises(AssertionError, match="only free positions"):
         ledger.lease("b", ((3, 6),))

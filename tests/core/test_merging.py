@@ -86,9 +86,7 @@ def state_of(
         version=version,
         publish=2,
         publish_versions={1: 0, 2: publish_version},
-        ledger=Ledger(
-            samples=64, positions=64, free=((40, 64),) if free else (), leased=dict.fromkeys(leased, ((0, 8),))
-        ),
+        ledger=Ledger(positions=64, free=((40, 64),) if free else (), leased=dict.fromkeys(leased, ((0, 8),))),
         members={worker: Member(site="s", active=True, merged_seq=ord(worker)) for worker in "abc"},
         pending={10 + index: delta(worker) for index, worker in enumerate(pushed)},
     )

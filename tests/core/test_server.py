@@ -25,8 +25,9 @@ from hetero_async.core.messages import (
     Welcome,
     Window,
 )
+from hetero_async.core.provider import PROVIDER_SILENCE_MS
 from hetero_async.core.records import Delta, Entry, Genesis, Joined, Left, RunSettings, Settings, Stepped
-from hetero_async.core.server import PROVIDER_SILENCE_MS, Server
+from hetero_async.core.server import Server
 from hetero_async.core.state import State
 
 SETTINGS = RunSettings(run="r", samples=64, steps_per_round=8, lease_ttl_seconds=5.0)

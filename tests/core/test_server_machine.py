@@ -9,9 +9,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from hetero_async.core import ranges
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
+from hetero_async.core.evaluating import KeepBest
 from hetero_async.core.events import Applied, Provided, Received, Tick
-from hetero_async.core.messages import Ack, Bye, Heartbeat, Hello, Lease, LeaseRequest, Message, Push, Welcome
-from hetero_async.core.records import Delta, Entry, RunSettings
+from hetero_async.core.ledger import PRIVATE, SHARED, STREAM
+from hetero_async.core.messages import (
+    Ack,
+    Bye,
+    Heartbeat,
+    Hello,
+    Lease,
+    LeaseRequest,
+    Message,
+    MetricReport,
+    Push,
+    Welcome,
+)
+from hetero_async.core.records import Delta, Entry, Evaluated, RunSettings
 from hetero_async.core.server import Server
 from hetero_async.core.state import State
 
@@ -21,6 +34,7 @@ SETTINGS = {
     merge: RunSettings(run="r", samples=90, merge=merge, lease_ttl_seconds=5.0, max_staleness=2, steps_per_round=4)
     for merge in ("window", "per-push", "all")
 }
+DATA = st.sampled_from([SHARED, SHARED, PRIVATE, STREAM])
 RARELY = st.sampled_from([False, False, False, False, True])
 LIVES = (b"first", b"second")
 OFTEN = st.sampled_from([True, True, True, True, False])
@@ -32,7 +46,7 @@ class ServerMachine(RuleBasedStateMachine):
     @initialize(merge=st.sampled_from(sorted(SETTINGS)))
     def begin(self, merge: str) -> None:
         self.settings = SETTINGS[merge]
-        self.server = Server(self.settings, State())
+        self.server = Server(self.settings, State(), keep_best=KeepBest("loss"))
         self.log: list[Entry] = []
         self.acked: dict[tuple[str, int], bytes] = {}
         self.newest: dict[str, Ack] = {}
@@ -72,8 +86,9 @@ class ServerMachine(RuleBasedStateMachine):
 
     def receive(self, worker: str, message: Message, facts: Facts | None = None) -> None:
         received = Received(
-            now_ms=self.now_ms, worker=worker, key=worker, site="s", message=message, facts=facts or Facts(norm=1.0)
-        )
+            now_ms=self.now_ms, worker=worker, key=worker, site=worker[0], message=message,
+            facts=facts or Facts(norm=1.0),
+        )  # fmt: skip
         self.step(received)
 
     def incarnation(self, worker: str) -> int:
@@ -104,8 +119,8 @@ class ServerMachine(RuleBasedStateMachine):
         presence = self.server.presences.of(worker)
         return worker in self.server.state.active and presence is not None and presence.life != b""
 
-    @rule(worker=st.sampled_from(WORKERS), samples=st.integers(0, 30), late=RARELY, knows=OFTEN)
-    def ask(self, worker: str, samples: int, late: bool, knows: bool) -> None:
+    @rule(worker=st.sampled_from(WORKERS), samples=st.integers(0, 30), late=RARELY, knows=OFTEN, data=DATA)
+    def ask(self, worker: str, samples: int, late: bool, knows: bool, data: str = SHARED) -> None:
         if not (late or self.has_joined(worker)):
             self.join(worker, claims=True, life=LIVES[0])
         self.receive(
@@ -117,6 +132,7 @@ class ServerMachine(RuleBasedStateMachine):
                 samples=samples,
                 batch=4,
                 dataset_samples=SAMPLES,
+                data=data,
             ),
         )
 
@@ -180,6 +196,21 @@ class ServerMachine(RuleBasedStateMachine):
                 publish=0,
                 bytes_up=0,
                 bytes_down=0,
+                evaluates_every=0.1,
+            ),
+        )
+
+    @rule(worker=st.sampled_from(WORKERS), late=RARELY, loss=st.floats(0, 9), behind=st.sampled_from([0, 0, 1, 5]))
+    def evaluated(self, worker: str, late: bool, loss: float, behind: int) -> None:
+        """What it was asked to measure, or something else."""
+        given = self.server.state.evaluation
+        self.receive(
+            worker,
+            MetricReport(
+                incarnation=max(0, self.incarnation(worker) - late),
+                figures=(("loss", loss),),
+                publish=max(0, (given.publish if given else self.server.state.publish) - behind),
+                is_evaluation=True,
             ),
         )
 
@@ -199,7 +230,7 @@ class ServerMachine(RuleBasedStateMachine):
         bye = Bye(incarnation=self.incarnation(worker))
         self.server.step(Received(now_ms=self.now_ms, worker=worker, key=worker, site="s", message=bye))
         self.log.extend([] if lost else self.server.ready().records)
-        self.server = Server(self.settings, self.replayed())
+        self.server = Server(self.settings, self.replayed(), keep_best=KeepBest("loss"))
 
     def replayed(self) -> State:
         state = State()
@@ -226,12 +257,19 @@ class ServerMachine(RuleBasedStateMachine):
         assert not self.server.lost
 
     @invariant()
+    def the_best_is_the_smallest_that_was_answered(self) -> None:
+        best = self.server.state.best
+        found = [entry.record.value for entry in self.log if isinstance(entry.record, Evaluated) and entry.record.name]
+        assert best.value == min(found) if best else not found
+
+    @invariant()
     def no_position_is_in_two_deltas(self) -> None:
         trained: ranges.Ranges = ()
         for entry in self.log:
             if isinstance(entry.record, Delta):
                 assert not ranges.intersection(trained, entry.record.ranges)
                 trained = ranges.union(trained, entry.record.ranges)
+        assert ranges.size(trained) <= self.settings.samples
 
 
 TestServerMachine = ServerMachine.TestCase

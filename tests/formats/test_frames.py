@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_async.core.heartbeat import Usage
-from hetero_async.core.messages import MESSAGE_TYPES, Ack, Chunk, Heartbeat, Lease, Nack, PublishNote, PublishReady
+from hetero_async.core.messages import MESSAGE_TYPES, Ack, Chunk, Heartbeat, Lease, Nack, PublishReady
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import RECORD_TYPES, Genesis, Left, Published, Range, RunSettings
 from hetero_async.errors import PeerError
 from hetero_async.formats import frames
@@ -31,6 +32,9 @@ VALUES: dict[object, st.SearchStrategy[Any]] = {
     tuple[int, ...]: st.lists(INTEGERS, max_size=9).map(tuple),
     tuple[float, ...]: st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=9).map(tuple),
     tuple[tuple[str, int], ...]: st.lists(st.tuples(TEXTS, INTEGERS), max_size=9).map(tuple),
+    tuple[tuple[str, float], ...]: st.lists(
+        st.tuples(TEXTS, st.floats(allow_nan=False, allow_infinity=False)), max_size=9
+    ).map(tuple),
 }
 
 
@@ -145,7 +149,11 @@ def test_hostile_bytes_are_refused_in_one_line(data: bytes) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1, "1.0"])
 def test_a_float_must_be_finite_and_a_float(value: object) -> None:
     with pytest.raises(PeerError, match=r"MetricReport: .*finite float"):
-        frames.decode(packed("MetricReport", {"incarnation": 1, "name": "loss", "value": value, "publish": 1}))
+        frames.decode(
+            packed(
+                "MetricReport", {"incarnation": 1, "figures": [["loss", value]], "publish": 1, "is_evaluation": False}
+            )
+        )
 
 
 BEAT = Heartbeat(incarnation=1, state="", steps=1, steps_per_second=1.0, publish=0, bytes_up=0, bytes_down=0)

@@ -15,7 +15,8 @@ import torch
 import xxhash
 
 from hetero_async.config import RunConfig
-from hetero_async.core.messages import Ack, PublishNote, Push
+from hetero_async.core.messages import Ack, Push
+from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import Entry, Left
 from hetero_async.errors import ConfigError, LogCorrupt, PeerError
 from hetero_async.formats import frames, segment, snapshot

@@ -131,7 +131,7 @@ MUTANTS = (
     Mutant(
         "a worker that comes back keeps what others hold",
         "core/server.py",
-        "kept = ranges.intersection(ranges.normal(hello.claims), mine_or_free)",
+        "kept = state.ledger.claimable(worker, ranges.normal(hello.claims), books)",
         "kept = ranges.normal(hello.claims)",
         first=33,
     ),
@@ -248,6 +248,20 @@ MUTANTS = (
         "torch.add(delta, residual, alpha=DECAY)",
         "delta",
         first=12,
+    ),
+    Mutant(
+        "another publish is measured than is said",
+        "train.py",
+        "anchor = Anchor(machine.shadow, machine.shadow_term)",
+        "anchor = Anchor(machine.shadow - 1, machine.shadow_term)",
+        first=3,
+    ),
+    Mutant(
+        "books together have more than the run",
+        "core/ledger.py",
+        "return ranges.take(ranges.intersection(self.free, self.all_of(book)), self.room)[0]",
+        "return ranges.intersection(self.free, self.all_of(book))",
+        first=3,
     ),
     # --- several servers ---
     Mutant(

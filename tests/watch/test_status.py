@@ -54,6 +54,14 @@ def test_a_curve_is_drawn_with_where_it_is_heading() -> None:
     assert "at version 39; lowest 3 at version 38; accuracy 0.25" in drawn(told)
 
 
+def test_the_best_figure_is_told_and_who_evaluates() -> None:
+    best = {"worker": "a", "version": 40, "name": "validation_loss", "value": 2.01}
+    evaluation = {"worker": "amsterdam-1", "version": 57, "name": "", "value": 0.0}
+    told = drawn(status(best=best, evaluation=evaluation), 200)
+    assert "at version 55; best validation_loss 2.01 (version 40); amsterdam-1 evaluates version 57" in told
+    assert "best" not in drawn(status(best=None, evaluation=None))
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
