@@ -25,7 +25,7 @@ def measured_run() -> SmallRun:
     run = small_run(4)
     for value in (3.0, 2.5, 2.75):
         run.say(
-            "a-0", MetricReport(incarnation=1, name="validation_loss", value=value, publish=run.server.state.publish)
+            "a-0", MetricReport(incarnation=1, figures=(("validation_loss", value),), publish=run.server.state.publish)
         )
         run.push("a-0")
     return run

@@ -27,7 +27,7 @@ def run() -> SmallRun:
     run.join("b-0")
     for worker, value in (("a-0", 3.0), ("b-0", 2.5), ("a-0", 2.0), ("b-0", 1.5)):
         publish, incarnation = run.server.state.publish, run.server.state.members[worker].incarnation
-        run.say(worker, MetricReport(incarnation=incarnation, name="validation_loss", value=value, publish=publish))
+        run.say(worker, MetricReport(incarnation=incarnation, figures=(("validation_loss", value),), publish=publish))
         run.push(worker)
     return run
 

@@ -24,7 +24,7 @@ TOLERANCE = 0.1
 STALENESS_TOLERANCE = 0.35  # merges
 WORLD = """
 name = "foretold"
-steps = 300
+steps = 500
 {run}
 [model]
 layers = 1
