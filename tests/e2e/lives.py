@@ -111,13 +111,13 @@ def worker_life(
 
 def _note_heartbeats(directory: Path) -> None:
     """What it says, whether anybody hears it or not."""
-    heartbeat = core_worker.Worker._heartbeat
+    heartbeat = Vitals.heartbeat
 
-    def noted(self: core_worker.Worker, vitals: Vitals) -> Heartbeat:
-        _note(directory / HEARTBEATS, f"{vitals.steps} {vitals.doing}")
-        return heartbeat(self, vitals)
+    def noted(self: Vitals, incarnation: int, publish: int, round_trip_ms: int) -> Heartbeat:
+        _note(directory / HEARTBEATS, f"{self.steps} {self.doing}")
+        return heartbeat(self, incarnation, publish, round_trip_ms)
 
-    core_worker.Worker._heartbeat = noted  # type: ignore[method-assign]
+    Vitals.heartbeat = noted  # type: ignore[method-assign]
 
 
 def _begin_together(directory: Path, awaited: Sequence[str]) -> None:
