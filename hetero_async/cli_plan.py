@@ -18,7 +18,7 @@ from hetero_async.watch.plan import forecast
 
 def plan(
     file: Annotated[
-        Path | None, typer.Argument(help="A run.toml with a [plan] table, or a file with nothing else.")
+        Path | None, typer.Argument(help="A run.toml with a \\[plan] table, or a file with nothing else.")
     ] = None,
     parameters: Annotated[float, typer.Option(help="That the model trains, such as 7e9.")] = 0.0,
     site: Annotated[

@@ -59,11 +59,15 @@ def told_of_each(rank: int, place: str) -> list[str]:
         session._control.say(Said(kind=Kind.DRAWN, positions=[5, 3]))
     else:
         try:
-            session._draw(8)
+            session._draw_together()
         except HeteroAsyncError as error:
             tell(error)
         optimizer.state["anything"] = 1
-        told += [str(session._draw(8)), str(len(optimizer.state)), str(float(sum(p.norm() for p in trained(model))))]
+        told += [
+            str(session._draw_together()),
+            str(len(optimizer.state)),
+            str(float(sum(p.norm() for p in trained(model)))),
+        ]
     return told
 
 
@@ -77,9 +81,9 @@ def test_ranks_that_join_or_train_differently_are_told_so(tmp_path: Path) -> Non
         f"{ENV_RUN} and {ENV_WORKER} are not set; "
         "start this script with: hetero-async work --site NAME -- python train.py",
         "a-0",
-        "session.batches: 100 samples, 4 a batch on rank 0, 101 samples, 4 a batch on rank 1; "
+        "session.batches: 100 samples, 4 a batch, shared on rank 0, 101 samples, 4 a batch, shared on rank 1; "
         "it must be the same on every rank",
-        "session.batches: 100 samples, 4 a batch on rank 0, 100 samples, 5 a batch on rank 1; "
+        "session.batches: 100 samples, 4 a batch, shared on rank 0, 100 samples, 5 a batch, shared on rank 1; "
         "it must be the same on every rank",
         "the dataset has 7 samples, fewer than one batch of 8",
     ]

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,7 @@ from hetero_async.asking import endpoints
 from hetero_async.config import Node, RunConfig
 from hetero_async.doctor.findings import Finding, failed, ok, warning
 from hetero_async.errors import ArchiveAway, ConfigError
+from hetero_async.formats.status import unpack_status
 from hetero_async.shell.admin import NotServing, ask
 from hetero_async.shell.archive import open_archive
 from hetero_async.shell.dial import Endpoint, open_dial_link
@@ -89,7 +89,7 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
                 if bulk != SILENT:
                     yield failed(subject, f"{endpoint.bulk} (bulk): {bulk or 'no answer'}; open this port as well")
                 if not told:
-                    told = json.loads(payload)
+                    told = unpack_status(payload)
                     yield ok(
                         subject,
                         f"there and back in {1000 * median(seconds):.1f} ms (of {len(seconds)}), "

@@ -78,7 +78,7 @@ def test_55_status_shows_who_is_in_quarantine_and_the_operator_lets_the_key_out(
                 control.send_multipart([framed(heartbeat())] * 50)
             real.wait(lambda: real.status()["quarantine"], "it is shut out")
         status = "".join(forked(tmp_path, "status", "--run", real.config.path).output.split())
-        assert "quarantined:here-0:10timesrefused,atlast:amessageof50frames,theremustbe1or2;" in status
+        assert "lockedouthere-0:10timesrefused,atlast:amessageof50frames,theremustbe1or2;" in status
         assert f"hetero-asynckeyslift'{member.public.decode()}'" in status
         assert trio.run(_said, real, HELLO).startswith("quarantined: 10 times refused")
         said = forked(tmp_path, "keys", "lift", member.public.decode(), "--run", real.config.path)

@@ -12,6 +12,7 @@ from texts import Windows
 
 import hetero_async as ha
 from hetero_async import looking
+from hetero_async.core.ledger import SHARED
 from hetero_async.core.records import Genesis, Metric
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.model import PAYLOAD_SLACK_BYTES
@@ -35,7 +36,7 @@ def test_two_workers_of_a_loop_train_each_sample_once(tmp_path: Path, example: s
         verdict = run.finish()
         assert {worker for worker, _ in verdict.deltas} == set(run.names)
         assert verdict.samples == 2400 and verdict.samples_twice == 0
-        assert verdict.state.ledger.samples == len(Windows())
+        assert verdict.state.ledger.books[SHARED].samples == len(Windows())
         # Half an accumulated step at the run's end is made whole with samples that had no step yet, or goes without.
         steps = sum(member.steps for member in verdict.state.members.values())
         assert abs(steps - 2400 / samples_a_step) <= 2 * len(run.names)

@@ -150,8 +150,8 @@ MUTANTS = (
     Mutant(
         "the shadow moves without a record",
         "tensors/model.py",
-        "            outer.step(",
-        "            self._standing.shadow[start:stop].add_(1e-3)\n            outer.step(",
+        "        self._norm = passes.merge(",
+        "        self._standing.shadow.add_(1e-3)\n        self._norm = passes.merge(",
     ),
     Mutant(
         "a chunk that comes twice counts twice",

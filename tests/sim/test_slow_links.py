@@ -15,19 +15,19 @@ WINDOW_SECONDS = 0.5
 
 
 @pytest.mark.parametrize(
-    "link",
+    ("link", "samples"),
     [
-        Condition(delay=0.05, bytes_per_second=400),  # a snapshot takes several windows
-        Condition(delay=0.4),  # an answer takes longer than the patience before the next question
-        Condition(delay=1.0, jitter=0.5),
+        (Condition(delay=0.05, bytes_per_second=400), 600),  # a snapshot takes several windows
+        (Condition(delay=0.4), 600),  # an answer takes longer than the patience before the next question
+        (Condition(delay=1.0, jitter=0.5), 1000),
     ],
     ids=["thin", "long", "very long"],
 )
-def test_a_late_worker_behind_a_slow_link_takes_part(tmp_path: Path, link: Condition) -> None:
+def test_a_late_worker_behind_a_slow_link_takes_part(tmp_path: Path, link: Condition, samples: int) -> None:
     plan = Plan(
         seed=1,
         settings=RunSettings(
-            run="slow", samples=600, steps_per_round=4, seconds_per_round=WINDOW_SECONDS, max_staleness=8,
+            run="slow", samples=samples, steps_per_round=4, seconds_per_round=WINDOW_SECONDS, max_staleness=8,
             lease_ttl_seconds=10.0,
         ),
         workers=(
