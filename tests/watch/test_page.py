@@ -103,6 +103,7 @@ def test_it_follows_a_server(tmp_path: Path) -> None:
         await dashboard.show(f"http://127.0.0.1:{port}", chronicle)
 
     with open_chronicle(tmp_path, NullObserver(), show) as chronicle:
+        chronicle.hand(status_at(60))
         until(lambda: chronicle.address, "it is shown", SECONDS_MAX, str)
         flags = [flag for flag in FLAGS if "virtual-time" not in flag]
         complaints = tmp_path / "complaints"
