@@ -111,7 +111,7 @@ def test_it_follows_a_server(tmp_path: Path) -> None:
             command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}"]
             with tab(command, file.fileno()) as page:
                 page.open(chronicle.address)
-                for second, shown in ((60, "48.0 k of 400 M"), (600, "480 k of 400 M")):
+                for second, shown in ((60, "4.80 k of 400 M"), (600, "48.0 k of 400 M")):
                     chronicle.hand(status_at(second))
                     until(lambda shown=shown: trained_in(page) == shown, shown, SECONDS_MAX, complaints.read_text)
     assert "CONSOLE" not in complaints.read_text()
