@@ -13,7 +13,8 @@ from e2e import tiny
 from e2e.harness import Life, Run
 from e2e.lives import WITHHOLD, worker_life
 
-from hetero_async.core.records import Joined, Left
+from hetero_async.core import ranges
+from hetero_async.core.records import Joined, Leased, Left
 from hetero_async.core.server import STRETCH
 
 STEPS_PER_ROUND = 8
@@ -150,8 +151,14 @@ def test_a_worker_trains_on_while_the_server_is_frozen_until_its_round_is_four_t
     with Run(tmp_path / "run", workers=1, **rounds) as run:
         [worker] = run.names
         server = run.start_server()
-        run.start_worker(worker, step_seconds=0.005)
-        run.wait(run.deltas, "the run has begun")
+        run.start_worker(worker, step_seconds=0.02)
+
+        def samples_left() -> int:
+            leased = sum(ranges.size(lease.ranges) for lease in run.records(Leased))
+            return leased - sum(ranges.size(delta.ranges) for delta in run.deltas())
+
+        most = (STRETCH + 1) * STEPS_PER_ROUND * tiny.BATCH
+        run.wait(lambda: samples_left() >= most, "its speed is known, and its samples follow it")
         server.signal(signal.SIGSTOP)
         before = len(run.heartbeats(worker))
 
