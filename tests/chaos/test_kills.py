@@ -157,8 +157,10 @@ def test_a_worker_trains_on_while_the_server_is_frozen_until_its_round_is_four_t
             leased = sum(ranges.size(lease.ranges) for lease in run.records(Leased))
             return leased - sum(ranges.size(delta.ranges) for delta in run.deltas())
 
-        most = (STRETCH + 1) * STEPS_PER_ROUND * tiny.BATCH
+        most = (STRETCH + 2) * STEPS_PER_ROUND * tiny.BATCH
         run.wait(lambda: samples_left() >= most, "its speed is known, and its samples follow it")
+        pushed = len(run.deltas())
+        run.wait(lambda: len(run.deltas()) > pushed, "they have come to it")
         server.signal(signal.SIGSTOP)
         before = len(run.heartbeats(worker))
 
