@@ -24,6 +24,11 @@ VERBS = {
     "cli", "cli_doctor", "cli_events", "cli_keys", "cli_log", "cli_plan", "cli_sim", "cli_status", "cli_study",
     "exporting", "repairing", "restoring",
 }  # fmt: skip
+# What a training script works with.
+TRAINING = {
+    "session", "drawing", "evaluation", "group", "group_inner", "inner_state", "inspection", "schedule", "loading",
+    "folders",
+}  # fmt: skip
 # Lowest first. A file imports from lower layers, from its own folder, and if it lies in the package's root folder
 # from files of the same layer there.
 LAYERS = [
@@ -52,18 +57,9 @@ LAYERS = [
     },
     {"tensors", "shell"},
     {"tables", "complaints", "config", "watch"},
-    {
-        "session",
-        "drawing",
+    TRAINING
+    | {
         "streams",
-        "evaluation",
-        "group",
-        "group_inner",
-        "inner_state",
-        "inspection",
-        "schedule",
-        "loading",
-        "folders",
         "extras",
         "assembly",
         "agent",
@@ -85,21 +81,7 @@ LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 
 # Packages that only these may touch, so that each can be replaced, or left out, in one place.
 ONLY_IN = {
-    "torch": {
-        "tensors",
-        "session",
-        "drawing",
-        "evaluation",
-        "group",
-        "group_inner",
-        "inner_state",
-        "inspection",
-        "schedule",
-        "loading",
-        "folders",
-        "integrations",
-        "sim",
-    },
+    "torch": TRAINING | {"tensors", "integrations", "sim"},
     "zmq": {"shell"},
     "httpx2": {"shell"},
     "msgpack": {"formats"},

@@ -53,7 +53,7 @@ class Figures:
     def keep(self, path: Path = KEPT) -> None:
         """In place of what the same benchmarks found before; what others found stays."""
         names = {figure.name for figure in self.found}
-        before = [figure for figure in json.loads(path.read_text()) if path.exists()] if path.exists() else []
+        before = json.loads(path.read_text()) if path.exists() else []
         kept = [figure for figure in before if figure["name"] not in names] + [asdict(figure) for figure in self.found]
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
