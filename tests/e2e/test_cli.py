@@ -61,9 +61,11 @@ def test_a_run_from_init_to_export(tmp_path: Path) -> None:
         ) as agent,
     ):
         story = functools.partial(told_in, outputs)
-        until(lambda: len(workers_in(toml.parent / "log")) == 2, "both workers push", SECONDS_MAX, story)
+        log = toml.parent / "log"
+        until(lambda: len(workers_in(log)) == 2, "both workers push", SECONDS_MAX, story)
         hold.touch()
         kill_worker_once(RunConfig.load(toml))
+        until(lambda: joined_in(log).count("here-0") == 2, "the killed worker is back", SECONDS_MAX, story)
         status = json.loads(say("status", "--run", toml, "--json"))
         assert {worker["worker"] for worker in status["workers"]} == {"here-0", "here-1"}
         hold.unlink()
@@ -95,6 +97,10 @@ def workers_in(log: Path) -> set[str]:
     """Who has a delta in the log."""
     entries = read_log(log, None) if list(log.glob("*.log")) else iter(())
     return {entry.record.worker for entry in entries if isinstance(entry.record, Delta)}
+
+
+def joined_in(log: Path) -> list[str]:
+    return [entry.record.worker for entry in read_log(log, None) if isinstance(entry.record, Joined)]
 
 
 def kill_worker_once(config: RunConfig) -> None:

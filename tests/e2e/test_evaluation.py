@@ -127,7 +127,13 @@ def test_one_worker_at_a_time_measures_what_was_published_and_its_loop_notices_n
 
 
 def check_best(run: Run, tmp_path: Path, shown: dict[int, torch.Tensor]) -> None:
-    losses = {metric.version: metric.value for metric in run.records(Metric) if metric.name == "validation_loss"}
+    answered = {done.publish for done in run.records(Evaluated)}  # another one's figures came too late to be the best
+    eligible = {published.version for published in run.records(Published) if published.number in answered}
+    losses = {
+        metric.version: metric.value
+        for metric in run.records(Metric)
+        if metric.name == "validation_loss" and metric.version in eligible
+    }
     best = min(losses, key=lambda version: losses[version])
     out = tmp_path / "best.safetensors"
     answer = forked(tmp_path, "export", out, "--best", "--run", run.config.path)
