@@ -8,6 +8,7 @@ FUZZ_MINUTES ?= 10
 ROUNDS ?= 1
 EXAMPLE ?= plain_loop
 JOBS ?= 4
+DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help run-local run-local-failover run-example test lint bench study soak clean
@@ -15,11 +16,11 @@ JOBS ?= 4
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
-run-local: $(INSTALLED) ## one server and four workers on this machine, two of them killed (4 minutes)
-	@$(PYTHON) examples/run_local.py
+run-local: $(INSTALLED) ## one server and four workers on this machine, two of them killed (4 minutes); DEVICE=cuda: one site on that
+	@$(PYTHON) examples/run_local.py --device $(DEVICE)
 
 run-local-failover: $(INSTALLED) ## the server's whole site is killed, its standby takes over by itself (4 minutes; needs etcd)
-	@$(PYTHON) examples/run_failover.py
+	@$(PYTHON) examples/run_failover.py --device $(DEVICE)
 
 run-example: $(INSTALLED) ## a server and two workers train EXAMPLE=plain_loop, huggingface_trainer, lightning_module, accelerate_loop or lora
 	@$(PYTHON) examples/run_example.py $(EXAMPLE)

@@ -38,6 +38,7 @@ SCRIPT = Path(__file__).with_name("byte_gpt.py")
 BATCH = 8
 # site → workers, dtype, and how many times slower than the fastest its steps are made
 SITES = {"amsterdam": (2, "fp32", 1), "shanghai": (1, "bf16", 2), "office": (1, "fp32", 4)}
+ACCELERATED = "amsterdam"  # the site that --device is of
 TRAINING = {"lease_ttl_seconds": 6.0}
 STEP_SECONDS = 0.03
 LOOK_SECONDS = 0.5
@@ -102,8 +103,9 @@ ONCE = Promise(lambda report: report["samples_counted_twice"] == 0, "{samples_co
 
 
 class Conductor:
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
         self.config = config
+        self.device = device
         self.story = Story()
         self._logs = config.directory / "logs"
         self._logs.mkdir()
@@ -122,6 +124,8 @@ class Conductor:
         _, dtype, slower = SITES[site]
         script = [sys.executable, str(SCRIPT), "--dtype", dtype, "--batch-size", str(BATCH)]
         script += ["--step-seconds", str(STEP_SECONDS * slower)]
+        if site == ACCELERATED:
+            script += ["--device", self.device]
         self.start(site, "work", "--run", str(self.config.path), "--site", site, "--", *script, group=group)
 
     def kill(self, name: str) -> None:
@@ -230,6 +234,7 @@ def options(description: str, *, directory: str, samples: int) -> argparse.Names
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--directory", type=Path, default=Path(directory))
     parser.add_argument("--samples", type=int, default=samples)
+    parser.add_argument("--device", default="cpu", help=f"what {ACCELERATED}'s workers train on (default: cpu)")
     return parser.parse_args()
 
 

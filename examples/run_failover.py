@@ -79,8 +79,8 @@ class Note:
 class SiteLoss(Conductor):
     """Kills a site, has it return, and is over when all workers have ended and both servers are level."""
 
-    def __init__(self, config: RunConfig, cluster: LocalCluster) -> None:
-        super().__init__(config)
+    def __init__(self, config: RunConfig, cluster: LocalCluster, device: str) -> None:
+        super().__init__(config, device)
         self._cluster = cluster
         self.notes: list[Note] = []
         self.tail = 0  # records that the killed server had, and the one after it had not
@@ -227,13 +227,13 @@ def main() -> None:
         require_etcd()
         clear(given.directory)
         with LocalCluster(given.directory / "etcd") as cluster:
-            lose_a_site(prepare(given.directory, given.samples, cluster.urls), cluster)
+            lose_a_site(prepare(given.directory, given.samples, cluster.urls), cluster, given.device)
 
 
-def lose_a_site(config: RunConfig, cluster: LocalCluster) -> None:
+def lose_a_site(config: RunConfig, cluster: LocalCluster, device: str) -> None:
     console = Console()
     console.print(f"run in {config.directory}; what each process says is in its logs/", soft_wrap=True)
-    conductor = SiteLoss(config, cluster)
+    conductor = SiteLoss(config, cluster, device)
     try:
         conductor.start_all()
         with Live(console=console, auto_refresh=False) as screen:

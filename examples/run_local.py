@@ -131,13 +131,13 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 def main() -> None:
     given = options(__doc__, directory="runs/local", samples=SAMPLES)
     with errors_in_one_line():
-        kill_two(prepare(given.directory, given.samples))
+        kill_two(prepare(given.directory, given.samples), given.device)
 
 
-def kill_two(config: RunConfig) -> None:
+def kill_two(config: RunConfig, device: str) -> None:
     console = Console()
     console.print(f"run in {config.directory}; what each process says is in its logs/", soft_wrap=True)
-    conductor = TwoKills(config)
+    conductor = TwoKills(config, device)
     try:
         conductor.start_server()
         for site in SITES:
