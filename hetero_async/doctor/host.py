@@ -103,7 +103,7 @@ def devices() -> Iterator[Finding]:
         elif different := selfcheck.differing_codecs(device):
             yield warning(
                 subject,
-                f"{told}; {', '.join(different)} code otherwise than on a CPU: nothing is inexact by that, since what "
+                f"{told}; {', '.join(different)} coded otherwise than on a CPU: nothing is inexact by that, since what "
                 "was sent is what counts, but choose another codec_up if you compare runs",
             )
         else:

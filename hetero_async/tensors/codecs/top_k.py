@@ -49,8 +49,8 @@ class TopK(Codec):
         levels, gaps, packed = _parts(raw, numel)
         codes = crumbs(packed[first:stop].view(-1)).view(-1, KEPT)
         places = _places(gaps, first, stop)
-        is_kept = torch.arange(KEPT) < _kept_counts(numel, first, stop)[:, None]
-        places = places + CHUNK * torch.arange(first, stop)[:, None] - start
+        is_kept = torch.arange(KEPT, device=raw.device) < _kept_counts(numel, first, stop).to(raw.device)[:, None]
+        places = places + CHUNK * torch.arange(first, stop, device=raw.device)[:, None] - start
         is_kept &= (places >= 0) & (places < out.numel())
         out.zero_()
         out[places[is_kept]] = restored(levels[first:stop], codes)[is_kept]
@@ -75,11 +75,11 @@ def _places(gaps: torch.Tensor, first: int, stop: int) -> torch.Tensor:
 
 
 def _largest(chunks: torch.Tensor) -> torch.Tensor:
-    """int64 [chunks, KEPT]: the places of the largest magnitudes, in any order; of equal ones the first."""
+    """int64 [chunks, KEPT]: the places of the largest magnitudes, the largest first; of equal ones the first."""
     # The bits of positive floats are in the floats' order; with its place behind it no two are equal, so that all CPUs
     # choose the same.
     sizes = chunks.abs().view(torch.int32).long() * CHUNK
-    return sizes.add_(torch.arange(CHUNK - 1, -1, -1, device=chunks.device)).topk(KEPT, dim=1, sorted=False).indices
+    return sizes.add_(torch.arange(CHUNK - 1, -1, -1, device=chunks.device)).topk(KEPT, dim=1).indices
 
 
 def _chunk_count(numel: int) -> int:
