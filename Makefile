@@ -9,6 +9,8 @@ ROUNDS ?= 1
 EXAMPLE ?= plain_loop
 JOBS ?= 4
 DEVICE ?= cpu
+# Where it is set, each of the many processes of a test or demo compiles the whole package for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run-local run-local-failover run-example test lint bench study soak clean
