@@ -65,6 +65,7 @@ class Question:
     up: float = math.inf
     down: float = math.inf
     checkpoint_every: int = 50
+    keep_log: bool = False
 
     @property
     def workers(self) -> int:
