@@ -49,7 +49,7 @@ def plan(
 
         outcome = outcome_of(against)
         found = lines(question, expected, outcome)
-        told = {line.name: {"planned": line.planned, "measured": line.measured, "off": line.off} for line in found}
+        told = {line.name: line.told() for line in found}
         shown = render_outcome(found, outcome)
     if as_json:
         print(json.dumps(_finite(told)))

@@ -16,8 +16,7 @@ from hetero_async.watch.plan import DAY_SECONDS, Forecast
 from hetero_async.watch.timing import Question
 from hetero_async.watch.words import duration
 
-# A plan that is no further off than this was right.
-TOLERANCE = 0.1
+TOLERANCE, STALENESS_TOLERANCE = 0.1, 0.35  # the latter in merges, or that share where it is more
 COLUMNS = ("", "planned", "measured", "off")
 
 
@@ -55,6 +54,7 @@ class Line:
     planned: float
     measured: float
     is_share: bool = False
+    right_within: float = TOLERANCE  # so far off, and it was right
     shown: Callable[[float], str] = "{:,.3g}".format
 
     @property
@@ -64,7 +64,11 @@ class Line:
 
     @property
     def is_right(self) -> bool:
-        return abs(self.off) <= TOLERANCE
+        return abs(self.off) <= self.right_within
+
+    def told(self) -> dict[str, float | bool]:
+        """As --json has it."""
+        return {"planned": self.planned, "measured": self.measured, "off": self.off, "is_right": self.is_right}
 
 
 def lines(question: Question, expected: Forecast, outcome: Outcome) -> list[Line]:
@@ -81,7 +85,10 @@ def _lines(question: Question, expected: Forecast, outcome: Outcome) -> Iterator
     )  # fmt: skip
     yield Line(name="seconds a merge", planned=1 / expected.merges_per_second, measured=1 / outcome.merges_per_second)
     yield Line(name="a delta", planned=question.delta_bytes, measured=outcome.delta_bytes, shown=_bytes)
-    yield Line(name="staleness", planned=_staleness(question, expected), measured=outcome.staleness, is_share=True)
+    yield Line(
+        name="staleness", planned=_staleness(question, expected), measured=outcome.staleness, is_share=True,
+        right_within=max(STALENESS_TOLERANCE, TOLERANCE * outcome.staleness),
+    )  # fmt: skip
     measured = {site.name: site for site in outcome.sites}
     for site, plan in zip(question.sites, expected.sites, strict=True):
         if (found := measured.get(site.name)) is None:

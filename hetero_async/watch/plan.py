@@ -84,7 +84,6 @@ def forecast(question: Question) -> Forecast:
     log = pace.deltas_per_second * question.delta_bytes
     joining = pace.joining_seconds()
     seconds = joining + question.samples / samples if question.samples and samples else math.inf
-    kept = log * seconds if question.keep_log and math.isfinite(seconds) else 0.0
     foretold = Forecast(
         sites=sites,
         window_seconds=pace.window,
@@ -98,7 +97,7 @@ def forecast(question: Question) -> Forecast:
         bytes_per_day=DAY_SECONDS * sum(site.up_bytes_per_second + site.down_bytes_per_second for site in sites),
         server_busy=pace.server_seconds * pace.merges_per_second,
         server_memory_bytes=server_memory_bytes(question),
-        server_disk_bytes=server_disk_bytes(question, pace.deltas_per_second / pace.merges_per_second, kept),
+        server_disk_bytes=server_disk_bytes(question, pace.deltas_per_second / pace.merges_per_second, log * seconds),
         log_bytes_per_day=DAY_SECONDS * log,
         worker_memory_bytes=worker_memory_bytes(question),
         device_memory_bytes=8 * question.parameters,  # base, and a delta while it is encoded (tensors/replica.py)
@@ -194,13 +193,15 @@ def server_memory_bytes(question: Question) -> float:
     return PROCESS_BYTES + vectors + copied + publishing + deltas + handed_out
 
 
-def server_disk_bytes(question: Question, deltas_per_merge: float, log_bytes: float = 0.0) -> float:
-    """Checkpoints, and the log back to the older one of them; with keep_log all of it (`log_bytes`), where that is
-    known."""
+def server_disk_bytes(question: Question, deltas_per_merge: float, log_bytes: float = math.inf) -> float:
+    """Checkpoints, and the log back to the older one of them, in whole segments, of which the newest has its room
+    already. `log_bytes`: of the whole run, which is all kept with keep_log; infinite where that is not known."""
     checkpoint = 4 * question.parameters * (2 + buffers(question.settings))
     # The older of two, and up to the next: twice the distance of two checkpoints.
-    log = max(log_bytes, 2 * question.checkpoint_every * deltas_per_merge * question.delta_bytes)
-    return CHECKPOINTS * checkpoint + log + SEGMENT_BYTES
+    needed = 2 * question.checkpoint_every * deltas_per_merge * question.delta_bytes
+    kept = log_bytes if question.keep_log and math.isfinite(log_bytes) else min(log_bytes, needed)
+    segments = 1 + math.ceil(kept / SEGMENT_BYTES) if log_bytes > SEGMENT_BYTES else 1
+    return CHECKPOINTS * checkpoint + segments * SEGMENT_BYTES
 
 
 def worker_memory_bytes(question: Question) -> float:
