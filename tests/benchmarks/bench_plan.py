@@ -49,7 +49,8 @@ WORLDS = {
         training={"steps_per_round": 8}, way={"megabits_per_second": 1.0}, plan='up = "1Mbit"\ndown = "1Mbit"',
     ),
     "rounds of one step, 400 ms each way, int4": World(
-        training={"steps_per_round": 1, "max_staleness": 100, "codec_up": "int4", "codec_down": "int4"},
+        training={"steps_per_round": 1, "publish_every": 8, "max_staleness": 100}
+        | {"codec_up": "int4", "codec_down": "int4"},
         way={"rough": Rough(delay_ms=400)}, plan='delay = "400ms"', samples=4000,
     ),
 }  # fmt: skip
