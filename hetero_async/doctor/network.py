@@ -5,6 +5,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,9 @@ REACH_SECONDS = 6.0
 ROUND_TRIPS = 7
 PULL_SECONDS = 3.0
 MAJORITY = 0.5
+# From there on a few round trips more are a matter of seconds.
+FAR_SECONDS = 0.05
+SLOW_START = "net.ipv4.tcp_slow_start_after_idle"
 
 
 async def running(nodes: list[Node]) -> dict[str, str]:
@@ -95,6 +99,12 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
                         f"there and back in {1000 * median(seconds):.1f} ms (of {len(seconds)}), "
                         f"delay = {500 * median(seconds):.1f} ms in a plan; it says: {told['state']}",
                     )
+                    if median(seconds) >= FAR_SECONDS and _starts_slowly():
+                        yield warning(
+                            subject,
+                            "so far away, each delta and publish takes some round trips more, since TCP begins slowly "
+                            f"after a rest; on both hosts: sysctl -w {SLOW_START}=0",
+                        )
                 else:
                     yield ok(subject, f"answers to the key of {name}")
         except ConfigError as error:
@@ -102,6 +112,14 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
     workers = [name for _, name in config.workers() if name in names]
     if told and workers:
         yield await _rate(config, endpoint, workers, told)
+
+
+def _starts_slowly() -> bool:
+    """False where the kernel does not say."""
+    try:
+        return (Path("/proc/sys") / SLOW_START.replace(".", "/")).read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 async def _rate(config: RunConfig, endpoint: Endpoint, workers: list[str], told: dict[str, Any]) -> Finding:

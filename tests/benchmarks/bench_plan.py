@@ -27,17 +27,21 @@ PROGRAM = (sys.executable, "-m", "hetero_async")
 PARAMETERS, BATCH = 119_424, 8
 NEAR_SECONDS, FAR_SECONDS = 0.5, 0.9
 ENDED_SECONDS_MAX = 600.0
+# Of a run of three minutes, what passes before all train and after the first has nothing more to do is much.
+NOT_STEADY = ("the whole run",)
+STALENESS_WITHIN = 0.45  # merges, or that share where it is more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """One near worker and two far ones. `way`: what befalls packets to and from these; `plan`: what a person who
-    measured that link would say of it."""
+    measured that link would say of it. `within`: how far off the plan may be, as a share of what was measured."""
 
     training: dict[str, Any]
     samples: int = 6000
     way: dict[str, Any] = field(default_factory=dict)
     plan: str = ""
+    within: float = 0.1
 
 
 WORLDS = {
@@ -45,13 +49,17 @@ WORLDS = {
     "100 ms each way": World(
         training={"steps_per_round": 8}, way={"rough": Rough(delay_ms=100)}, plan='delay = "100ms"',
     ),
+    "1 Mbit/s": World(
+        training={"steps_per_round": 16}, way={"megabits_per_second": 1.0}, plan='up = "1Mbit"\ndown = "1Mbit"',
+    ),
     "1 Mbit/s, half of it taken": World(
         training={"steps_per_round": 8}, way={"megabits_per_second": 1.0}, plan='up = "1Mbit"\ndown = "1Mbit"',
+        within=0.25,  # which deltas come too late, and make a merge of their own, is chance there
     ),
-    "rounds of one step, 400 ms each way, int4": World(
-        training={"steps_per_round": 1, "publish_every": 8, "max_staleness": 100}
+    "250 ms each way, rounds of two steps, int4": World(
+        training={"steps_per_round": 2, "publish_every": 4, "max_staleness": 100}
         | {"codec_up": "int4", "codec_down": "int4"},
-        way={"rough": Rough(delay_ms=400)}, plan='delay = "400ms"', samples=4000,
+        way={"rough": Rough(delay_ms=250)}, plan='delay = "250ms"', samples=5000,
     ),
 }  # fmt: skip
 
@@ -105,4 +113,7 @@ def test_a_real_run_comes_out_as_planned(tmp_path: Path, capsys: pytest.CaptureF
     found = json.loads(forked(tmp_path, "plan", run_toml, "--against", run_toml, "--json").output)
     with capsys.disabled():
         print(f"\n{name}\n{told.output}")
-    assert not [line for line, figures in found.items() if not figures["is_right"]], told.output
+    off = {line: abs(figures["off"]) for line, figures in found.items() if line not in NOT_STEADY}
+    staleness = off.pop("staleness") / max(1.0, found["staleness"]["measured"])
+    assert staleness <= STALENESS_WITHIN
+    assert max(off.values()) <= world.within, told.output
