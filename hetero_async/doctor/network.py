@@ -31,7 +31,7 @@ PULL_SECONDS = 3.0
 MAJORITY = 0.5
 # From there on a few round trips more are a matter of seconds.
 FAR_SECONDS = 0.05
-SLOW_START = "net.ipv4.tcp_slow_start_after_idle"
+SLOW_START = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 
 
 async def running(nodes: list[Node]) -> dict[str, str]:
@@ -99,12 +99,8 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
                         f"there and back in {1000 * median(seconds):.1f} ms (of {len(seconds)}), "
                         f"delay = {500 * median(seconds):.1f} ms in a plan; it says: {told['state']}",
                     )
-                    if median(seconds) >= FAR_SECONDS and _starts_slowly():
-                        yield warning(
-                            subject,
-                            "so far away, each delta and publish takes some round trips more, since TCP begins slowly "
-                            f"after a rest; on both hosts: sysctl -w {SLOW_START}=0",
-                        )
+                    for finding in begins_slowly(endpoint.name, median(seconds)):
+                        yield finding
                 else:
                     yield ok(subject, f"answers to the key of {name}")
         except ConfigError as error:
@@ -114,12 +110,15 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
         yield await _rate(config, endpoint, workers, told)
 
 
-def _starts_slowly() -> bool:
-    """False where the kernel does not say."""
-    try:
-        return (Path("/proc/sys") / SLOW_START.replace(".", "/")).read_text().strip() == "1"
-    except OSError:
-        return False
+def begins_slowly(name: str, round_trip_seconds: float, setting: Path = SLOW_START) -> Iterator[Finding]:
+    """Nothing where that node is near, or the kernel does not say."""
+    with contextlib.suppress(OSError):
+        if round_trip_seconds >= FAR_SECONDS and setting.read_text().strip() == "1":
+            yield warning(
+                f"TCP to {name}",
+                "begins slowly after each rest, which costs each delta and publish some round trips more; "
+                f"on both hosts: sysctl -w net.ipv4.{setting.name}=0",
+            )
 
 
 async def _rate(config: RunConfig, endpoint: Endpoint, workers: list[str], told: dict[str, Any]) -> Finding:
