@@ -95,8 +95,8 @@ class Series(Kept):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        for name in FIGURES.keys() - self.figures.keys():  # older software did not note it
-            self.figures[name] = [0.0] * len(self.slots)
+        for name in FIGURES:
+            self.figures.setdefault(name, [0.0] * len(self.slots))  # older software did not note it
         lines = self._lines()
         if self.figures.keys() != FIGURES.keys() or {len(line) for line in lines} - {len(self.slots)}:
             raise ValueError("its columns are not whole")

@@ -1,6 +1,7 @@
 """A plan beside a run: what is read off the run, and how far off the plan was."""
 
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from shell.small_log import SilentDisk, inline
 from small_run import BATCH, SmallRun
 
+from hetero_async import cli_plan
 from hetero_async.core.heartbeat import Usage
 from hetero_async.core.messages import (
     DELTA,
@@ -97,6 +99,15 @@ def test_without_a_history_nothing_can_be_said(tmp_path: Path) -> None:
     (tmp_path / "history.json").unlink()
     with pytest.raises(UserError, match=r"there is no history\.json"):
         outcome_of(tmp_path)
+
+
+def test_the_verb_puts_a_plan_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_run(tmp_path)
+    cli_plan.plan(parameters=1000, site=["a:workers=1,step=4,batch=8"], against=tmp_path, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["samples/s"]["measured"] == pytest.approx(2.0, rel=0.01)
+    assert told["samples/s"]["is_right"]
+    assert not told["a sends"]["is_right"]
 
 
 # --- how far off ---
