@@ -256,3 +256,13 @@ def test_two_nodes_histories_become_one() -> None:
     sent = [totals[0] for totals in joined.whole.carried["amsterdam"]]
     assert len(sent) == 200 and sent == sorted(sent)
     assert len(STATES) == len(joined.whole.sites["amsterdam"][0])
+
+
+def test_what_a_site_has_carried_is_no_less_when_another_node_serves() -> None:
+    first, second = History(), History()
+    for second_of_run in range(4):
+        serving = {"is_serving": float(second_of_run < 2)}
+        first.look(BEGAN + second_of_run, figures(**serving), [], {"a": (100 + second_of_run, 0)})
+        # It hears what the workers' present lives have sent, and nothing of those before.
+        second.look(BEGAN + second_of_run, figures(is_serving=1 - serving["is_serving"]), [], {"a": (second_of_run, 0)})
+    assert [sent for sent, _ in as_one([first, second]).whole.carried["a"]] == [100, 101, 101, 101]
