@@ -131,7 +131,8 @@ async def _rate(config: RunConfig, endpoint: Endpoint, workers: list[str], told:
             subject, "not measured: all workers of this host are at work and would be disturbed; status shows theirs"
         )
     if "standby" in told or not told["positions"]:
-        return ok(subject, "not measured: there is nothing to fetch from it yet")
+        why = "it stands by, and hands nothing out" if "standby" in told else "there is nothing to fetch from it yet"
+        return ok(subject, f"not measured: {why}")
     secret = config.keys / f"{idle}.secret"
     async with open_dial_link([endpoint], secret_path=secret, observer=NullObserver()) as dialled:
         rate = None
