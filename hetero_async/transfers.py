@@ -64,8 +64,9 @@ class Pull:
     def is_overdue(self, now_ms: int) -> bool:
         """Whether what is under way is lost rather than slow, by what the chunks before it took, or by its size."""
         size = min(self.assembly.total_bytes, CHUNK_BYTES) if self.assembly else CHUNK_BYTES
-        known_ms = max(self.slowest_ms, self.expected_ms)
-        return now_ms - self.now_ms > (2 * known_ms or STALL_MS * size // CHUNK_BYTES)
+        # The link may have become slower since the object before; that it was fast says nothing.
+        unknown_ms = max(2 * self.expected_ms, STALL_MS * size // CHUNK_BYTES)
+        return now_ms - self.now_ms > (2 * self.slowest_ms or unknown_ms)
 
     def is_idle(self, now_ms: int, limit_ms: int) -> bool:
         """Whether nothing new has come for so long, however often it was asked for."""

@@ -109,3 +109,6 @@ def test_what_the_object_before_took_is_waited_for_this_one() -> None:
     pull = Pull("delta", 2, 0, limit=len(BLOB), expected_ms=2500)
     pull.size(CHUNK_BYTES // 8, b"")
     assert [pull.is_overdue(now_ms) for now_ms in (STALL_MS // 8 + 1, 5000, 5001)] == [False, False, True]
+    quick = Pull("delta", 3, 0, limit=len(BLOB), expected_ms=5)
+    quick.size(CHUNK_BYTES // 8, b"")
+    assert [quick.is_overdue(now_ms) for now_ms in (STALL_MS // 8, STALL_MS // 8 + 1)] == [False, True]

@@ -29,7 +29,7 @@ from hetero_async.watch.looks import Looks, Status
 
 NAME = "history.json"
 LOOK_EVERY_SECONDS = 1.0
-# What a crash costs of the history, at the least; longer where writing it would take more than a share of the time.
+# What a crash costs of the history, at the least; longer where writing it would take more than a share of a processor.
 WRITE_EVERY_SECONDS, WRITING_SHARE_MAX = 2.0, 0.002
 # The history holds less than a MB; what is larger was not written by us.
 FILE_BYTES_MAX = 16 * 1024 * 1024
@@ -155,11 +155,11 @@ class Chronicle:
         while not self._is_closing:
             self._take()
             if trio.current_time() >= write_at:
-                began = trio.current_time()
+                began = time.thread_time()  # on a busy machine a moment's work may last long, and cost no more
                 self._disk_bytes = _size_of(self._path.parent)
                 self._write()
-                seconds = trio.current_time() - began
-                write_at = began + max(WRITE_EVERY_SECONDS, seconds / WRITING_SHARE_MAX)
+                seconds = time.thread_time() - began
+                write_at = trio.current_time() + max(WRITE_EVERY_SECONDS, seconds / WRITING_SHARE_MAX)
             with trio.move_on_after(WRITE_EVERY_SECONDS):
                 await self._handed.wait()
             self._handed = trio.Event()

@@ -269,10 +269,10 @@ class Timing:
         return unpublished + self.late_share(site) + max(0.0, missed / site.workers)
 
     def is_sent_twice(self, site: Site) -> bool:
-        """Whether a chunk of a publish takes so long that its receiver takes it for lost (transfers.py) and asks for it
-        again. A server knows how long a worker's chunks take."""
-        chunk = min(self.question.publish_bytes, CHUNK_BYTES)
-        return 1000 * (site.workers * chunk / site.down + 2 * site.delay) > STALL_MS
+        """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again."""
+        ways = ((self.question.delta_bytes, site.up), (self.question.publish_bytes, site.down))
+        chunks = (site.workers * min(size, CHUNK_BYTES) / rate for size, rate in ways)
+        return 1000 * (max(chunks) + 2 * site.delay) > STALL_MS
 
     def is_behind(self, site: Site) -> bool:
         """Whether a publish is not there when the next is made. Each is asked for when the one before it has come."""
