@@ -171,8 +171,10 @@ install_role() { # [what init is told …]
     on_host systemctl daemon-reload
     on_host systemctl enable "$unit@$run.service"
     enter_run "$@"
-    if [ -n "$root" ] || { [ "$dry_run" = no ] && [ ! -e "$state/$run/run.toml" ]; }; then
-        echo "next: put the run into $state/$run (README.md says how), then: systemctl start $unit@$run"
+    if [ "$dry_run" = no ] && [ ! -e "$state/$run/run.toml" ]; then
+        echo "next: make the run in $state/$run (hetero-async init, join-standby or join-site), then: systemctl start $unit@$run"
+    elif [ -n "$root" ]; then
+        echo "next, on the host that has $root as its /: systemctl start $unit@$run"
     else
         # The run lies in the state directory; workers wait for a server that is away, and offer again what is unanswered.
         on_host systemctl restart "$unit@$run.service"

@@ -66,6 +66,7 @@ class Bulk:
         self._undecided: dict[str, int] = {}  # worker → bytes of its delta on the way through the machine
         self._inspecting = trio.CapacityLimiter(INSPECTIONS_MAX)
         self._uploads: dict[str, tuple[Incoming, Push | Offer, Pull]] = {}
+        self._waited_ms: dict[str, int] = {}  # by worker: for a chunk of its last upload
         self._hashes: dict[tuple[str, int], tuple[int, bytes]] = {}
 
     async def run(self) -> None:
@@ -126,7 +127,7 @@ class Bulk:
         if not self._has_room(worker, offer.payload_bytes):
             return  # it offers again
         kind, number = (DELTA, offer.seq) if isinstance(offer, Push) else (INITIAL, 0)
-        pull = Pull(kind, number, _now_ms(), limit)
+        pull = Pull(kind, number, _now_ms(), limit, expected_ms=self._waited_ms.get(worker, 0))
         pull.size(offer.payload_bytes, offer.payload_hash)
         self._uploads[worker] = (incoming, offer, pull)
         await self._ask(incoming, pull.wants())
@@ -187,6 +188,7 @@ class Bulk:
         pull.add(chunk, incoming.payload, _now_ms())
         if pull.is_complete:
             del self._uploads[worker]
+            self._waited_ms[worker] = pull.slowest_ms
             self._undecided[worker] = offer.payload_bytes
             self._nursery.start_soon(self._uploaded, incoming, offer, pull)
         else:

@@ -54,6 +54,7 @@ def question_of(path: Path | None, parameters: float, sites: Sequence[str], samp
         up=rate(f"{source}: plan.up", file.plan.up),
         down=rate(f"{source}: plan.down", file.plan.down),
         checkpoint_every=file.server.checkpoint_every,
+        keep_log=file.server.keep_log,
     )
 
 

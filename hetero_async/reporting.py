@@ -58,10 +58,9 @@ def write_report(place: Path, out: Path) -> str:
 
 def report(place: Path) -> dict[str, Any]:
     """The page's content."""
-    log, directories = _places(place)
+    log, directories = places(place)
     account = _read(log)
-    kept = [load_history(directory / chronicle.NAME) for directory in directories]
-    history = as_one([history for history in kept if history is not None])
+    history = history_at(directories)
     refused = load_refusals(log.parent / refusals.NAME)
     kinds: Counter[str] = Counter()
     by_worker: Counter[str] = Counter()
@@ -90,7 +89,7 @@ def report(place: Path) -> dict[str, Any]:
     }
 
 
-def _places(place: Path) -> tuple[Path, list[Path]]:
+def places(place: Path) -> tuple[Path, list[Path]]:
     """The log that is furthest, and where histories of the run may lie. Raises UserError."""
     run_toml = place / "run.toml" if place.is_dir() else place
     if run_toml.exists():
@@ -100,6 +99,12 @@ def _places(place: Path) -> tuple[Path, list[Path]]:
     if (place / "log").is_dir():
         return place / "log", [place]
     raise UserError(f"{place}: is no run.toml, and no directory with a run.toml or a log in it")
+
+
+def history_at(directories: list[Path]) -> History:
+    """What those nodes noted, as one. Raises ConfigError."""
+    kept = [load_history(directory / chronicle.NAME) for directory in directories]
+    return as_one([history for history in kept if history is not None])
 
 
 def _directories(config: RunConfig, first: Node) -> list[Path]:

@@ -16,13 +16,15 @@ STALL_MS = 8_000
 
 @dataclass(slots=True)
 class Pull:
-    """One object on its way in. `assembly` is None until its size is known."""
+    """One object on its way in. `assembly` is None until its size is known; `expected_ms` is what the object before it
+    waited for a chunk, 0 where there was none."""
 
     kind: str
     number: int
     now_ms: int
     limit: int
     assembly: Assembly | None = None
+    expected_ms: int = 0
     slowest_ms: int = 0  # the longest that was waited for a chunk
     arrived_ms: int = 0  # when a chunk came that was missing
 
@@ -62,7 +64,9 @@ class Pull:
     def is_overdue(self, now_ms: int) -> bool:
         """Whether what is under way is lost rather than slow, by what the chunks before it took, or by its size."""
         size = min(self.assembly.total_bytes, CHUNK_BYTES) if self.assembly else CHUNK_BYTES
-        return now_ms - self.now_ms > (2 * self.slowest_ms or STALL_MS * size // CHUNK_BYTES)
+        # The link may have become slower since the object before; that it was fast says nothing.
+        unknown_ms = max(2 * self.expected_ms, STALL_MS * size // CHUNK_BYTES)
+        return now_ms - self.now_ms > (2 * self.slowest_ms or unknown_ms)
 
     def is_idle(self, now_ms: int, limit_ms: int) -> bool:
         """Whether nothing new has come for so long, however often it was asked for."""

@@ -72,6 +72,7 @@ LAYERS = [
         "enrolment",
         "standby_enrolment",
         "planning",
+        "measuring",
         "unarchiving",
     },
     {"sim", "integrations", "doctor"},

@@ -102,3 +102,13 @@ def test_nobody_gets_more_at_once_than_the_credits_however_much_he_asks_for() ->
     want = Want(kind="publish", number=1, first=2, count=10**9)
     assert [chunk.index for chunk, _ in answered([want])] == list(range(2, 2 + CREDITS))
     assert answered([Want(kind="publish", number=1, first=10**9, count=1)]) == []
+
+
+def test_what_the_object_before_took_is_waited_for_this_one() -> None:
+    """A small delta over a thin link, of one chunk: nothing of itself says how long that takes."""
+    pull = Pull("delta", 2, 0, limit=len(BLOB), expected_ms=2500)
+    pull.size(CHUNK_BYTES // 8, b"")
+    assert [pull.is_overdue(now_ms) for now_ms in (STALL_MS // 8 + 1, 5000, 5001)] == [False, False, True]
+    quick = Pull("delta", 3, 0, limit=len(BLOB), expected_ms=5)
+    quick.size(CHUNK_BYTES // 8, b"")
+    assert [quick.is_overdue(now_ms) for now_ms in (STALL_MS // 8, STALL_MS // 8 + 1)] == [False, True]

@@ -5,6 +5,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,9 @@ REACH_SECONDS = 6.0
 ROUND_TRIPS = 7
 PULL_SECONDS = 3.0
 MAJORITY = 0.5
+# From there on a few round trips more are a matter of seconds.
+FAR_SECONDS = 0.05
+SLOW_START = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 
 
 async def running(nodes: list[Node]) -> dict[str, str]:
@@ -95,6 +99,8 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
                         f"there and back in {1000 * median(seconds):.1f} ms (of {len(seconds)}), "
                         f"delay = {500 * median(seconds):.1f} ms in a plan; it says: {told['state']}",
                     )
+                    for finding in begins_slowly(endpoint.name, median(seconds)):
+                        yield finding
                 else:
                     yield ok(subject, f"answers to the key of {name}")
         except ConfigError as error:
@@ -102,6 +108,17 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
     workers = [name for _, name in config.workers() if name in names]
     if told and workers:
         yield await _rate(config, endpoint, workers, told)
+
+
+def begins_slowly(name: str, round_trip_seconds: float, setting: Path = SLOW_START) -> Iterator[Finding]:
+    """Nothing where that node is near, or the kernel does not say."""
+    with contextlib.suppress(OSError):
+        if round_trip_seconds >= FAR_SECONDS and setting.read_text().strip() == "1":
+            yield warning(
+                f"TCP to {name}",
+                "begins slowly after each rest, which costs each delta and publish some round trips more; "
+                f"on both hosts: sysctl -w net.ipv4.{setting.name}=0",
+            )
 
 
 async def _rate(config: RunConfig, endpoint: Endpoint, workers: list[str], told: dict[str, Any]) -> Finding:
@@ -114,7 +131,8 @@ async def _rate(config: RunConfig, endpoint: Endpoint, workers: list[str], told:
             subject, "not measured: all workers of this host are at work and would be disturbed; status shows theirs"
         )
     if "standby" in told or not told["positions"]:
-        return ok(subject, "not measured: there is nothing to fetch from it yet")
+        why = "it stands by, and hands nothing out" if "standby" in told else "there is nothing to fetch from it yet"
+        return ok(subject, f"not measured: {why}")
     secret = config.keys / f"{idle}.secret"
     async with open_dial_link([endpoint], secret_path=secret, observer=NullObserver()) as dialled:
         rate = None

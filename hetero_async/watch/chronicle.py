@@ -8,6 +8,7 @@ refusals.json it is best effort, and written without fsync.
 import contextlib
 import functools
 import os
+import resource
 import threading
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from hetero_async.watch.looks import Looks, Status
 
 NAME = "history.json"
 LOOK_EVERY_SECONDS = 1.0
-# What a crash costs of the history, at the least; longer where writing it would take more than a share of the time.
+# What a crash costs of the history, at the least; longer where writing it would take more than a share of a processor.
 WRITE_EVERY_SECONDS, WRITING_SHARE_MAX = 2.0, 0.002
 # The history holds less than a MB; what is larger was not written by us.
 FILE_BYTES_MAX = 16 * 1024 * 1024
@@ -62,6 +63,7 @@ class Chronicle:
         self.looked = trio.Event()  # replaced at every look; of the thread's loop
         self.observer = observer
         self._path = directory / NAME
+        self._disk_bytes = 0
         self._web = web
         self._told: deque[Told] = deque(maxlen=TOLD_MAX)
         self._newest: tuple[float, Status] | None = None  # handed over, and not taken yet
@@ -80,8 +82,9 @@ class Chronicle:
             self._told.append(Told(name, fields, time.time()))
 
     def shown_in(self, status: Status) -> dict[str, Any]:
-        """A status that says where the dashboard is."""
-        return {**status, "dashboard": self.address}
+        """A status that says where the dashboard is, and what the node takes of its host."""
+        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {**status, "dashboard": self.address, "memory_bytes": memory, "disk_bytes": self._disk_bytes}
 
     async def follow(self, status: Callable[[], Status | None]) -> None:
         """Hand over a status a second, where there is one, until cancelled."""
@@ -152,10 +155,11 @@ class Chronicle:
         while not self._is_closing:
             self._take()
             if trio.current_time() >= write_at:
-                began = trio.current_time()
+                began = time.thread_time()  # on a busy machine a moment's work may last long, and cost no more
+                self._disk_bytes = _size_of(self._path.parent)
                 self._write()
-                seconds = trio.current_time() - began
-                write_at = began + max(WRITE_EVERY_SECONDS, seconds / WRITING_SHARE_MAX)
+                seconds = time.thread_time() - began
+                write_at = trio.current_time() + max(WRITE_EVERY_SECONDS, seconds / WRITING_SHARE_MAX)
             with trio.move_on_after(WRITE_EVERY_SECONDS):
                 await self._handed.wait()
             self._handed = trio.Event()
@@ -191,6 +195,16 @@ class Chronicle:
             temporary.replace(self._path)
         except OSError as error:
             self.complain(f"{self._path}: not written: {error.strerror}")
+
+
+def _size_of(node: Path) -> int:
+    """Of its log and checkpoints. Others write and remove files there meanwhile."""
+    size = 0
+    for name in ("log", "checkpoints"):
+        for path in (node / name).rglob("*"):
+            with contextlib.suppress(OSError):
+                size += path.stat().st_size
+    return size
 
 
 def _delta(looks: Looks, told: Told) -> None:

@@ -8,6 +8,7 @@ from hetero_async.watch.history import (
     ABSENT,
     COUNTED_BY_A_LIFE,
     FIGURES,
+    NOTHING,
     STATES,
     History,
     Mark,
@@ -66,11 +67,17 @@ def _columns(several: Sequence[Series]) -> Series:
 
 
 def _copy(series: Series, place: int, joined: Series) -> None:
-    """Sites and lanes of one column, to the end of `joined`."""
+    """What one column says of sites and workers, to the end of `joined`."""
     before = len(joined.slots) - 1
     for site in dict.fromkeys([*joined.sites, *series.sites]):
         shares = series.sites[site][place] if site in series.sites else [0] * len(STATES)
         joined.sites.setdefault(site, [[0] * len(STATES) for _ in range(before)]).append(shares)
+    for site in dict.fromkeys([*joined.carried, *series.carried]):
+        totals = joined.carried.setdefault(site, [[*NOTHING] for _ in range(before)])
+        # A server that takes over hears only what each worker's present life has sent.
+        known = totals[-1] if totals else NOTHING
+        heard = series.carried[site][place] if site in series.carried else NOTHING
+        totals.append([max(one) for one in zip(known, heard, strict=True)])
     for worker in dict.fromkeys([*joined.lanes, *series.lanes]):
         letter = series.lanes[worker][place] if worker in series.lanes else ABSENT
         joined.lanes.setdefault(worker, [ABSENT] * before).append(letter)

@@ -8,6 +8,7 @@ wall-clock times, changes no state and is replayed by nobody; what is lost of it
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,6 +34,7 @@ SILENT_SECONDS = 4.0
 # What a worker was seen doing. ABSENT: not in the run, or gone with a bye; UNKNOWN: in it, as a standby knows it.
 TRAINING, SENDING, WAITING, DEAD, UNKNOWN, ABSENT = "tswdu-"
 STATES = TRAINING + SENDING + WAITING + DEAD + UNKNOWN
+NOTHING = (0, 0)  # sent, received
 
 
 def no_figures() -> dict[str, list[float]]:
@@ -55,6 +57,8 @@ FIGURES: dict[str, Callable[[Sequence[float]], float]] = {
     "unreleased": max,  # records on this disk that an acknowledgement still waits for
     "standby_lag": max,  # records, of the standby that is furthest behind
     "is_serving": max,
+    "memory_bytes": max,  # of the node's process, at its peak
+    "disk_bytes": max,  # of log and checkpoints
 }
 COUNTED_BY_A_LIFE = ("refused", "bytes_up", "bytes_down")  # a server that is started again counts from nothing
 
@@ -78,26 +82,44 @@ class Series(Kept):
     """Columns of time: column i is the time from `slots[i]` · `step_seconds` on, in seconds since 1970.
 
     A slot in which nobody looked has no column. `sites`: how many workers were seen in each of STATES, summed over the
-    column's looks; `lanes`: one letter a column for each worker.
+    column's looks; `carried`: what a site's workers had sent and received by then, in bytes; `lanes`: one letter a
+    column for each worker.
     """
 
     step_seconds: Annotated[int, Field(ge=1)] = 1
     slots: list[int] = []
     figures: dict[str, list[float]] = Field(default_factory=no_figures)
     sites: dict[Text, list[list[int]]] = {}
+    carried: dict[Text, list[list[int]]] = {}
     lanes: dict[Text, list[str]] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        lines: list[Sequence[object]] = [*self.figures.values(), *self.sites.values(), *self.lanes.values()]
+        for name in FIGURES:
+            self.figures.setdefault(name, [0.0] * len(self.slots))  # older software did not note it
+        lines = self._lines()
         if self.figures.keys() != FIGURES.keys() or {len(line) for line in lines} - {len(self.slots)}:
             raise ValueError("its columns are not whole")
         if any(len(share) != len(STATES) for shares in self.sites.values() for share in shares):
             raise ValueError("its sites are not whole")
+        if any(len(totals) != len(NOTHING) for carried in self.carried.values() for totals in carried):
+            raise ValueError("what its sites carried is not whole")
         return self
 
-    def add(self, seconds: float, figures: Mapping[str, float], doing: Iterable[tuple[str, str, str]]) -> None:
-        """One look. `doing`: (site, worker, letter) of every worker."""
+    def _lines(self) -> list[list[Any]]:
+        """All that has an entry for each column."""
+        lines = (self.figures, self.sites, self.carried, self.lanes)
+        return [self.slots, *(line for kind in lines for line in kind.values())]
+
+    def add(
+        self,
+        seconds: float,
+        figures: Mapping[str, float],
+        doing: Iterable[tuple[str, str, str]],
+        carried: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
+        """One look. `doing`: (site, worker, letter) of every worker. `carried`: by site, what its workers have sent and
+        received in all."""
         slot = int(seconds // self.step_seconds)
         if self.slots and slot <= self.slots[-1]:  # also where the clock was set back
             for name, line in self.figures.items():
@@ -105,6 +127,9 @@ class Series(Kept):
         else:
             self._open(slot, figures)
         before = len(self.slots) - 1
+        for site, totals in carried.items():
+            if site in self.carried or len(self.carried) < SITES_MAX:
+                self.carried.setdefault(site, [[*NOTHING] for _ in self.slots])[before] = [*totals]
         for site, worker, letter in doing:
             if letter != ABSENT:
                 self._share(site, before)[STATES.index(letter)] += 1
@@ -120,6 +145,8 @@ class Series(Kept):
             line.append(figures[name])
         for shares in self.sites.values():
             shares.append([0] * len(STATES))
+        for totals in self.carried.values():
+            totals.append(totals[-1])
         for lane in self.lanes.values():
             lane.append(ABSENT)
 
@@ -149,16 +176,14 @@ class Series(Kept):
         self.slots = reduced(self.slots, last)
         self.figures = {name: reduced(line, FIGURES[name]) for name, line in self.figures.items()}
         self.sites = {site: reduced(shares, added) for site, shares in self.sites.items()}
+        self.carried = {site: reduced(totals, last) for site, totals in self.carried.items()}
         self.lanes = {worker: reduced(lane, together) for worker, lane in self.lanes.items()}
 
     def forget(self, most: int) -> None:
         """All but the newest columns, and whom none of them has."""
         if (over := len(self.slots) - most) <= 0:
             return
-        lines: list[list[Any]] = [
-            self.slots, *self.figures.values(), *self.sites.values(), *self.lanes.values()
-        ]  # fmt: skip
-        for line in lines:
+        for line in self._lines():
             del line[:over]
         self.lanes = {worker: lane for worker, lane in self.lanes.items() if lane.count(ABSENT) < most}
 
@@ -169,6 +194,7 @@ class Series(Kept):
             "slots": self.slots[since:],
             "figures": {name: line[since:] for name, line in self.figures.items()},
             "sites": {site: shares[since:] for site, shares in self.sites.items()},
+            "carried": {site: totals[since:] for site, totals in self.carried.items()},
             "lanes": {worker: "".join(lane[since:]) for worker, lane in self.lanes.items()},
         }
 
@@ -218,9 +244,15 @@ class History(Kept):
         self.heard[name] = value
         return self.began.get(name, 0.0) + value
 
-    def look(self, seconds: float, figures: Mapping[str, float], doing: Sequence[tuple[str, str, str]]) -> bool:
+    def look(
+        self,
+        seconds: float,
+        figures: Mapping[str, float],
+        doing: Sequence[tuple[str, str, str]],
+        carried: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> bool:
         """One look at the run. True: the columns are others than before."""
-        self.whole.add(seconds, figures, doing)
+        self.whole.add(seconds, figures, doing, carried)
         if len(self.whole.slots) <= COLUMNS_MAX:
             return False
         self.whole.thin()

@@ -87,9 +87,9 @@ class Looks:
             self._mark_changes(seconds, status)
         self.history.refused(status["refusals"])
         doing = list(self._doing(seconds, status["workers"]))
-        figures = self._figures(status)
-        self.generation += self.history.look(seconds, figures, doing)
-        self.recent.add(seconds, figures, doing)
+        figures, carried = self._figures(status), self._carried(status["workers"])
+        self.generation += self.history.look(seconds, figures, doing, carried)
+        self.recent.add(seconds, figures, doing, carried)
         self.recent.forget(RECENT_COLUMNS_MAX)
         for name, metric in status["metrics"].items():
             if metric != self.status.get("metrics", {}).get(name):
@@ -129,6 +129,15 @@ class Looks:
         elif before.has_joined and seen.alive and seen.incarnation > before.incarnation:
             self.history.mark(Mark(at=seconds, kind="back", text=f"life {seen.incarnation}", **who))
 
+    def _carried(self, workers: list[Status]) -> dict[str, tuple[int, int]]:
+        """By site, what its workers have sent and received in all their lives."""
+        carried: dict[str, tuple[int, int]] = {}
+        for worker in workers:
+            if (traffic := self.history.traffic.get(worker["worker"])) is not None:
+                sent, received = carried.get(worker["site"], (0, 0))
+                carried[worker["site"]] = sent + traffic[0], received + traffic[1]
+        return carried
+
     def _figures(self, status: Status) -> dict[str, float]:
         total, log = self.history.total, status["log"]
         return {
@@ -142,6 +151,8 @@ class Looks:
             "unreleased": max(0, log["lsn"] - log["released"]),
             "standby_lag": _lag(status),
             "is_serving": "standby" not in status,
+            "memory_bytes": status.get("memory_bytes", 0),
+            "disk_bytes": status.get("disk_bytes", 0),
         }
 
 

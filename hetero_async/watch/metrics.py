@@ -74,9 +74,12 @@ def _run(status: Status) -> Iterator[Metric]:
     yield gauge("acknowledgements_held", "1 while they wait for a standby.", bool(status.get("held")))
     yield counter("log_records", "Records of the log.", status["log"]["lsn"])
     yield counter("log_records_released", "Records whose outcome may be told to workers.", status["log"]["released"])
+    yield gauge("memory_peak_bytes", "The most memory that the node's process has taken.", status["memory_bytes"])
+    yield gauge("disk_bytes", "Log and checkpoints on the node's disk.", status["disk_bytes"])
     network = CounterMetricFamily(PREFIX + "network_bytes", "Bytes to and from all peers.", labels=["direction"])
-    network.add_metric(["sent"], status["bytes"]["up"])
-    network.add_metric(["received"], status["bytes"]["down"])
+    ways = ("sent", "received") if "standby" in status else ("received", "sent")  # up is to the server
+    for direction, way in zip(ways, ("up", "down"), strict=True):
+        network.add_metric([direction], status["bytes"][way])
     yield network
 
 

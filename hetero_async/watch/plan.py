@@ -11,8 +11,12 @@ from dataclasses import dataclass, replace
 from hetero_async.watch.timing import Question, Site, Timing, buffers
 
 DAY_SECONDS = 86_400
-# What a worker says while it trains: a heartbeat a second, leases, offers, chunks asked for.
-CONTROL_BYTES_PER_SECOND = 300.0
+# What a worker says beside its deltas, and what it is told beside publishes: a heartbeat a second and its answer; for
+# each round the offer, a chunk's header and a request for samples, and their answers; for each publish its news, a
+# chunk's header and what asks for it.
+HEARTBEAT_BYTES, BEAT_BYTES = 360.0, 75.0
+ROUND_UP_BYTES, ROUND_DOWN_BYTES = 390.0, 250.0
+PUBLISH_UP_BYTES, PUBLISH_DOWN_BYTES = 50.0, 140.0
 # Of Python and torch.
 PROCESS_BYTES = 300 * 1024 * 1024
 # What a large machine has.
@@ -79,6 +83,7 @@ def forecast(question: Question) -> Forecast:
     alone = [site.workers * site.batch / site.step_seconds for site in question.sites]
     log = pace.deltas_per_second * question.delta_bytes
     joining = pace.joining_seconds()
+    seconds = joining + question.samples / samples if question.samples and samples else math.inf
     foretold = Forecast(
         sites=sites,
         window_seconds=pace.window,
@@ -92,12 +97,12 @@ def forecast(question: Question) -> Forecast:
         bytes_per_day=DAY_SECONDS * sum(site.up_bytes_per_second + site.down_bytes_per_second for site in sites),
         server_busy=pace.server_seconds * pace.merges_per_second,
         server_memory_bytes=server_memory_bytes(question),
-        server_disk_bytes=server_disk_bytes(question, pace.deltas_per_second / pace.merges_per_second),
+        server_disk_bytes=server_disk_bytes(question, pace.deltas_per_second / pace.merges_per_second, log * seconds),
         log_bytes_per_day=DAY_SECONDS * log,
         worker_memory_bytes=worker_memory_bytes(question),
         device_memory_bytes=8 * question.parameters,  # base, and a delta while it is encoded (tensors/replica.py)
         joining_seconds=joining,
-        days=(joining + question.samples / samples) / DAY_SECONDS if question.samples and samples else math.inf,
+        days=seconds / DAY_SECONDS,
         warnings=(),
     )
     return replace(foretold, warnings=tuple(_warnings(question, pace, foretold)))
@@ -133,8 +138,9 @@ def _site(pace: Timing, site: Site) -> SiteForecast:
     question = pace.question
     cycle, share, publishes = pace.round_seconds(site), pace.training_share(site), pace.publishes_per_second
     counted = site.workers * share / site.step_seconds if not pace.is_refused(site) else 0.0
-    up = site.workers * (question.delta_bytes / cycle + CONTROL_BYTES_PER_SECOND)
-    down = site.workers * (question.publish_bytes * publishes + CONTROL_BYTES_PER_SECOND)
+    up = (question.delta_bytes + ROUND_UP_BYTES) / cycle + PUBLISH_UP_BYTES * publishes + HEARTBEAT_BYTES
+    down = (question.publish_bytes + PUBLISH_DOWN_BYTES) * publishes + ROUND_DOWN_BYTES / cycle + BEAT_BYTES
+    up, down = site.workers * up, site.workers * down
     return SiteForecast(
         name=site.name,
         steps_per_round=pace.steps_per_round(site),
@@ -187,12 +193,15 @@ def server_memory_bytes(question: Question) -> float:
     return PROCESS_BYTES + vectors + copied + publishing + deltas + handed_out
 
 
-def server_disk_bytes(question: Question, deltas_per_merge: float) -> float:
-    """Checkpoints, and the log back to the older one of them; what keep_log adds is `log_bytes_per_day`."""
+def server_disk_bytes(question: Question, deltas_per_merge: float, log_bytes: float = math.inf) -> float:
+    """Checkpoints, and the log back to the older one of them, in whole segments, of which the newest has its room
+    already. `log_bytes`: of the whole run, which is all kept with keep_log; infinite where that is not known."""
     checkpoint = 4 * question.parameters * (2 + buffers(question.settings))
     # The older of two, and up to the next: twice the distance of two checkpoints.
-    log = 2 * question.checkpoint_every * deltas_per_merge * question.delta_bytes
-    return CHECKPOINTS * checkpoint + log + SEGMENT_BYTES
+    needed = 2 * question.checkpoint_every * deltas_per_merge * question.delta_bytes
+    kept = log_bytes if question.keep_log and math.isfinite(log_bytes) else min(log_bytes, needed)
+    segments = 1 + math.ceil(kept / SEGMENT_BYTES) if log_bytes > SEGMENT_BYTES else 1
+    return CHECKPOINTS * checkpoint + segments * SEGMENT_BYTES
 
 
 def worker_memory_bytes(question: Question) -> float:

@@ -12,7 +12,6 @@ from hetero_async.bulk import UPLOAD_BYTES_MAX, UPLOADS_MIN
 from hetero_async.core.pace import Windows, reference_rate, steps_for
 from hetero_async.core.records import RunSettings
 from hetero_async.core.server import STRETCH
-from hetero_async.core.worker import OFFER_AGAIN_MS
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
 from hetero_async.transfers import STALL_MS
 
@@ -38,6 +37,9 @@ COSTS = {
     "2bit": Cost(34.0, 0.3, 14.0),
     "topk": Cost(66.0, 0.3, 5.5),
 }
+# TCP's first flight, ten segments (RFC 6928). While it rests, what it dares to send at once is halved, down to that,
+# every so often: a round trip and that much more (RFC 2861, as Linux does it).
+FIRST_FLIGHT_BYTES, RETRANSMISSION_SECONDS = 14_480.0, 0.2
 ADD_NS, STEP_NS, HASH_NS = 0.5, 2.1, 0.25  # of one delta to the mean, of the outer step, of one vector
 
 
@@ -65,6 +67,7 @@ class Question:
     up: float = math.inf
     down: float = math.inf
     checkpoint_every: int = 50
+    keep_log: bool = False
 
     @property
     def workers(self) -> int:
@@ -187,7 +190,8 @@ class Timing:
         single = sum(other.workers * _carried(size, other.up, size, other.delay) for other in question.sites)
         sent = max(self._deltas_seconds(site), theirs, single / slots if workers > slots else 0.0)
         looked_at = workers * question.billionths(codec.unpack + codec.decode)
-        return question.billionths(codec.encode) + 4 * site.delay + sent + looked_at
+        slow = _slow_start(size, site.up / site.workers, site.delay, self.window)
+        return question.billionths(codec.encode) + 4 * site.delay + slow + sent + looked_at
 
     def _receive_alone(self, site: Site) -> float:
         """Merged, published, announced, asked for, sent and taken over. The first chunk tells how many there are."""
@@ -196,7 +200,8 @@ class Timing:
         sent = max(self._publishes_seconds(site), question.workers * size / question.up)
         trips = 3 if size <= CHUNK_BYTES else 5
         taken_over = question.billionths(codec.unpack + codec.decode + ADD_NS + HASH_NS)
-        return self.merging_seconds + trips * site.delay + sent + taken_over
+        slow = _slow_start(size, site.down / site.workers, site.delay, self.window * question.settings.publish_every)
+        return self.merging_seconds + trips * site.delay + slow + sent + taken_over
 
     @property
     def merging_seconds(self) -> float:
@@ -264,16 +269,19 @@ class Timing:
         return unpublished + self.late_share(site) + max(0.0, missed / site.workers)
 
     def is_sent_twice(self, site: Site) -> bool:
-        """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again, when
-        the worker repeats its offer."""
-        chunk = min(self.question.delta_bytes, CHUNK_BYTES)
-        seconds = site.workers * chunk / site.up + 2 * site.delay
-        return 1000 * seconds > max(OFFER_AGAIN_MS, STALL_MS * chunk / CHUNK_BYTES)
+        """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again."""
+        ways = ((self.question.delta_bytes, site.up), (self.question.publish_bytes, site.down))
+        chunks = (site.workers * min(size, CHUNK_BYTES) / rate for size, rate in ways)
+        return 1000 * (max(chunks) + 2 * site.delay) > STALL_MS
 
     def is_behind(self, site: Site) -> bool:
         """Whether a publish is not there when the next is made. Each is asked for when the one before it has come."""
         trips = 2 if self.question.publish_bytes <= CHUNK_BYTES else 4
-        fetched = self._publishes_seconds(site) + trips * site.delay
+        size = self.question.publish_bytes
+        slow = _slow_start(
+            size, site.down / site.workers, site.delay, self.window * self.question.settings.publish_every
+        )
+        fetched = self._publishes_seconds(site) + trips * site.delay + slow
         fetched = max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
         return fetched * self.publishes_per_second > 1
 
@@ -303,14 +311,32 @@ class Timing:
         size, first = question.snapshot_bytes, question.sites[0]
         coded = question.billionths(2 * (cost.encode + cost.unpack + cost.decode))
         sent = max(
-            _carried(site.workers * size, site.down, size, site.delay) + 5 * site.delay for site in question.sites
+            _carried(site.workers * size, site.down, size, site.delay)
+            + _slow_start(size, site.down / site.workers, site.delay)
+            + 5 * site.delay
+            for site in question.sites
         )
-        return coded + _carried(size, min(first.up, question.down), size, first.delay) + sent
+        provided = _carried(size, min(first.up, question.down), size, first.delay)
+        return coded + provided + _slow_start(size, first.up, first.delay) + sent
 
 
 def _carried(everything: float, rate: float, one: float = 0.0, delay: float = 0.0) -> float:
     """Seconds for so many bytes over one link, of which each object (`one`) is pulled a few chunks at a time."""
     return max(everything / rate, one * 2 * delay / (CREDITS * CHUNK_BYTES))
+
+
+def _slow_start(size: float, rate: float, delay: float, rest: float = 3600.0) -> float:
+    """How much longer a transfer takes, so many seconds after the last one, because TCP begins with a small flight and
+    doubles it with each answer until the link is full; J. Kurose, K. Ross, Computer Networking, §3.7."""
+    round_trip = 2 * delay
+    if not round_trip:
+        return 0.0
+    halvings = rest // (round_trip + RETRANSMISSION_SECONDS)
+    first = max(FIRST_FLIGHT_BYTES, size * math.exp2(-halvings))
+    until_sent = math.ceil(math.log2(size / first + 1)) - 1
+    until_full = math.floor(math.log2(1 + round_trip * rate / first)) + 1 if math.isfinite(rate) else until_sent
+    flights = max(0, min(until_sent, until_full))
+    return max(0.0, flights * (round_trip + first / rate) - (math.exp2(flights) - 1) * first / rate)
 
 
 def _queued(busy_seconds: float, every_seconds: float) -> float:

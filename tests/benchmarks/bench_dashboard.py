@@ -20,15 +20,17 @@ from small_run import SmallRun
 
 from hetero_async.core.records import RunSettings
 from hetero_async.core.status import summary
+from hetero_async.core.trend import Trend
 from hetero_async.shell.telemetry import NullObserver
 from hetero_async.watch import dashboard
 from hetero_async.watch.chronicle import LOOK_EVERY_SECONDS, Chronicle, open_chronicle
 
 WORKERS = 200
 READERS = 4
-STRETCH_SECONDS = 8.0
-TURNS = 5
+STRETCH_SECONDS = 6.0
+TURNS = 7
 MOST_SHARE = 0.02
+TREND = Trend()
 
 
 def reader_life(port: int) -> None:
@@ -45,7 +47,7 @@ def look(run: SmallRun) -> dict[str, Any]:
     """As `Serving.look` has it."""
     lsn = run.server.state.lsn
     beside = {"bytes": {"up": 8 * lsn, "down": 9 * lsn}, "log": {"lsn": lsn, "released": lsn}, "quarantine": []}
-    return summary(run.server, 0) | beside
+    return summary(run.server, TREND, 0) | beside
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 from e2e.harness import Run, forked
 
 from hetero_async.core.records import Joined
+from hetero_async.doctor.network import begins_slowly
 from hetero_async.shell.keys import AllowList, load_public
 
 SAMPLES = 1600
@@ -55,3 +56,15 @@ def test_what_is_wrong_is_named_with_what_to_do(tmp_path: Path) -> None:
         assert "link to server" not in found  # it does not run yet, and it is this host's own
         assert [finding["state"] for finding in found["witness"]] == ["warning", "failed"]
         assert "no majority" in found["witness"][1]["told"]
+
+
+def test_a_link_on_which_tcp_begins_slowly_is_named_where_it_is_long(tmp_path: Path) -> None:
+    setting = tmp_path / "tcp_slow_start_after_idle"
+    assert list(begins_slowly("server", 0.2, setting)) == [], "the kernel does not say"
+    setting.write_text("1\n")
+    [finding] = begins_slowly("server", 0.2, setting)
+    assert (finding.subject, finding.state) == ("TCP to server", "warning")
+    assert "sysctl -w net.ipv4.tcp_slow_start_after_idle=0" in finding.told
+    assert list(begins_slowly("server", 0.01, setting)) == [], "near"
+    setting.write_text("0\n")
+    assert list(begins_slowly("server", 0.2, setting)) == []

@@ -27,8 +27,8 @@ NETWORK = "10.77.0"
 # Each port has a class for every other site, numbered as the sites are, and one that nothing befalls.
 OPEN_CLASS = "ffff"
 OPEN_RATE = "10gbit"
-# What waits before a thin way: a tenth of a second at 20 Mbit/s, as in a router.
-QUEUE = "bfifo limit 256kb"
+# What waits before a way: a tenth of a second, as in a router that is set for its link, and some packets at the least.
+QUEUE_BYTES, QUEUE_BYTES_MIN, QUEUE_SECONDS = 256_000, 32_000, 0.1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -162,7 +162,10 @@ class Sites:
     def _queue(self, way: Way) -> str:
         if way.is_cut or way.packet_bytes_max:  # what is small enough has been let through before
             return "blackhole"
-        return way.rough.netem() if way.rough and self._has_netem else QUEUE
+        if way.rough and self._has_netem:
+            return way.rough.netem()
+        tenth = int(QUEUE_SECONDS * way.megabits_per_second * 1e6 / 8)
+        return f"bfifo limit {max(QUEUE_BYTES_MIN, tenth) if tenth else QUEUE_BYTES}"
 
     def _link(self, one: str, other: str) -> RoughLink:
         pair = frozenset((one, other))

@@ -67,6 +67,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "refusals": {"too stale": 2},
         "metrics": {"validation_loss": figure()},
         "bytes": {"up": 1, "down": 2},
+        "memory_bytes": 3,
+        "disk_bytes": 4,
         "log": {"lsn": 400, "released": 399},
         "paused": "",
         "held": "",

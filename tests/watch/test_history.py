@@ -1,5 +1,6 @@
 """What a run was like over time stays small, whatever comes, and true to what was seen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,37 @@ def test_a_month_takes_the_room_of_a_day(days: int) -> None:
     assert len(looks.history.model_dump_json()) < 120_000
     assert whole.figures["trained"][-1] == looks.status["trained"]
     assert looks.generation > 0
+
+
+def test_what_a_site_has_carried_is_the_newest_of_each_column() -> None:
+    series = Series()
+    series.add(100, figures(), [])
+    for second, sent in ((101, 5), (102, 7), (103, 9)):
+        series.add(second, figures(), [], {"a": (sent, 10 * sent)})
+    series.add(104, figures(), [])
+    assert series.carried == {"a": [[0, 0], [5, 50], [7, 70], [9, 90], [9, 90]]}, "who is not heard has sent no less"
+    series.thin()
+    assert series.shown(1)["carried"] == {"a": [[9, 90], [9, 90]]}
+    series.forget(1)
+    assert series.carried == {"a": [[9, 90]]}
+
+
+def test_a_site_carries_what_its_workers_do_in_all_their_lives() -> None:
+    looks = watched(0, 40, workers=8)
+    again = status_at(50, workers=8)
+    before = [worker["bytes_up"] for worker in status_at(40, workers=8)["workers"] if worker["site"] == "office"]
+    for worker in again["workers"]:
+        worker["bytes_up"] = 10
+    looks.look(BEGAN + 50, again)
+    assert looks.recent.carried["office"][-1][0] == sum(before) + 10 * len(before)
+
+
+def test_what_older_software_did_not_note_is_nothing() -> None:
+    kept = json.loads(watched(0, 40).history.model_dump_json())
+    del kept["whole"]["carried"], kept["whole"]["figures"]["memory_bytes"]
+    history = History.model_validate_json(json.dumps(kept))
+    assert history.whole.figures["memory_bytes"] == [0.0, 0.0]
+    assert history.whole.carried == {}
 
 
 def test_whatever_comes_it_stays_bounded() -> None:
@@ -221,4 +253,16 @@ def test_two_nodes_histories_become_one() -> None:
     up = joined.whole.figures["bytes_up"]
     assert up == sorted(up)
     assert sum(map(sum, joined.whole.sites["amsterdam"])) == 200
+    sent = [totals[0] for totals in joined.whole.carried["amsterdam"]]
+    assert len(sent) == 200 and sent == sorted(sent)
     assert len(STATES) == len(joined.whole.sites["amsterdam"][0])
+
+
+def test_what_a_site_has_carried_is_no_less_when_another_node_serves() -> None:
+    first, second = History(), History()
+    for second_of_run in range(4):
+        serving = {"is_serving": float(second_of_run < 2)}
+        first.look(BEGAN + second_of_run, figures(**serving), [], {"a": (100 + second_of_run, 0)})
+        # It hears what the workers' present lives have sent, and nothing of those before.
+        second.look(BEGAN + second_of_run, figures(is_serving=1 - serving["is_serving"]), [], {"a": (second_of_run, 0)})
+    assert [sent for sent, _ in as_one([first, second]).whole.carried["a"]] == [100, 101, 101, 101]

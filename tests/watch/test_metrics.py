@@ -45,7 +45,9 @@ def test_what_is_told_is_what_the_status_says() -> None:
     assert value(FULL, "standby_in_reach", standby="c") == 0
     assert value(FULL, "archive_behind_seconds") == 75
     assert value(FULL, "quarantined_keys") == 1
-    assert value(FULL, "network_bytes_total", direction="received") == 2
+    assert value(FULL, "network_bytes_total", direction="received") == 1, "what goes up, the server receives"
+    standing_by = status(standby={"name": "b", "lag": 0, "hears_server": True})
+    assert value(standing_by, "network_bytes_total", direction="sent") == 1
     assert value(FULL, "workers") == 2
     who = {"site": "amsterdam", "worker": "amsterdam-0"}
     assert value(FULL, "worker_waiting_seconds_total", **who, reason="answer") == 20

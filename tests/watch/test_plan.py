@@ -15,6 +15,7 @@ from hetero_async.sim.checkers import Judge
 from hetero_async.sim.recorder import LearningWorld, Recorder
 from hetero_async.sim.text import Reading
 from hetero_async.sim.world import play
+from hetero_async.watch import timing
 from hetero_async.watch.plan import Forecast, forecast
 from hetero_async.watch.timing import BITS, Question, Site
 
@@ -166,6 +167,7 @@ def test_a_simulated_world_comes_out_as_foretold(tmp_path: Path, monkeypatch: py
     question, found = measured(world_of(tmp_path, *WORLDS[name]), tmp_path)
     # How well these deltas compress is the codec's affair, and a tiny model's are not a usual one's.
     monkeypatch.setitem(BITS, question.settings.codec_up, found.bits)
+    monkeypatch.setattr(timing, "FIRST_FLIGHT_BYTES", 1e15)  # the simulated network has no TCP
     expected = forecast(question)
     up = sum(site.up_bytes_per_second for site in expected.sites)
     down = sum(site.down_bytes_per_second for site in expected.sites)
@@ -196,3 +198,18 @@ def staleness(question: Question, expected: Forecast) -> float:
 
 def _workers(question: Question, name: str) -> int:
     return next(site.workers for site in question.sites if site.name == name)
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "delay", "rest", "expected"),
+    [
+        (60e3, math.inf, 0.0, 60.0, 0.0),
+        (14e3, math.inf, 0.25, 60.0, 0.0),  # one flight
+        (60e3, math.inf, 0.25, 60.0, 1.0),  # 14 + 29 + 17 kB: two answers are waited for
+        (60e3, math.inf, 0.25, 1.0, 0.5),  # a shorter rest: 30 + 30 kB
+        (60e3, math.inf, 0.25, 0.5, 0.0),  # none to speak of
+        (1e9, 1e6, 0.005, 60.0, 0.01 + 0.01448 - 0.01448),  # a thin link is full after the first flight
+    ],
+)
+def test_tcp_begins_slowly(size: float, rate: float, delay: float, rest: float, expected: float) -> None:
+    assert timing._slow_start(size, rate, delay, rest) == pytest.approx(expected)

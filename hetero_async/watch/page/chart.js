@@ -135,7 +135,7 @@ function limits(lines, least, settle) {
 }
 
 function drawAxis(svg, { x0, x1, X, y, width, edge, xText, xSteps }) {
-  for (const x of ticks(x0, x1, Math.max(2, Math.floor((width - edge.left) / 85)), xSteps)) {
+  for (const x of ticks(x0, x1, Math.max(2, Math.floor((width - edge.left) / 100)), xSteps)) {
     const at = X(x), anchor = at < edge.left + 12 ? "start" : at > width - 30 ? "end" : "middle";
     svg.append(make("svg:text", { x: at, y, "text-anchor": anchor }, trimmed(xText(x))));
   }

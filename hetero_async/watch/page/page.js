@@ -12,6 +12,7 @@ const TABLE_WORKERS_MAX = 24; // of a run, whose table is open without being ask
 const RATE_SECONDS = 30, GROUP_SECONDS = 15;
 
 const some = (value, shown) => value ? shown(value) : null;
+const perSecond = (rate) => some(rate, (one) => `${bytes(one)}/s`);
 // title, class, whether only a server that is heard tells it, and what it says of a worker
 const WORKER_COLUMNS = [
   ["worker", "text", false, (one) => one.worker],
@@ -23,6 +24,9 @@ const WORKER_COLUMNS = [
   ["stale", "", true, (one) => String(one.staleness)],
   ["sent", "", false, (one) => some(one.bytes_up, bytes)],
   ["received", "", false, (one) => some(one.bytes_down, bytes)],
+  ["link up", "", true, (one) => perSecond(one.alive && one.usage?.upload_bytes_per_second)],
+  ["link down", "", true, (one) => perSecond(one.alive && one.usage?.download_bytes_per_second)],
+  ["trip", "", true, (one) => some(one.alive && one.usage?.round_trip_seconds, (seconds) => `${Math.round(1000 * seconds)} ms`)],
   ["steps", "", false, (one) => whole(one.steps)],
   ["samples", "", false, (one) => whole(one.samples)],
   ["deltas", "", false, (one) => whole(one.deltas)],
@@ -71,6 +75,19 @@ function sitesOf() {
   }
   for (const name of Object.keys(content.whole.sites)) if (!sites.has(name)) sites.set(name, { name, workers: [] });
   return [...sites.values()].sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+}
+
+// What a site sends (0) or receives (1) a second: over the last minutes, or in a report over all its time.
+function siteRate(name, way) {
+  const { to, series } = columnsOf(content.recent ?? content.whole), carried = series.carried?.[name] ?? [];
+  const first = carried.findIndex((totals) => totals[0] > 0), seconds = newest(to) - to[first];
+  return first >= 0 && seconds >= RATE_SECONDS / 2 ? (newest(carried)[way] - carried[first][way]) / seconds : 0;
+}
+
+// What one transfer of its workers came to lately, on average.
+function linkRate(workers, way) {
+  const known = workers.filter((worker) => worker.alive && worker.usage?.[way]).map((worker) => worker.usage[way]);
+  return known.reduce((sum, rate) => sum + rate, 0) / (known.length || 1);
 }
 
 // --- drawing ---
@@ -265,9 +282,11 @@ function drawTables() {
     const part = (number) => seen ? percent(number / seen) : null;
     const own = site.workers;
     return { row: [site.name, String(own.length), shareCell(sum(own, "samples") / all), whole(sum(own, "samples")), whole(sum(own, "deltas")), whole(sum(own, "refused")),
-      sum(own, "bytes_up") ? bytes(sum(own, "bytes_up")) : null, sum(own, "bytes_down") ? bytes(sum(own, "bytes_down")) : null, part(shares[0] + shares[1]), part(shares[2]), part(shares[3])] };
+      some(sum(own, "bytes_up"), bytes), perSecond(siteRate(site.name, 0)), perSecond(linkRate(own, "upload_bytes_per_second")),
+      some(sum(own, "bytes_down"), bytes), perSecond(siteRate(site.name, 1)), perSecond(linkRate(own, "download_bytes_per_second")),
+      part(shares[0] + shares[1]), part(shares[2]), part(shares[3])] };
   });
-  table(byId("by-site"), [["site", "text"], ["workers"], ["share of samples", "text"], ["samples"], ["deltas"], ["refused"], ["sent"], ["received"], ["training"], ["waiting"], ["dead"]], sites);
+  table(byId("by-site"), [["site", "text"], ["workers"], ["share of samples", "text"], ["samples"], ["deltas"], ["refused"], ["sent"], ["a second"], ["link up"], ["received"], ["a second"], ["link down"], ["training"], ["waiting"], ["dead"]], sites);
   byId("all-workers").hidden = !workers.length;
   if (!byId("all-workers").dataset.isSet && workers.length) {
     byId("all-workers").dataset.isSet = "yes";
@@ -315,7 +334,7 @@ function joined(old, tail) {
   const slots = [...old.slots.slice(drop, from), ...tail.slots], before = from - drop;
   const lists = (were, are, nothing) => Object.fromEntries(Object.keys(are).map((name) => [name, [...(were[name]?.slice(drop, from) ?? Array(before).fill(nothing)), ...are[name]]]));
   const lanes = Object.fromEntries(Object.keys(tail.lanes).map((name) => [name, (old.lanes[name]?.slice(drop, from) ?? "-".repeat(before)) + tail.lanes[name]]));
-  return { ...tail, slots, figures: lists(old.figures, tail.figures, 0), sites: lists(old.sites, tail.sites, [0, 0, 0, 0, 0]), lanes };
+  return { ...tail, slots, figures: lists(old.figures, tail.figures, 0), sites: lists(old.sites, tail.sites, [0, 0, 0, 0, 0]), carried: lists(old.carried ?? {}, tail.carried ?? {}, [0, 0]), lanes };
 }
 
 function follow() {
