@@ -54,8 +54,8 @@ class ConvolutionNet(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, groups=4), nn.GroupNorm(8, 64),
-            nn.SiLU(), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(10), nn.Softmax(dim=-1),
+            nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, groups=4),
+            nn.GroupNorm(8, 64), nn.SiLU(), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(10), nn.Softmax(dim=-1),
         )  # fmt: skip
         self.layers(torch.rand(4, 3, 16, 16))
 
@@ -203,11 +203,11 @@ def test_the_hash_of_a_batch_is_of_its_values_whatever_their_dtype() -> None:
 
 
 LAYERS_OF_TORCH = [
-    nn.Linear(5, 3), nn.Bilinear(3, 4, 5), nn.Embedding(7, 3), nn.EmbeddingBag(7, 3), nn.Conv1d(2, 4, 3), nn.Conv3d(2, 4, 3),
-    nn.Conv2d(4, 4, (1, 5), dilation=3, groups=2), nn.ConvTranspose2d(3, 4, 4, stride=2), nn.LayerNorm((3, 4)), nn.RMSNorm(6),
-    nn.GroupNorm(2, 6), nn.BatchNorm1d(3), nn.BatchNorm3d(3), nn.InstanceNorm1d(3), nn.InstanceNorm2d(3), nn.LSTM(4, 5),
-    nn.GRU(4, 5, batch_first=True), nn.PReLU(3), nn.MultiheadAttention(8, 2), nn.GELU(), nn.GLU(), nn.Softmax(dim=-1),
-    nn.Hardtanh(),
+    nn.Linear(5, 3), nn.Bilinear(3, 4, 5), nn.Embedding(7, 3), nn.EmbeddingBag(7, 3), nn.Conv1d(2, 4, 3),
+    nn.Conv2d(4, 4, (1, 5), dilation=3, groups=2), nn.Conv3d(2, 4, 3), nn.ConvTranspose2d(3, 4, 4, stride=2),
+    nn.LayerNorm((3, 4)), nn.RMSNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(3), nn.BatchNorm3d(3), nn.InstanceNorm1d(3),
+    nn.InstanceNorm2d(3), nn.LSTM(4, 5), nn.GRU(4, 5, batch_first=True), nn.PReLU(3), nn.MultiheadAttention(8, 2),
+    nn.GELU(), nn.GLU(), nn.Softmax(dim=-1), nn.Hardtanh(),
 ]  # fmt: skip
 
 
