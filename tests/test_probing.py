@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensors.models import Awkward, Run
+from tensors.models import Awkward, Run, values
 from torch import Tensor, nn
 
 from hetero_async.core.messages import INITIAL, SNAPSHOT
@@ -15,6 +15,7 @@ from hetero_async.core.probing import _first_difference
 from hetero_async.desk import Desk
 from hetero_async.probing import Probing
 from hetero_async.tensors.follower import Follower
+from hetero_async.tensors.model import ServerModel
 from hetero_async.tensors.replica import Replica, Shadow
 
 TOKENS = torch.arange(11)
@@ -62,6 +63,26 @@ def everything(model: nn.Module) -> tuple[list[Any], ...]:
     gradients = [value.grad.clone() for value in model.parameters() if value.grad is not None]
     chance = [torch.get_rng_state(), torch.tensor(hash(random.getstate()))]
     return values, gradients, [torch.tensor(module.training) for module in model.modules()], chance
+
+
+def test_what_a_run_began_with_can_be_fetched_for_good_at_four_bits() -> None:
+    run = Run(Awkward())
+    numel, specs = run.replica.schema.numel, run.replica.schema.buffers
+    began = Shadow.from_snapshot(run.server.fetch(INITIAL, 0) or b"", numel, specs)
+    apart = (began.flat - run.server.theta).norm() / run.server.theta.norm()
+    assert 0 < apart < 0.2
+    assert all(map(torch.equal, began.buffers, run.server.buffers))
+    run.push(values(numel, seed=1))
+    run.step()
+    run.publish()
+    again = ServerModel()
+    again.load(run.server.snapshot())
+    assert again.fetch(INITIAL, 0) == run.server.fetch(INITIAL, 0)
+    replayed = ServerModel()
+    for entry in run.entries:
+        replayed.apply(entry)
+    assert replayed.fetch(INITIAL, 0) == run.server.fetch(INITIAL, 0)
+    assert torch.equal(Shadow.from_snapshot(again.fetch(INITIAL, 0) or b"", numel, specs).flat, began.flat)
 
 
 @pytest.mark.parametrize("batch", [torch.ones(8, 4), None], ids=["a batch", "its layers"])

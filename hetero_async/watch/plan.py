@@ -179,7 +179,7 @@ def _least_steps(question: Question, holds: Callable[[Timing], bool]) -> int:
 def server_memory_bytes(question: Question) -> float:
     """Resident at the peak: while a checkpoint is copied, a publish made and a merge's deltas lie unpacked."""
     n, kept = question.parameters, buffers(question.settings)
-    vectors = 4 * n * (2 + kept)  # θ, θ̂, momentum
+    vectors = 4 * n * (2 + kept) + n / 2  # θ, θ̂, momentum; and what the run began with, at four bits
     copied = 4 * n * (1 + kept)  # of a checkpoint; θ̂ is replaced and not changed, so it is not copied
     publishing = 4 * n * 2 + 2 * question.publish_bytes  # the change, the next θ̂, and it coded and packed
     deltas = question.workers * 2 * question.delta_bytes  # each as it came, and unpacked
@@ -189,7 +189,7 @@ def server_memory_bytes(question: Question) -> float:
 
 def server_disk_bytes(question: Question, deltas_per_merge: float) -> float:
     """Checkpoints, and the log back to the older one of them; what keep_log adds is `log_bytes_per_day`."""
-    checkpoint = 4 * question.parameters * (2 + buffers(question.settings))
+    checkpoint = 4 * question.parameters * (2 + buffers(question.settings)) + question.parameters / 2
     # The older of two, and up to the next: twice the distance of two checkpoints.
     log = 2 * question.checkpoint_every * deltas_per_merge * question.delta_bytes
     return CHECKPOINTS * checkpoint + log + SEGMENT_BYTES

@@ -262,23 +262,6 @@ def test_after_a_restart_no_publish_is_held_but_a_snapshot_can_be_fetched() -> N
     assert again.fetch(SNAPSHOT, 4) == run.server.fetch(SNAPSHOT, 4)
 
 
-def test_what_a_run_began_with_can_be_fetched_for_good_at_four_bits() -> None:
-    run = Run(Awkward())
-    numel, specs = run.replica.schema.numel, run.replica.schema.buffers
-    began = Shadow.from_snapshot(run.server.fetch(INITIAL, 0) or b"", numel, specs)
-    apart = (began.flat - run.server.theta).norm() / run.server.theta.norm()
-    assert 0 < apart < 0.2
-    assert all(map(torch.equal, began.buffers, run.server.buffers))
-    run.push(values(numel, seed=1))
-    run.step()
-    run.publish()
-    again = ServerModel()
-    again.load(run.server.snapshot())
-    assert again.fetch(INITIAL, 0) == run.server.fetch(INITIAL, 0)
-    assert applied(run.entries).fetch(INITIAL, 0) == run.server.fetch(INITIAL, 0)
-    assert torch.equal(Shadow.from_snapshot(again.fetch(INITIAL, 0) or b"", numel, specs).flat, began.flat)
-
-
 def test_before_genesis_there_is_nothing_to_fetch_and_no_model_to_differ_from() -> None:
     server = ServerModel()
     assert server.fetch(SNAPSHOT, 0) is None
