@@ -19,8 +19,9 @@ from hetero_async.tensors.follower import Follower
 from hetero_async.tensors.replica import Replica, Shadow
 from hetero_async.tensors.schema import unwrapped
 
-# A server that does not answer for so long holds up no training. Its word counts whenever it comes.
-PATIENCE_SECONDS = 30.0
+# What the run began with may come over a thin link. A server that then says nothing for so long holds up no training;
+# its word counts whenever it comes.
+FETCH_SECONDS, ANSWER_SECONDS = 600.0, 30.0
 REASON_LENGTH_MAX = 300
 
 
@@ -34,7 +35,7 @@ class Probing:
 
     def run(self, desk: Desk, follower: Follower, say: Callable[[ProbeReport], None]) -> None:
         """Probe, and wait for the server's word on it. Raises RefusedError where that is a refusal."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + FETCH_SECONDS
         while desk.lacks_initial and time.monotonic() < until:
             desk.wait("fetching what the run began with")
         shown, follower.initial = follower.initial, None  # as large as the model, and not needed again
@@ -46,10 +47,11 @@ class Probing:
             note(self._worker, "not probed: none of its layers is torch's own; give join a batch (probe=…)")
             return
         say(report)
+        until = time.monotonic() + ANSWER_SECONDS
         while desk.verdict is None and time.monotonic() < until:
             desk.wait("waiting for what the server says to the probe")
         if desk.verdict is None:
-            note(self._worker, f"no word from the server on the probe in {PATIENCE_SECONDS:g} s: training begins")
+            note(self._worker, f"no word from the server on the probe in {ANSWER_SECONDS:g} s: training begins")
         elif desk.verdict.reason:
             note(self._worker, desk.verdict.reason)
 

@@ -192,6 +192,15 @@ def test_who_gets_nothing_to_probe_on_or_has_nothing_to_probe_says_so(capsys: py
 def test_a_server_that_does_not_answer_holds_nobody_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hetero_async.probing.PATIENCE_SECONDS", 0.0)
-    assert not ran(nn.Linear(2, 2), lambda desk, follower: None)
+    monkeypatch.setattr("hetero_async.probing.ANSWER_SECONDS", 0.01)
+    model = nn.Linear(2, 2)
+
+    def sends(desk: Heard, follower: Follower) -> None:
+        if desk.lacks_initial:
+            follower.initial, desk.lacks_initial = began_with(model), False
+
+    assert len(ran(model, sends)) == 1
+    assert "no word from the server" in capsys.readouterr().err
+    monkeypatch.setattr("hetero_async.probing.FETCH_SECONDS", 0.0)
+    assert not ran(model, lambda desk, follower: None)
     assert "did not send" in capsys.readouterr().err

@@ -283,15 +283,18 @@ class Server:
                 self._record(record)
 
     def _probe(self, event: Received, report: ProbeReport) -> None:
-        if self.settings.probe != "off" and self._is_present(event, report.incarnation):
+        if not self._is_present(event, report.incarnation):
+            return
+        reason = ""
+        if self.settings.probe != "off":
             presence = self.presences.hear(event.worker, event.now_ms)
             reason, reference = probing.judged(self.state, event.worker, presence, report)
             if reference is not None:
                 self._record(reference)
-            is_refused = bool(reason) and self.settings.probe == "refuse"
-            if is_refused:
-                self._record(Left(worker=event.worker, reason=reason))
-            self._send(event.worker, ProbeVerdict(reason=reason, is_refused=is_refused))
+        is_refused = bool(reason) and self.settings.probe == "refuse"
+        if is_refused:
+            self._record(Left(worker=event.worker, reason=reason))
+        self._send(event.worker, ProbeVerdict(reason=reason, is_refused=is_refused))
 
     def _evaluated_by(self, worker: str) -> int:
         """The publish that it is to measure, 0: none."""

@@ -39,7 +39,7 @@ from hetero_async.core.messages import (
     Want,
     Welcome,
     Window,
-)  # fmt: skip
+)
 from hetero_async.core.probe import ProbeVerdict
 from hetero_async.core.prober import Prober
 from hetero_async.core.ranges import Ranges
@@ -55,7 +55,7 @@ from hetero_async.core.worker_events import (
     Reconnected,
     Tick,
     Vitals,
-)  # fmt: skip
+)
 
 HELLO_EVERY_MS = 1_000
 # Heartbeats are small; one a second makes a dead worker known well within any lease's time to live.

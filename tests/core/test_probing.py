@@ -88,10 +88,11 @@ def test_where_it_is_refused_its_samples_go_to_others_at_once() -> None:
     assert bench.probe("b", digest()) == ProbeVerdict(reason="")
 
 
-def test_where_it_is_off_nobody_is_answered() -> None:
+def test_where_it_is_off_nothing_is_compared_and_nobody_waits_for_an_answer() -> None:
     bench = Probes(probe="off")
-    assert not bench.say("a", ProbeReport(incarnation=1, software="", digest=digest()))
+    assert bench.probe("a", digest()) == bench.probe("b", digest(0.5)) == ProbeVerdict(reason="")
     assert not bench.references
+    assert bench.shown("b") == ""
 
 
 @pytest.mark.parametrize("kind", [LAYERS, BATCH])
