@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from hetero_async.core import ranges
 from hetero_async.core.heartbeat import UNUSED, Usage
 from hetero_async.core.ledger import SHARED
+from hetero_async.core.probe import ProbeVerdict
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.worker_events import Anchor, Vitals
 from hetero_async.errors import HeteroAsyncError
@@ -104,6 +105,8 @@ class Desk:
         self.is_finished = False
         self.progress = 0.0
         self.anchor = Anchor()  # what the parameters stand on
+        self.lacks_initial = False  # the run's initial parameters are on their way
+        self.verdict: ProbeVerdict | None = None  # the server's on our probe
 
     # --- the training side ---
 

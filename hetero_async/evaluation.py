@@ -30,7 +30,7 @@ class Evaluation:
 
     def figures(self, showing: contextlib.AbstractContextManager[None]) -> Figures:
         """What the function says of the model as it is within `showing`. Raises UserError for what is no figure."""
-        with showing, _unchanged(self._model), torch.no_grad():
+        with showing, unchanged(self._model), torch.no_grad():
             measured = self._measure(self._model)
         named = measured if isinstance(measured, Mapping) else {self._name(): measured}
         figures = [(str(name), _number(name, value)) for name, value in named.items()]
@@ -56,7 +56,7 @@ def _number(name: object, value: object) -> float:
 
 
 @contextlib.contextmanager
-def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode in here; afterwards each module's own mode, buffers and every random state are as before."""
     was_training = [module for module in model.modules() if module.training]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]

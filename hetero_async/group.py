@@ -121,6 +121,8 @@ class GroupSession(Session):
         if self._control.rank == 0:
             with self._control.failure_is_told():
                 super().start()
+                if self._config.training.probe != "off":
+                    note(self.worker, "not probed: a group's ranks compute together, and a probe is one process's")
                 said = Said(kind=Kind.BEGUN, progress=self._desk.progress, number=time.time_ns())
                 self._control.say(said)
                 self._control.share(str(self._desk.seed).encode())

@@ -1,13 +1,26 @@
-"""What a training script hands over, looked at when it joins and once a round: its optimizer and its dataset.
+"""What a training script hands over, looked at when it joins and once a round: its process, optimizer and dataset.
 
 The model's own parameters are looked at by tensors/replica.py, whose they are.
 """
 
+import os
 from collections.abc import Collection, Sized
 
 import torch
 
 from hetero_async.errors import DatasetError, SchemaError, UserError
+
+
+def is_group() -> bool:
+    """Whether this process is one of a group. Raises UserError where torchrun says so and torch does not know yet."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return True
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"torchrun started this process as rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: "
+            "call torch.distributed.init_process_group() before hetero_async.join"
+        )
+    return False
 
 
 def inner_optimizer(optimizer: object) -> torch.optim.Optimizer:

@@ -210,7 +210,7 @@ class Model(Protocol):
         """One line that says how a schema differs from the run's (tensor, expected, found); empty when equal."""
 
     def fetch(self, kind: str, number: int) -> bytes | None:
-        """A publish or snapshot object as bytes, if it is held."""
+        """A publish or snapshot object as bytes, if it is held; or the initial parameters, coded coarsely."""
 
     def newest_publish(self) -> int:
         """Which one the shadow stands on."""
@@ -313,7 +313,8 @@ class Follower(Protocol):
         """L2, as the server will find it: not finite where it will find a NaN, an infinity or far too much."""
 
     def take(self, kind: str, blob: bytes) -> int:
-        """Move the shadow by a publish or snapshot object; returns its number. Raises PeerError."""
+        """Move the shadow by a publish or snapshot object; returns its number. Initial parameters are only kept. Raises
+        PeerError."""
 
     def merged_seq(self, worker: str) -> int:
         """Up to which seq a worker's deltas are in the shadow."""

@@ -28,6 +28,7 @@ from hetero_async.core.messages import (
     StatusReport,
     StatusRequest,
 )
+from hetero_async.core.probe import ProbeVerdict
 from hetero_async.core.records import Entry, Genesis, Published
 from hetero_async.core.reign import Reign
 from hetero_async.core.server import Server
@@ -238,6 +239,8 @@ class Serving:
             if isinstance(outgoing.message, Nack):
                 member, reason = self.machine.state.members[outgoing.to], outgoing.message.reason
                 self.observer.event("refused", worker=outgoing.to, key=member.key, reason=reason)
+            if isinstance(outgoing.message, ProbeVerdict) and (reason := outgoing.message.reason):
+                self.observer.event("probe differs", worker=outgoing.to, reason=reason)
             if peer := self._peers.get(outgoing.to):
                 await self.link.control.send(peer.key, outgoing.message)
         for strike in ready.strikes:

@@ -12,7 +12,6 @@ import atexit
 import functools
 import importlib.metadata
 import math
-import os
 import secrets
 import threading
 import time
@@ -36,7 +35,8 @@ from hetero_async.drawing import Dataset
 from hetero_async.errors import DatasetError, HeteroAsyncError, UserError, first_error
 from hetero_async.evaluation import Evaluation, Measure
 from hetero_async.inner_state import KEPT, InnerState
-from hetero_async.inspection import check_length, check_optimizer, inner_optimizer, was_skipped
+from hetero_async.inspection import check_length, check_optimizer, inner_optimizer, is_group, was_skipped
+from hetero_async.probing import Probing
 from hetero_async.rounds import Rounds
 from hetero_async.schedule import Schedule
 from hetero_async.shell.dial import open_dial_link, until_stopped
@@ -56,7 +56,7 @@ JOIN_SECONDS = 600.0
 TELL_SECONDS = 10.0
 
 
-def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
+def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, probe: Any = None) -> "Session":
     """Join the run that this process was started for, and load the run's parameters and buffers into the model.
 
     Returns when the parameters are in place; until then it says every few seconds what it waits for. Raises ConfigError
@@ -68,6 +68,10 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
     The optimizer may be wrapped, by Accelerate's `prepare` for example. Model and optimizer stay what they are from
     here on: a parameter that is added, replaced or unfrozen later ends the loop with a SchemaError.
 
+    `probe` is what the model is called with before its first step, the same at every site: a tensor, or a tuple or dict
+    of arguments. What its layers answer, on the parameters that the run began with, is compared with other workers';
+    without it, what each of torch's own layers answers to an input. What comes of a difference is `probe` in run.toml.
+
     Where `torch.distributed` is initialised, its processes are one worker: each of them must call this with its rank's
     model, and take the same steps. Raises UserError on every rank when their models, torch or this package differ.
     """
@@ -77,21 +81,10 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "Session":
 
         session = GroupSession(model, optimizer)
     else:
-        session = Session(*from_environment(), model, optimizer)
+        config, worker = from_environment()
+        session = Session(config, worker, model, optimizer, probe=probe, is_probed=config.training.probe != "off")
     session.start()
     return session
-
-
-def is_group() -> bool:
-    """Whether this process is one of a group. Raises UserError where torchrun says so and torch does not know yet."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return True
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"torchrun started this process as rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: "
-            "call torch.distributed.init_process_group() before hetero_async.join"
-        )
-    return False
 
 
 class Session:
@@ -106,6 +99,8 @@ class Session:
         *,
         replica: Replica | None = None,
         inner: InnerState | None = None,
+        probe: Any = None,
+        is_probed: bool = False,
     ) -> None:
         self.worker = worker
         optimizer = inner_optimizer(optimizer)
@@ -121,6 +116,8 @@ class Session:
         self._schedules: list[Schedule] = []
         self._model = model
         self._evaluation: Evaluation | None = None
+        self._probing = Probing(worker, model, self._replica, probe) if is_probed else None
+        self._desk.lacks_initial = is_probed
         self._place = Place(KeptFile(config.worker_directory(worker) / "stream.kept"))
         self._outbox: PlacedOutbox | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -346,6 +343,9 @@ class Session:
                 note(self.worker, f"joining {self._addresses}: {why}. Trying {self._how_long()}")
             self._wait("joining")
         self._join_deadline = math.inf
+        if self._probing is not None and self._token is not None and self._training is not None:
+            say = functools.partial(soon, self._token, self._training.machine.prober.probed)
+            self._probing.run(self._desk, self._follower, say)
         self._desk.doing = "joined"
 
     def _how_long(self) -> str:
@@ -383,9 +383,11 @@ class Session:
             how_long=self._how_long,
         ) as link:
             self._outbox = PlacedOutbox(self._place, config.worker_directory(worker))
+            machine = Worker(hello)
+            machine.prober.is_lacking = self._probing is not None
             self._training = Training(
                 worker=worker,
-                machine=Worker(hello),
+                machine=machine,
                 follower=self._follower,
                 desk=self._desk,
                 link=link,

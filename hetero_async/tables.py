@@ -27,6 +27,7 @@ Codec = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"]
 # A publish that leaves out nearly all of its parameters would keep workers far from where the server stands.
 CodecDown = Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit"]
 Durability = Literal["local", "replicated"]
+Probe = Literal["warn", "refuse", "off"]
 Extreme = Literal["min", "max"]
 WhenAlone = Literal["wait", "continue"]
 DASHBOARD = "http://127.0.0.1:7720"
@@ -114,6 +115,10 @@ class TrainingTable(Table):
         default=DEFAULTS.lease_ttl_seconds,
         ge=LEASE_TTL_SECONDS_MIN,
         description="a worker not heard of for so long has left; its samples go to others",
+    )
+    probe: Probe = Field(
+        default=cast(Probe, DEFAULTS.probe),
+        description="what becomes of a worker whose layers answer otherwise than the first worker's",
     )
 
 

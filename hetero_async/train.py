@@ -210,6 +210,7 @@ class Training:
 
     def _tell(self) -> None:
         machine, desk = self.machine, self.desk
+        desk.verdict, desk.lacks_initial = machine.prober.verdict, machine.prober.is_lacking
         desk.seed, desk.stretch, desk.waiting = machine.seed, machine.stretch, machine.waiting
         desk.tell(
             rounds=self._rounds,
@@ -334,16 +335,15 @@ class Training:
                 self._is_taking = False
         self._pull = None
         merged_seq = self.follower.merged_seq(self.worker)
-        self.machine.step(Fetched(number=number, term=term, merged_seq=merged_seq))
+        self.machine.step(Fetched(kind=pull.kind, number=number, term=term, merged_seq=merged_seq))
         self._payloads = {seq: coded for seq, coded in self._payloads.items() if seq in self.machine.unmerged}
         self._is_target_old.set()
 
     def _give_up_pull(self) -> None:
         """What came is not what the server has: begin again from a snapshot, as if the object were gone."""
-        if self._pull is not None:
-            gone = Gone(kind=self._pull.kind, number=self._pull.number)
-            self._pull = None
-            self.machine.step(Heard(now_ms=_now_ms(), message=gone))
+        pull, self._pull = self._pull, None
+        if pull is not None:
+            self.machine.step(Heard(now_ms=_now_ms(), message=Gone(kind=pull.kind, number=pull.number)))
 
     async def _aim(self) -> None:
         """Compute where the parameters should stand, whenever shadow or unmerged deltas have changed."""

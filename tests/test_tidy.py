@@ -27,7 +27,7 @@ VERBS = {
 # What a training script works with.
 TRAINING = {
     "session", "drawing", "evaluation", "group", "group_inner", "inner_state", "inspection", "schedule", "loading",
-    "folders",
+    "folders", "probing",
 }  # fmt: skip
 # Lowest first. A file imports from lower layers, from its own folder, and if it lies in the package's root folder
 # from files of the same layer there.

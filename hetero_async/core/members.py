@@ -32,12 +32,13 @@ class Presence:
     evaluates_every: float = 0.0
     refused: int = 0
     staleness: int = 0
+    probe: str = ""  # "": not heard of; "agrees", "reference", or what differs
     usage: Usage = UNUSED
     lately: Lately = field(default_factory=Lately)
 
     def join(self, hello: Hello) -> None:
         if self.life != hello.life:
-            self.usage, self.lately = UNUSED, Lately()
+            self.usage, self.lately, self.probe = UNUSED, Lately(), ""
         self.life, self.steps_per_second = hello.life, 0.0
         self.device, self.dtype, self.doing = hello.device, hello.dtype, "joined"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from hetero_async.core.heartbeat import Heartbeat
+from hetero_async.core.probe import ProbeReport, ProbeVerdict
 from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import Range
 
@@ -21,7 +22,7 @@ INITIAL, DELTA, PUBLISH, SNAPSHOT = "initial", "delta", "publish", "snapshot"
 RECORDS, MANIFEST, ARRAYS = "records", "manifest", "arrays"
 
 
-# --- worker → server, control; Heartbeat is in heartbeat.py ---
+# --- worker → server, control; Heartbeat is in heartbeat.py, what is said of probes in probe.py ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,9 +363,9 @@ class Gone:
 
 
 Message = (
-    Hello | Heartbeat | LeaseRequest | MetricReport | Bye | StatusRequest | SettingsRequest
+    Hello | Heartbeat | LeaseRequest | MetricReport | ProbeReport | Bye | StatusRequest | SettingsRequest
     | Welcome | Provide | Wait | Refused | Rejoin | Beat | Lease | Window | Ack | Nack | PublishReady
-    | Finished | StatusReport | SettingsReport
+    | Finished | ProbeVerdict | StatusReport | SettingsReport
     | Follow | Confirm | Fence | Following | Cut | Redirect | Position
     | Push | Offer | Want | Chunk | Gone
 )  # fmt: skip
@@ -377,7 +378,8 @@ ANSWERS: tuple[type, ...] = (StatusReport, SettingsReport, Position)
 # Role of a key → what its holder may say to a server. What changes a run otherwise is not said over the network at all.
 SAID_BY: dict[str, tuple[type, ...]] = {
     "worker": (
-        Hello, Heartbeat, LeaseRequest, MetricReport, Bye, Push, Offer, Want, Chunk, StatusRequest, SettingsRequest,
+        Hello, Heartbeat, LeaseRequest, MetricReport, ProbeReport, Bye, Push, Offer, Want, Chunk, StatusRequest,
+        SettingsRequest,
     ),
     "standby": (Follow, Confirm, Redirect, Want, *QUESTIONS),
     "admin": (StatusRequest, SettingsRequest),

@@ -7,6 +7,8 @@ luck. What is too big for a header (an encoded delta, the initial parameters) ri
 
 from dataclasses import dataclass, replace
 
+from hetero_async.core.probe import Digest
+
 # A half-open stretch [start, stop) of run positions. Position p is sample permute(p % samples) of pass p // samples.
 Range = tuple[int, int]
 
@@ -38,6 +40,7 @@ class RunSettings:
     codec_down: str = "int8"
     publish_every: int = 1  # outer steps
     lease_ttl_seconds: float = 15.0
+    probe: str = "warn"  # warn | refuse | off: what becomes of a worker that computes something else
 
 
 def changed_for_good(logged: RunSettings, wanted: RunSettings) -> list[str]:
@@ -183,6 +186,18 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """A worker's probe came to that, and is a reference for those of later workers."""
+
+    worker: str
+    site: str
+    device: str
+    dtype: str
+    software: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promoted:
     """A standby took over: from here on `server` reigns, in `term`."""
 
@@ -199,11 +214,11 @@ class Settings:
 
 Record = (
     Genesis | Dataset | Joined | Left | Leased | Delta | Stepped | Published | Beacon | Metric | Evaluation | Evaluated
-    | Promoted | Settings
+    | Probed | Promoted | Settings
 )  # fmt: skip
 RECORD_TYPES: tuple[type, ...] = (
     Genesis, Dataset, Joined, Left, Leased, Delta, Stepped, Published, Beacon, Metric, Evaluation, Evaluated,
-    Promoted, Settings,
+    Probed, Promoted, Settings,
 )  # fmt: skip
 
 

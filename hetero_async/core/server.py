@@ -15,7 +15,7 @@ Stepping many events before one `ready` is group commit.
 from collections.abc import Callable
 from typing import Any
 
-from hetero_async.core import evaluating, leasing, merging, pace, ranges
+from hetero_async.core import evaluating, leasing, merging, pace, probing, ranges
 from hetero_async.core.admission import Admitted, Duplicate, delta_of, judge
 from hetero_async.core.evaluating import KeepBest
 from hetero_async.core.events import Applied, Event, Followed, Provided, Ready, Received, Tick, Witnessed
@@ -41,6 +41,7 @@ from hetero_async.core.messages import (
     Window,
 )
 from hetero_async.core.post import Post
+from hetero_async.core.probe import ProbeReport, ProbeVerdict
 from hetero_async.core.provider import Provider
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.receipts import Receipts
@@ -281,6 +282,20 @@ class Server:
             for record in evaluating.recorded(self.state, event.worker, report, self._keep_best):
                 self._record(record)
 
+    def _probe(self, event: Received, report: ProbeReport) -> None:
+        if not self._is_present(event, report.incarnation):
+            return
+        reason = ""
+        if self.settings.probe != "off":
+            presence = self.presences.hear(event.worker, event.now_ms)
+            reason, reference = probing.judged(self.state, event.worker, presence, report)
+            if reference is not None:
+                self._record(reference)
+        is_refused = bool(reason) and self.settings.probe == "refuse"
+        if is_refused:
+            self._record(Left(worker=event.worker, reason=reason))
+        self._send(event.worker, ProbeVerdict(reason=reason, is_refused=is_refused))
+
     def _evaluated_by(self, worker: str) -> int:
         """The publish that it is to measure, 0: none."""
         given = self.state.evaluation
@@ -378,6 +393,7 @@ _ANSWERS: dict[type, Callable[[Server, Received, Any], None]] = {
     Heartbeat: Server._heartbeat,
     LeaseRequest: Server._lease_request,
     MetricReport: Server._metric,
+    ProbeReport: Server._probe,
     Bye: Server._bye,
     Push: Server._push,
 }

@@ -18,6 +18,7 @@ from typing import Any
 
 from hetero_async.core import ranges
 from hetero_async.core.ledger import Book, Ledger
+from hetero_async.core.probe import Reference, packed
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.records import (
     Beacon,
@@ -31,6 +32,7 @@ from hetero_async.core.records import (
     Leased,
     Left,
     Metric,
+    Probed,
     Promoted,
     Published,
     RunSettings,
@@ -132,6 +134,7 @@ class State:
     forsaken_by: str = ""  # whoever left before answering it
     evaluation: Kept | None = None  # under way
     best: Kept | None = None
+    references: dict[str, Reference] = field(default_factory=dict)  # by kind and arithmetic of the probe
 
     def fold(self, entry: Entry) -> None:
         """Apply one record. Raises AssertionError when the log contradicts itself."""
@@ -221,6 +224,7 @@ class State:
             forsaken_by=dumped["forsaken_by"],
             evaluation=_kept(dumped["evaluation"]),
             best=_kept(dumped["best"]),
+            references={key: Reference(**reference) for key, reference in dumped["references"].items()},
         )
 
     def digest(self) -> bytes:
@@ -237,6 +241,8 @@ class State:
 
     def _settings(self, record: Settings, lsn: int) -> None:
         self.settings = record.settings
+        if record.settings.probe == "off":
+            self.references = {}  # which is how an operator has a wrong one forgotten
 
     def _dataset(self, record: Dataset, lsn: int) -> None:
         self.ledger.open(record.book, record.samples, record.positions)
@@ -338,6 +344,12 @@ class State:
         if self.evaluation is not None and self.evaluation.worker == worker:
             self.evaluation, self.forsaken_by = None, worker
 
+    def _probed(self, record: Probed, lsn: int) -> None:
+        self.references[record.digest.key] = Reference(
+            worker=record.worker, site=record.site, device=record.device, dtype=record.dtype,
+            software=record.software, digest=packed(record.digest),
+        )  # fmt: skip
+
     def _promoted(self, record: Promoted, lsn: int) -> None:
         assert record.term > self.term, "terms only grow"
         self.term, self.server = record.term, record.server
@@ -361,6 +373,7 @@ _FOLDS: dict[type, Callable[[State, Any, int], None]] = {
     Metric: State._metric,
     Evaluation: State._evaluation,
     Evaluated: State._evaluated,
+    Probed: State._probed,
     Promoted: State._promoted,
     Beacon: State._beacon,
 }

@@ -122,6 +122,7 @@ def _worker(state: State, worker: str, heard: Presence | None, steps_per_round: 
         "samples": member.samples,
         "deltas": member.deltas,
         "refused": presence.refused,
+        "probe": presence.probe,
         "seconds_since_heard": (now_ms - presence.heard_ms) / 1000,
         "shares": presence.lately.shares() if member.active else None,
         "usage": asdict(presence.usage),

@@ -19,6 +19,7 @@ from typing import Any
 from hetero_async.core import ranges
 from hetero_async.core.evaluator import Evaluator, report_of
 from hetero_async.core.messages import (
+    INITIAL,
     PUBLISH,
     SNAPSHOT,
     Ack,
@@ -27,7 +28,6 @@ from hetero_async.core.messages import (
     Gone,
     Hello,
     Lease,
-    LeaseRequest,
     Nack,
     Provide,
     PublishReady,
@@ -40,6 +40,8 @@ from hetero_async.core.messages import (
     Welcome,
     Window,
 )
+from hetero_async.core.probe import ProbeVerdict
+from hetero_async.core.prober import Prober
 from hetero_async.core.ranges import Ranges
 from hetero_async.core.worker_events import (
     Cut,
@@ -94,6 +96,7 @@ class Worker:
         self._lease_number = self._attempt = 0
         self._acknowledged = Ack(seq=0, lsn=0)  # the newest
         self.evaluator = Evaluator()
+        self.prober = Prober()
 
     def restore(self, outbox: Mapping[int, Push]) -> None:
         """Take over what an earlier life left unanswered."""
@@ -139,6 +142,8 @@ class Worker:
     @property
     def wanted(self) -> tuple[str, int] | None:
         """The next object to fetch: publish by publish, or a snapshot where that is fewer bytes or the only way."""
+        if self.joined and self.shadow >= 0 and self.prober.is_lacking:
+            return INITIAL, 0
         if not self.joined or self.shadow >= self.known_publish:
             return None
         if self.shadow < 0 or self._must_snapshot or self.oldest_publish > self.shadow + 1:
@@ -189,6 +194,7 @@ class Worker:
         if self.shadow > welcome.common:
             self.shadow = -1  # what we stand on is not the run's any more: begin again from a snapshot
         self.evaluator.joined(welcome.common)
+        self.prober.joined()
         self.outbox = {seq: replace(push, incarnation=welcome.incarnation) for seq, push in self.outbox.items()}
         for seq in [seq for seq in self.unmerged if seq > welcome.last_seq and seq not in self.outbox]:
             self.unmerged.remove(seq)
@@ -271,9 +277,17 @@ class Worker:
         if told is not None and self.joined:
             self._owed.control.append(report_of(told, self.incarnation, is_evaluation))
 
+    def _verdict(self, verdict: ProbeVerdict, now_ms: int) -> None:
+        self.prober.answered(verdict)
+        if verdict.is_refused:
+            self.refusal = verdict.reason
+
     # --- publishes ---
 
     def _fetched(self, fetched: Fetched) -> None:
+        if fetched.kind == INITIAL:
+            self.prober.is_lacking = False
+            return
         # What came late from an earlier server may not be the run's: this one has said before what they have in common.
         self.shadow = fetched.number if fetched.term == self.term else -1
         self.shadow_term = fetched.term
@@ -299,7 +313,8 @@ class Worker:
         self._report(self.evaluator.asked(beat.evaluate))
 
     def _gone(self, gone: Gone, now_ms: int) -> None:
-        self._must_snapshot = True
+        self._must_snapshot |= gone.kind != INITIAL
+        self.prober.is_lacking &= gone.kind != INITIAL
 
     def _finished(self, finished: Finished, now_ms: int) -> None:
         self.last_publish = finished.publish
@@ -333,23 +348,13 @@ class Worker:
             self._asked_ms = now_ms if self._asked_ms is None else self._asked_ms
             round_trip_ms = min(self._round_trips_ms, default=0)
             self._owed.control.append(vitals.heartbeat(self.incarnation, max(0, self.shadow), round_trip_ms))
+        self._owed.control += self.prober.due(self.incarnation, now_ms)
         # The vitals know nothing yet of what is on its way to the loop; what we do not hold would be granted again.
         is_answered = bool(self._owed.granted) or self._owed.regranted is not None
         is_lacking = vitals.wanted_samples > 0 and not is_answered and self.last_publish is None
         if is_lacking and now_ms - self._lease_ms >= LEASE_EVERY_MS:
             self._lease_ms = now_ms
-            self._owed.control.append(
-                LeaseRequest(
-                    incarnation=self.incarnation,
-                    number=self._lease_number,
-                    held=self._held(vitals),
-                    undrawn=vitals.undrawn_samples,
-                    samples=vitals.wanted_samples,
-                    batch=vitals.batch,
-                    dataset_samples=vitals.dataset_samples,
-                    data=vitals.data,
-                )
-            )
+            self._owed.control.append(vitals.lease_request(self.incarnation, self._lease_number, self._held(vitals)))
         if self.outbox and now_ms - self._offer_ms >= OFFER_AGAIN_MS:
             self._offer(now_ms)
 
@@ -384,6 +389,7 @@ _ANSWERS: dict[type, Callable[[Worker, Any, int], None]] = {
     Refused: Worker._refused,
     Ack: Worker._ack,
     Nack: Worker._nack,
+    ProbeVerdict: Worker._verdict,
     Want: Worker._want,
     PublishReady: Worker._publish_ready,
     Beat: Worker._beat,

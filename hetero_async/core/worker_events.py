@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from hetero_async.core.heartbeat import UNUSED, Heartbeat, Usage
-from hetero_async.core.messages import Message, Push
+from hetero_async.core.messages import PUBLISH, LeaseRequest, Message, Push
 from hetero_async.core.ranges import Ranges
 
 
@@ -36,6 +36,18 @@ class Vitals:
             bytes_down=self.bytes_down,
             evaluates_every=self.evaluates_every,
             usage=replace(self.usage, round_trip_seconds=round_trip_ms / 1000),
+        )
+
+    def lease_request(self, incarnation: int, number: int, held: Ranges) -> LeaseRequest:
+        return LeaseRequest(
+            incarnation=incarnation,
+            number=number,
+            held=held,
+            undrawn=self.undrawn_samples,
+            samples=self.wanted_samples,
+            batch=self.batch,
+            dataset_samples=self.dataset_samples,
+            data=self.data,
         )
 
 
@@ -74,12 +86,13 @@ class Cut:
 class Fetched:
     """The worker's shadow now stands at this publish, which contains its own deltas up to `merged_seq`.
 
-    `term` is that of the server that it came from.
+    `term` is that of the server that it came from. An INITIAL leaves the shadow where it is.
     """
 
     number: int
     term: int
     merged_seq: int
+    kind: str = PUBLISH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

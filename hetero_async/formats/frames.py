@@ -14,6 +14,7 @@ import msgpack  # type: ignore[import-untyped]
 
 from hetero_async.core.heartbeat import Usage
 from hetero_async.core.messages import MESSAGE_TYPES, Message
+from hetero_async.core.probe import Digest
 from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import RECORD_TYPES, Range, Record, RunSettings
 from hetero_async.errors import PeerError
@@ -185,10 +186,12 @@ CHECKS: dict[object, Check] = {
     tuple[Range, ...]: _ranges,
     tuple[int, ...]: _many(_integer),
     tuple[float, ...]: _many(_number),
+    tuple[str, ...]: _many(_text_up_to(TEXT_LENGTH_MAX)),
     tuple[tuple[str, int], ...]: _many(_pair_of(_text_up_to(TEXT_LENGTH_MAX), _integer)),
     tuple[tuple[str, float], ...]: _many(_pair_of(_text_up_to(TEXT_LENGTH_MAX), _number)),
     RunSettings: lambda values: _build(RunSettings, values),
     Usage: lambda values: _build(Usage, values),
+    Digest: lambda values: _build(Digest, values),
 }
 
 
@@ -201,5 +204,7 @@ def _checks_of(kind: type) -> dict[str, Check]:
 
 
 TYPES: dict[str, type] = {kind.__name__: kind for kind in (*MESSAGE_TYPES, *RECORD_TYPES)}
-CHECKS_OF: dict[type, dict[str, Check]] = {kind: _checks_of(kind) for kind in (*TYPES.values(), RunSettings, Usage)}
+CHECKS_OF: dict[type, dict[str, Check]] = {
+    kind: _checks_of(kind) for kind in (*TYPES.values(), RunSettings, Usage, Digest)
+}
 assert len(TYPES) == len(MESSAGE_TYPES) + len(RECORD_TYPES), "two types share a name"

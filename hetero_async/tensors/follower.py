@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from hetero_async.core.messages import PUBLISH, SNAPSHOT
+from hetero_async.core.messages import INITIAL, PUBLISH, SNAPSHOT
 from hetero_async.errors import PeerError
 from hetero_async.tensors.buffers import Changes, Values, first_infinite, with_buffers
 from hetero_async.tensors.codecs import WITH_FEEDBACK, encode_payload
@@ -24,6 +24,7 @@ class Follower:
         self._numel = replica.schema.numel
         self._specs = replica.schema.buffers
         self._shadow: Shadow | None = None
+        self.initial: Shadow | None = None  # what the run began with, coarsely
         self._feedback = ErrorFeedback()
 
     def initial_upload(self) -> bytes:
@@ -64,6 +65,8 @@ class Follower:
     def take(self, kind: str, blob: bytes) -> int:
         if kind == SNAPSHOT:
             self._shadow = Shadow.from_snapshot(blob, self._numel, self._specs)
+        elif kind == INITIAL and self._shadow is not None:
+            self.initial = Shadow.from_snapshot(blob, self._numel, self._specs)
         elif kind == PUBLISH and self._shadow is not None:
             self._shadow.advance(blob)
         else:

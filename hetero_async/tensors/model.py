@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from hetero_async.core import ranges
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
-from hetero_async.core.messages import PUBLISH, SNAPSHOT
+from hetero_async.core.messages import INITIAL, PUBLISH, SNAPSHOT
 from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Stepped
 from hetero_async.errors import LogCorrupt, PeerError, UserError
@@ -54,6 +54,8 @@ from hetero_async.tensors.schema import Schema, difference
 PUBLISHES_HELD_MIN = 2
 PUBLISHES_HELD_MAX = 256
 SNAPSHOTS_HELD = 2
+# What all workers probe their layers on must be the same for all of a run, not exact.
+INITIAL_CODEC = "int4"
 NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
@@ -86,6 +88,7 @@ class ServerModel:
         self.momenta: list[torch.Tensor] = []
         self.buffers: Values = ()
         self._constants = b""
+        self._initial = b""
         self._pending: dict[int, Pending] = {}
         self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0), ())
         self._publishes: dict[int, bytes] = {}
@@ -136,6 +139,10 @@ class ServerModel:
         self._norm = passes.norm(self._crew, _reading(self.theta), schema.numel)
         note = replace(NOTHING_PUBLISHED, shadow_hash=genesis.parameters_hash)
         self._standing = Standing(note, self.theta.clone(), self.buffers)
+        coded = encode_payload(INITIAL_CODEC, self.theta)
+        shadow_hash = hash_of(decode_payload(INITIAL_CODEC, coded, schema.numel), self.buffers)
+        note = replace(NOTHING_PUBLISHED, codec=INITIAL_CODEC, shadow_hash=shadow_hash)
+        self._initial = write_object(note, with_buffers(schema.buffers, coded, dict(enumerate(self.buffers))))
         self.schema = schema  # last: from here on there is something to fetch
 
     def _step(self, stepped: Stepped) -> None:
@@ -221,6 +228,8 @@ class ServerModel:
     def fetch(self, kind: str, number: int) -> bytes | None:
         if kind == PUBLISH:
             return self._publishes.get(number)
+        if kind == INITIAL:
+            return self._initial or None
         if kind != SNAPSHOT or self.schema is None:
             return None
         standing = self._standing
@@ -260,6 +269,7 @@ class ServerModel:
             "shadow": self._standing.shadow.numpy(),  # nobody writes to it
             "schema": _bytes_array(self.schema.to_bytes()),
             "constants": _bytes_array(self._constants),
+            "initial": _bytes_array(self._initial),
             "publish": _bytes_array(write_object(self._standing.note, b"")),
         }
         arrays |= {f"momentum/{number}": momentum.numpy().copy() for number, momentum in enumerate(self.momenta)}
@@ -285,6 +295,7 @@ class ServerModel:
         self.theta = _vector(arrays["parameters"])
         self._norm = passes.norm(self._crew, _reading(self.theta), self.theta.numel())
         self._constants = arrays["constants"].tobytes()
+        self._initial = arrays["initial"].tobytes()
         note, _ = read_object(arrays["publish"].tobytes())
         self.buffers, shadow_buffers = (
             tuple(buffers_in(self._specs, arrays[name].tobytes()).values()) for name in ("buffers", "shadow_buffers")

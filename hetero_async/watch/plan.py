@@ -185,7 +185,7 @@ def _least_steps(question: Question, holds: Callable[[Timing], bool]) -> int:
 def server_memory_bytes(question: Question) -> float:
     """Resident at the peak: while a checkpoint is copied, a publish made and a merge's deltas lie unpacked."""
     n, kept = question.parameters, buffers(question.settings)
-    vectors = 4 * n * (2 + kept)  # θ, θ̂, momentum
+    vectors = 4 * n * (2 + kept) + n / 2  # θ, θ̂, momentum; and what the run began with, at four bits
     copied = 4 * n * (1 + kept)  # of a checkpoint; θ̂ is replaced and not changed, so it is not copied
     publishing = 4 * n * 2 + 2 * question.publish_bytes  # the change, the next θ̂, and it coded and packed
     deltas = question.workers * 2 * question.delta_bytes  # each as it came, and unpacked
@@ -196,7 +196,7 @@ def server_memory_bytes(question: Question) -> float:
 def server_disk_bytes(question: Question, deltas_per_merge: float, log_bytes: float = math.inf) -> float:
     """Checkpoints, and the log back to the older one of them, in whole segments, of which the newest has its room
     already. `log_bytes`: of the whole run, which is all kept with keep_log; infinite where that is not known."""
-    checkpoint = 4 * question.parameters * (2 + buffers(question.settings))
+    checkpoint = 4 * question.parameters * (2 + buffers(question.settings)) + question.parameters / 2
     # The older of two, and up to the next: twice the distance of two checkpoints.
     needed = 2 * question.checkpoint_every * deltas_per_merge * question.delta_bytes
     kept = log_bytes if question.keep_log and math.isfinite(log_bytes) else min(log_bytes, needed)

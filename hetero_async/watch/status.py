@@ -34,6 +34,7 @@ LEVEL_SHARE = 0.02
 TREND_POINTS_MIN = 4
 # Notes of refusals that a stopped run has left: so many kinds.
 NOTES_MAX = 5
+GOOD_PROBES = ("", "agrees", "reference")
 # So many are on their way to a standby that has no difficulty.
 NEAR_RECORDS = 32
 # Where it is not known how high the screen is.
@@ -79,6 +80,8 @@ def _facts(status: Status, now: datetime) -> Table:
     grid.add_row("deltas", _counts(status))
     for note in _notes(status):
         grid.add_row("refused", note)
+    for line in _probes(status):
+        grid.add_row("probe", line)
     grid.add_row("server", _serving(status))
     if "archive" in status:
         grid.add_row("archive", _archive(status["archive"]))
@@ -203,6 +206,15 @@ def _notes(status: Status) -> Iterator[Text]:
         yield Text(f"{plain(note['worker'])}: {note['count']} times, at last: {plain(note['last'])}", "yellow")
     if len(notes) > NOTES_MAX:
         yield Text(f"{len(notes) - NOTES_MAX} more kinds: hetero-async audit shows them", "yellow")
+
+
+def _probes(status: Status) -> Iterator[Text]:
+    """Whose layers answer otherwise than the reference's; the server's words."""
+    told = [reason for worker in status["workers"] if (reason := worker.get("probe", "")) not in GOOD_PROBES]
+    for reason in told[:NOTES_MAX]:
+        yield Text(plain(reason), "bold red")
+    if len(told) > NOTES_MAX:
+        yield Text(f"{len(told) - NOTES_MAX} more workers", "bold red")
 
 
 def _quarantine(status: Status) -> list[Text]:

@@ -124,8 +124,8 @@ def _begin_together(directory: Path, awaited: Sequence[str]) -> None:
     """Nobody trains before all of these have joined once: on a busy machine the run would be over before."""
     join = hetero_async.join
 
-    def joined(*arguments: Any) -> hetero_async.Session:
-        session = join(*arguments)
+    def joined(*arguments: Any, **more: Any) -> hetero_async.Session:
+        session = join(*arguments, **more)
         (directory / "joined").touch()
         while not all((directory.parent / other / "joined").exists() for other in awaited):
             time.sleep(0.01)

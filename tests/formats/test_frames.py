@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hetero_async.core.heartbeat import Usage
 from hetero_async.core.messages import MESSAGE_TYPES, Ack, Chunk, Heartbeat, Lease, Nack, PublishReady
+from hetero_async.core.probe import Digest
 from hetero_async.core.publish_note import PublishNote
 from hetero_async.core.records import RECORD_TYPES, Genesis, Left, Published, Range, RunSettings
 from hetero_async.errors import PeerError
@@ -30,6 +31,7 @@ VALUES: dict[object, st.SearchStrategy[Any]] = {
     bytes: st.binary(max_size=64),
     tuple[Range, ...]: RANGES,
     tuple[int, ...]: st.lists(INTEGERS, max_size=9).map(tuple),
+    tuple[str, ...]: st.lists(TEXTS, max_size=9).map(tuple),
     tuple[float, ...]: st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=9).map(tuple),
     tuple[tuple[str, int], ...]: st.lists(st.tuples(TEXTS, INTEGERS), max_size=9).map(tuple),
     tuple[tuple[str, float], ...]: st.lists(
@@ -45,6 +47,7 @@ def values_of(kind: type) -> st.SearchStrategy[Any]:
 
 VALUES[RunSettings] = values_of(RunSettings)
 VALUES[Usage] = values_of(Usage)
+VALUES[Digest] = values_of(Digest)
 ACK = Ack(seq=3, lsn=17)
 
 

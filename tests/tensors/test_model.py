@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tensors.models import Awkward, Flat, Run, eventful, values
 
 from hetero_async.core.admission import Cause
-from hetero_async.core.messages import PUBLISH, SNAPSHOT
+from hetero_async.core.messages import INITIAL, PUBLISH, SNAPSHOT
 from hetero_async.core.outer import RULES
 from hetero_async.core.records import Entry, RunSettings, Stepped
 from hetero_async.core.state import State
@@ -265,6 +265,7 @@ def test_after_a_restart_no_publish_is_held_but_a_snapshot_can_be_fetched() -> N
 def test_before_genesis_there_is_nothing_to_fetch_and_no_model_to_differ_from() -> None:
     server = ServerModel()
     assert server.fetch(SNAPSHOT, 0) is None
+    assert server.fetch(INITIAL, 0) is None
     assert server.fetch(PUBLISH, 0) is None
     assert server.mismatch(schema_of(Flat(3)).to_bytes()) == ""
 

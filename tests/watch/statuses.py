@@ -21,6 +21,7 @@ def worker(**changes: Any) -> dict[str, Any]:
         "samples": 14_400,
         "deltas": 28,
         "refused": 0,
+        "probe": "agrees",
         "seconds_since_heard": 0.3,
         "shares": {"training": 0.97, "answer_wait": 0.02, "sample_wait": 0.01, "link": 0.4},
         "usage": {

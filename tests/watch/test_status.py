@@ -189,6 +189,14 @@ def test_a_key_in_quarantine_is_one_line_with_its_reason_and_what_ends_it() -> N
     assert "locked out" not in drawn(status(quarantine=[]))
 
 
+def test_who_computes_something_else_is_told_and_of_many_some() -> None:
+    differs = [worker(worker=f"office-{number}", probe=f"office-{number} does not\x1b[2J") for number in range(7)]
+    assert line(status(workers=[worker(probe="reference"), *differs[:1]]), "probe") == "probe office-0 does not?[2J"
+    text = drawn(status(workers=[worker(), *differs]))
+    assert [word in text for word in ("office-4 does", "office-5 does", "2 more workers")] == [True, False, True]
+    assert "probe" not in drawn(status())
+
+
 # --- what is left of it ---
 
 
