@@ -3,7 +3,7 @@ all workers, on the parameters that the run began with. messages.py has what is 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 BATCH, LAYERS = KINDS = ("batch", "layers")
 # Of each layer's output: its root mean square, then so many projections of it (tensors/digest.py).
@@ -28,8 +28,8 @@ class Digest:
     input: str
     arithmetic: str  # one of TOLERANCES
     executed: int
-    layers: tuple[str, ...]
-    figures: tuple[float, ...]
+    layers: tuple[str, ...] = field(repr=False)
+    figures: tuple[float, ...] = field(repr=False)  # not for a line of a log
 
     @property
     def key(self) -> str:
