@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
+from hetero_async.arrays import Array
 from hetero_async.core import ranges
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import PUBLISH, SNAPSHOT
@@ -45,6 +47,7 @@ from hetero_async.tensors.buffers import (
 )
 from hetero_async.tensors.buffers import merged as buffers_merged
 from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload, open_payload
+from hetero_async.tensors.frozen import Frozen
 from hetero_async.tensors.passes import Crew
 from hetero_async.tensors.replica import hash_of, read_object, write_object
 from hetero_async.tensors.schema import Schema, difference
@@ -91,6 +94,8 @@ class ServerModel:
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
         self._norm = 0.0  # of θ
+        self._hash = b""  # of all of them, until one changes
+        self._frozen: list[weakref.ref[Frozen]] = []
         self._crew = Crew()
 
     @property
@@ -114,6 +119,8 @@ class ServerModel:
             ) from error
 
     def _apply(self, entry: Entry) -> None:
+        if isinstance(entry.record, Genesis | Stepped | Published):
+            self._hash = b""
         match entry.record:
             case Genesis() as genesis:
                 self._begin(genesis, entry.payload)
@@ -148,7 +155,8 @@ class ServerModel:
         codecs, raws = [CODECS[delta.codec] for delta in merged], self._crew.each(opened, merged)
         deltas = list(zip(codecs, raws, stepped.weights, strict=True))
         coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
-        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients)
+        frozen = [vector for frozen in self._frozen if (vector := frozen()) is not None]
+        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients, frozen)
         given = [(delta.samples, buffers_in(self._specs, delta.payload)) for delta in merged]
         self.buffers = buffers_merged(self.buffers, given)
 
@@ -250,19 +258,23 @@ class ServerModel:
     # --- checkpoints, hashes, export ---
 
     def model_hash(self) -> bytes:
-        vectors = self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers
-        return xxhash.xxh3_128_digest(b"".join(self._crew.each(hash_of, vectors)))
+        if not self._hash:
+            vectors = self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers
+            self._hash = xxhash.xxh3_128_digest(b"".join(self._crew.each(hash_of, vectors)))
+        return self._hash
 
     def snapshot(self) -> ModelSnapshot:
         assert self.schema is not None, "a run without parameters has nothing to keep"
-        arrays = {
-            "parameters": self.theta.numpy().copy(),
+        frozen = {"parameters": Frozen(self.theta)}
+        frozen |= {f"momentum/{number}": Frozen(momentum) for number, momentum in enumerate(self.momenta)}
+        self._frozen = [weakref.ref(vector) for vector in frozen.values()]
+        arrays: dict[str, Array] = {
+            **frozen,
             "shadow": self._standing.shadow.numpy(),  # nobody writes to it
             "schema": _bytes_array(self.schema.to_bytes()),
             "constants": _bytes_array(self._constants),
             "publish": _bytes_array(write_object(self._standing.note, b"")),
         }
-        arrays |= {f"momentum/{number}": momentum.numpy().copy() for number, momentum in enumerate(self.momenta)}
         arrays |= {
             f"pending/{lsn}": _bytes_array(pack_parts(delta.codec.encode(), delta.payload, str(delta.samples).encode()))
             for lsn, delta in self._pending.items()
@@ -274,7 +286,7 @@ class ServerModel:
     def load(self, snapshot: ModelSnapshot) -> None:
         """Raises LogCorrupt when what was loaded does not hash to what the snapshot says."""
         try:
-            self._load(snapshot.arrays)
+            self._load({name: numpy.asarray(array) for name, array in snapshot.arrays.items()})
         except (PeerError, KeyError) as error:
             raise LogCorrupt(f"the checkpoint's arrays cannot be read: {error}") from error
         if self.model_hash() != snapshot.model_hash:
@@ -294,6 +306,7 @@ class ServerModel:
         self.momenta = [_vector(arrays[f"momentum/{number}"]) for number in range(kept)]
         self._pending = dict(_pending(arrays))
         self._publishes, self._snapshots = {}, {}
+        self._hash = b""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What the run trains, in fp32, and its buffers in the dtypes that the first worker had them in, under the

@@ -14,6 +14,7 @@ import torch
 
 from hetero_async.tensors import outer
 from hetero_async.tensors.codecs.codec import PIECE, Codec
+from hetero_async.tensors.frozen import Frozen
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -72,10 +73,11 @@ def merge(
     momenta: Sequence[torch.Tensor],
     deltas: Sequence[tuple[Codec, torch.Tensor, float]],
     coefficients: tuple[float, float, float, float],
+    frozen: Sequence[Frozen] = (),
 ) -> float:
     """Move θ and its momentum by the weighted mean of some deltas (codec, coded bytes, weight); returns |θ|.
 
-    No decoded delta is ever whole.
+    No decoded delta is ever whole. `frozen`: of these vectors, and told of every block before it changes.
     """
     numel = theta.numel()
 
@@ -86,6 +88,8 @@ def merge(
             for codec, raw, weight in deltas:
                 codec.decode(raw, numel, first, one)
                 mean.add_(one.mul_(weight))
+            for as_it_was in frozen:
+                as_it_was.keep(first, last)
             moved = theta[first:last]
             outer.step(moved, [momentum[first:last] for momentum in momenta], mean, one, coefficients)
             squares.append(float(torch.dot(moved, moved)))

@@ -253,7 +253,7 @@ def _hold_checkpoints(hold: Path) -> None:
     """As on a disk that is slow; `HOLD.reached` says of which record the one is that waits."""
     write = store.CheckpointStore._write
 
-    def held(self: store.CheckpointStore, lsn: int, manifest: bytes, arrays: store.Pieces) -> None:
+    def held(self: store.CheckpointStore, lsn: int, manifest: store.Describe, arrays: store.Pieces) -> None:
         hold.with_suffix(".reached").write_text(str(lsn))
         while hold.exists():
             time.sleep(0.01)
