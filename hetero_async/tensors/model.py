@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
 from hetero_async.tensors import outer, passes
 from hetero_async.tensors.buffers import (
+    Changes,
     Specs,
     Values,
     buffers_in,
@@ -49,6 +50,7 @@ from hetero_async.tensors.buffers import merged as buffers_merged
 from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload, open_payload
 from hetero_async.tensors.frozen import Frozen
 from hetero_async.tensors.passes import Crew
+from hetero_async.tensors.pending import InMemory, Pending, PendingDeltas, Shelf
 from hetero_async.tensors.replica import hash_of, read_object, write_object
 from hetero_async.tensors.schema import Schema, difference
 
@@ -60,15 +62,10 @@ SNAPSHOTS_HELD = 2
 NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
+# Deltas that a merge has open at once.
+MERGED_AT_ONCE = 4
 # A schema may claim any size; so much is the book of chunks that the receiver keeps for it a few megabytes.
 INITIAL_BYTES_MAX = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    codec: str
-    payload: bytes
-    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +80,13 @@ class Standing:
 class ServerModel:
     """Empty until Genesis is applied or a snapshot is loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Shelf | None = None) -> None:
         self.schema: Schema | None = None
         self.theta = torch.empty(0)
         self.momenta: list[torch.Tensor] = []
         self.buffers: Values = ()
         self._constants = b""
-        self._pending: dict[int, Pending] = {}
+        self._pending = PendingDeltas(shelf or InMemory())
         self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0), ())
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
@@ -125,7 +122,7 @@ class ServerModel:
             case Genesis() as genesis:
                 self._begin(genesis, entry.payload)
             case Delta() as delta:
-                self._pending[entry.lsn] = Pending(delta.codec, entry.payload, ranges.size(delta.ranges))
+                self._pending.add(entry.lsn, delta.codec, entry.payload, ranges.size(delta.ranges))
             case Stepped() as stepped:
                 self._step(stepped)
             case Published() as published:
@@ -146,19 +143,29 @@ class ServerModel:
         self.schema = schema  # last: from here on there is something to fetch
 
     def _step(self, stepped: Stepped) -> None:
-        numel = self.theta.numel()
-        merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
-
-        def opened(delta: Pending) -> torch.Tensor:
-            return open_payload(delta.codec, without_buffers(self._specs, delta.payload), numel)
-
-        codecs, raws = [CODECS[delta.codec] for delta in merged], self._crew.each(opened, merged)
-        deltas = list(zip(codecs, raws, stepped.weights, strict=True))
-        coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
         frozen = [vector for frozen in self._frozen if (vector := frozen()) is not None]
-        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients, frozen)
-        given = [(delta.samples, buffers_in(self._specs, delta.payload)) for delta in merged]
+        coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
+        weighed = list(zip(self._pending.of(stepped.deltas), stepped.weights, strict=True))
+        mean, given = None, list[tuple[int, Changes]]()
+        while len(weighed) > MERGED_AT_ONCE:
+            mean = torch.zeros_like(self.theta) if mean is None else mean
+            passes.add(self._crew, mean, self._opened(weighed[:MERGED_AT_ONCE], given))
+            del weighed[:MERGED_AT_ONCE]
+        deltas = self._opened(weighed, given)
+        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients, mean, frozen)
         self.buffers = buffers_merged(self.buffers, given)
+        self._pending.drop(stepped.deltas)
+
+    def _opened(self, weighed: Sequence[tuple[Pending, float]], given: list[tuple[int, Changes]]) -> passes.Weighed:
+        """Of these few, as `passes.merge` takes them; opened, all of a crowd would be more than the model. `given` is
+        told of each one's samples and buffers."""
+
+        def opened(delta: Pending) -> tuple[torch.Tensor, Changes]:
+            return self._pending.opened(delta, self._specs, self.theta.numel())
+
+        found = self._crew.each(opened, [delta for delta, _ in weighed])
+        given += [(delta.samples, changes) for (delta, _), (_, changes) in zip(weighed, found, strict=True)]
+        return [(CODECS[delta.codec], raw, w) for (delta, w), (raw, _) in zip(weighed, found, strict=True)]
 
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
@@ -275,10 +282,7 @@ class ServerModel:
             "constants": _bytes_array(self._constants),
             "publish": _bytes_array(write_object(self._standing.note, b"")),
         }
-        arrays |= {
-            f"pending/{lsn}": _bytes_array(pack_parts(delta.codec.encode(), delta.payload, str(delta.samples).encode()))
-            for lsn, delta in self._pending.items()
-        }
+        arrays |= self._pending.arrays()
         for name, values in (("buffers", self.buffers), ("shadow_buffers", self._standing.buffers)):
             arrays[name] = _bytes_array(with_buffers(self._specs, b"", dict(enumerate(values))))
         return ModelSnapshot(arrays=arrays, model_hash=self.model_hash())
@@ -304,7 +308,7 @@ class ServerModel:
         self._standing = Standing(note, _vector(arrays["shadow"]), shadow_buffers)
         kept = sum(name.startswith("momentum/") for name in arrays)
         self.momenta = [_vector(arrays[f"momentum/{number}"]) for number in range(kept)]
-        self._pending = dict(_pending(arrays))
+        self._pending.load(arrays)
         self._publishes, self._snapshots = {}, {}
         self._hash = b""
 
@@ -386,9 +390,3 @@ def _bytes_array(data: bytes) -> numpy.ndarray:
 
 def _vector(array: numpy.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(numpy.float32, copy=True))
-
-
-def _pending(arrays: Mapping[str, numpy.ndarray]) -> Iterator[tuple[int, Pending]]:
-    for lsn in sorted(int(name.removeprefix("pending/")) for name in arrays if name.startswith("pending/")):
-        codec, payload, samples = unpack_parts(arrays[f"pending/{lsn}"].tobytes(), 3)
-        yield lsn, Pending(bytes(codec).decode(), bytes(payload), int(bytes(samples)))
