@@ -14,6 +14,7 @@ from tensors.models import DELTA, Flat, Run, values
 
 from hetero_async.core.records import Delta, Entry, RunSettings
 from hetero_async.shell.log import FileLog
+from hetero_async.shell.shelf import FileShelf
 from hetero_async.shell.threads import in_thread
 from hetero_async.tensors.codecs import encode_payload
 
@@ -28,7 +29,8 @@ class Server:
     """A server's model and log, on which a window of pushes and their merge is done as a server does it."""
 
     def __init__(self, numel: int, directory: Path) -> None:
-        self.run = Run(Flat(numel), RunSettings(run="bench", codec_up=CODEC, codec_down=CODEC))
+        directory.mkdir(exist_ok=True)
+        self.run = Run(Flat(numel), RunSettings(run="bench", codec_up=CODEC, codec_down=CODEC), FileShelf(directory))
         self.model = self.run.server
         self.payloads = [encode_payload(CODEC, values(numel, seed)) for seed in range(WORKERS)]
         self.log = FileLog.open(directory, "bench", in_thread)
@@ -36,6 +38,12 @@ class Server:
 
     def window(self) -> None:
         """Admitted, logged and applied: a delta of each worker, then their merge."""
+        self.push()
+        self.run.step()
+        self.run.entries.clear()
+        self.log.drop_before(self.log.last_lsn)
+
+    def push(self) -> None:
         for payload in self.payloads:
             facts = self.model.inspect(CODEC, payload)
             assert facts.refusal is None
@@ -43,9 +51,6 @@ class Server:
             entry = Entry(lsn=next(self._lsn), term=1, record=delta, payload=payload)
             trio.run(self.log.append, [entry])
             self.run.take(delta, payload)
-        self.run.step()
-        self.run.entries.clear()
-        self.log.drop_before(self.log.last_lsn)
 
     def publish(self) -> None:
         self.run.publish(CODEC)
