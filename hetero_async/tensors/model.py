@@ -215,7 +215,8 @@ class ServerModel:
         return self._facts(_reading(flat), flat.numel())
 
     def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
-        return pack_parts(schema, upload), hash_of(*_initial(schema, *unpack_parts(upload, 2)))
+        parameters_hash = hash_of(*_initial(schema, *unpack_parts(upload, 2)))  # first: both need as much memory again
+        return pack_parts(schema, upload), parameters_hash
 
     def payload_limit(self, schema: bytes) -> int:
         """Initial parameters come with the model's constants, which may be as large again."""
@@ -372,7 +373,7 @@ def _reading(flat: torch.Tensor) -> passes.Reader:
 def _initial(schema: bytes, parameters: memoryview, constants: memoryview) -> tuple[torch.Tensor, Values]:
     """What a run begins with: parameters and buffers. Raises PeerError."""
     found = Schema.from_bytes(schema)
-    flat = decode_payload("fp32", bytes(parameters), found.numel)
+    flat = decode_payload("fp32", parameters, found.numel)
     return flat, initial_values(found.buffers, _constants(bytes(constants)))
 
 

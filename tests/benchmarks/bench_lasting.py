@@ -81,7 +81,7 @@ def peak(directory: Path, workers: int) -> int:
         server = run.serve()
         run.wait(lambda: "serving run" in server.said, "it serves")
         before = resident_bytes(server.pid)
-        run.push(run.names, NUMEL, CODEC, directory / "seen.json")
+        run.push(run.names, NUMEL, CODEC, directory / "seen.json", follows=True)
         run.wait(lambda: server.said.count(" checkpoint ") >= CHECKPOINTS, "two checkpoints", seconds=500)
         return peak_bytes(server.pid) - before
 
@@ -96,7 +96,7 @@ def test_recover(figures: Figures, tmp_path: Path) -> None:
     ) as run:  # fmt: skip
         server = run.serve()
         run.push(run.names, NUMEL, CODEC, out)
-        run.wait(lambda: server.said.count(" delta ") >= DELTAS, "20 deltas", seconds=500)
+        run.wait(lambda: len([*acknowledged_after(out, 0.0)]) >= DELTAS, "20 deltas", seconds=500)
         server.kill()
         killed = time.monotonic()
         run.serve()

@@ -46,15 +46,18 @@ class Kill:
     detected: float = 0.0
     rejoined: float = 0.0
     acknowledged: float = 0.0
+    before: int = 0
 
     def see(self, event: str, worker: str, now: float) -> None:
-        if worker != self.worker or self.acknowledged:
-            return
-        if event in ("left", "joined"):
+        if worker == self.worker and not self.rejoined:
             self.detected = self.detected or now
-        if event == "joined":
-            self.rejoined = now
-        elif event == "delta" and self.rejoined:
+            self.rejoined = now if event == "joined" else 0.0
+
+    def see_acknowledged(self, count: int, now: float) -> None:
+        """`count`: of its worker's deltas. The first one after it has joined again counts."""
+        if not self.rejoined:
+            self.before = count
+        elif count > self.before and not self.acknowledged:
             self.acknowledged = now
 
 
@@ -75,7 +78,7 @@ class Told:
     def news(self) -> Iterator[tuple[str, str]]:
         while (line := self._file.readline()).endswith("\n"):
             words = line.split(maxsplit=3)
-            if len(words) == 4 and words[1] in ("left", "joined", "delta"):
+            if len(words) == 4 and words[1] in ("left", "joined"):
                 yield words[1], line.split("worker='")[1].split("'")[0]
 
 
@@ -108,6 +111,9 @@ def under_fire(run: BenchRun, told: Told, notes: Path, every: float, chance: ran
         for event, worker in told.news():
             for each in kills:
                 each.see(event, worker, now)
+        for each in kills:
+            if not each.acknowledged:
+                each.see_acknowledged(len(run.acknowledged(each.worker)), now)
         time.sleep(LOOK_SECONDS)
     seconds = time.monotonic() - began
     down = sum((each.rejoined or time.monotonic()) - each.killed for each in kills)
