@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 
 SPEEDS = (1, 1, 2, 4)
 STEP_SECONDS = 0.08  # of speed 1
-SAMPLES = 8_000
+SAMPLES = 5_000
 TURNS = 5
 ONE_WAY_MS = 100
 

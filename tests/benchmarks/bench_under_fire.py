@@ -1,6 +1,6 @@
 """What it costs a run of four workers that a random one is killed again and again, and its site's agent starts it anew.
 
-SECONDS and EVERY say how long and how often: a minute in `make bench`, ten in `make bench-under-fire`. A worker counts
+SECONDS and EVERY say how long and how often: half a minute each in `make bench`, ten in `make bench-under-fire`. A worker counts
 as up from its first step after it was started, until it is killed. Its steps take time and no processor, as on an
 accelerator: what a start of Python costs falls on nobody else's core then.
 """
@@ -23,8 +23,8 @@ from benchmarks.scripts import moments
 
 from hetero_async.core import ranges
 
-SECONDS = float(os.environ.get("SECONDS", "45"))
-EVERY = float(os.environ.get("EVERY", "15"))
+SECONDS = float(os.environ.get("SECONDS", "30"))
+EVERY = float(os.environ.get("EVERY", "10"))
 WORKERS = 4
 STEP_SECONDS = 0.05
 LOOK_SECONDS = 0.02
