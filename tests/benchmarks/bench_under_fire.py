@@ -1,8 +1,8 @@
 """What it costs a run of four workers that a random one is killed again and again, and its site's agent starts it anew.
 
-SECONDS and EVERY say how long and how often: half a minute each in `make bench`, ten in `make bench-under-fire`. A worker counts
-as up from its first step after it was started, until it is killed. Its steps take time and no processor, as on an
-accelerator: what a start of Python costs falls on nobody else's core then.
+SECONDS and EVERY say how long and how often: half a minute in `make bench`, ten minutes in `make bench-under-fire`. A
+worker is down from its kill until it has joined again. Its steps take time and no processor, as on an accelerator, but
+what a start of Python costs falls on the same cores here.
 """
 
 import itertools
