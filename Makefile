@@ -9,11 +9,13 @@ ROUNDS ?= 1
 EXAMPLE ?= plain_loop
 JOBS ?= 4
 DEVICE ?= cpu
+BENCH := $(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600
+BENCHES := merging codecs lasting wire slow_link crowd kept stall under_fire
 # Where it is set, each of the many processes of a test or demo compiles the whole package for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local run-local-failover run-example test lint bench study soak clean
+.PHONY: help run-local run-local-failover run-example test lint bench bench-more bench-under-fire study soak clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +37,14 @@ lint: $(INSTALLED) ## style, format and types
 	@$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted; do: .venv/bin/ruff format ."; exit 1; }
 	@$(PYTHON) -m mypy
 
-bench: $(INSTALLED) ## how fast the parts are on this machine
-	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
+bench: $(INSTALLED) ## how fast everything is, against yardsticks of the same run (10 minutes, 24 GB); build/bench.json
+	@$(BENCH) $(BENCHES:%=tests/benchmarks/bench_%.py)
+
+bench-more: $(INSTALLED) ## what else costs something: being watched, attacked, replicated, simulated (10 minutes)
+	@$(BENCH) $(filter-out $(BENCHES:%=tests/benchmarks/bench_%.py),$(wildcard tests/benchmarks/bench_*.py))
+
+bench-under-fire: $(INSTALLED) ## a worker killed each 20 s for 10 minutes, and 10 minutes of peace to compare with
+	@SECONDS=600 EVERY=20 $(BENCH) tests/benchmarks/bench_under_fire.py
 
 study: $(INSTALLED) ## what tests/benchmarks/learning/ has not shown yet (hours; goes on where it was), then the table
 	@$(PYTHON) -m hetero_async study

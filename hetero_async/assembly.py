@@ -41,6 +41,7 @@ from hetero_async.shell.notify import keep_notified
 from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.quarantine import open_quarantine
 from hetero_async.shell.refusals import RefusalNotes
+from hetero_async.shell.shelf import FileShelf
 from hetero_async.shell.signals import stop_on_signal
 from hetero_async.shell.store import CheckpointStore
 from hetero_async.shell.telemetry import SeldomObserver
@@ -190,7 +191,7 @@ async def _open_parts(config: RunConfig, name: str, observer: Observer) -> Async
                 log=log,
                 store=CheckpointStore(node.checkpoints, config.run.name, in_thread),
                 promises=FilePromises(node.directory / "promised-term"),
-                make_model=ServerModel,
+                make_model=lambda: ServerModel(FileShelf(node.directory)),
                 listening=link,
                 blocking=in_thread,
                 observer=observer,

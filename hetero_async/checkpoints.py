@@ -1,7 +1,7 @@
-"""Checkpoints of a server or a standby: copied between two batches, written beside them, the log dropped behind them.
+"""Checkpoints of a server or a standby: frozen between two batches, written beside them, the log dropped behind them.
 
-serve.py and standby.py offer the present state after each batch. Taking one stops their loop for a copy in memory, not
-for the disk.
+serve.py and standby.py offer the present state after each batch. Taking one freezes the vectors, which copies nothing;
+it is then written while the loop goes on, and a merge that comes before that copies what it is about to change.
 """
 
 from collections.abc import Callable

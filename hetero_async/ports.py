@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, TypeVar
 
-import numpy
-
+from hetero_async.arrays import Array
 from hetero_async.core.admission import Facts
 from hetero_async.core.messages import Message, Push
 from hetero_async.core.records import Entry
@@ -128,9 +127,9 @@ class KeptLog(Log, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSnapshot:
-    """The model's half of a checkpoint. Arrays are copies: nobody writes to them any more."""
+    """The model's half of a checkpoint. Nobody writes to the arrays, or what is about to change is copied first."""
 
-    arrays: Mapping[str, numpy.ndarray]
+    arrays: Mapping[str, Array]
     model_hash: bytes
 
 

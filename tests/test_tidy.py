@@ -32,7 +32,7 @@ TRAINING = {
 # Lowest first. A file imports from lower layers, from its own folder, and if it lies in the package's root folder
 # from files of the same layer there.
 LAYERS = [
-    {"errors"},
+    {"errors", "arrays"},
     {"core"},
     {"ports", "formats", "actors"},
     {

@@ -314,11 +314,10 @@ class Server:
         for worker in self.presences.silent(self.state.active, now_ms, self._ttl_ms):
             self._record(Left(worker=worker, reason=f"not heard for {self.settings.lease_ttl_seconds:g} s"))
         if self.settings.merge == "window":
-            in_training = () if self.state.is_trained else self.state.active
-            reference = pace.reference_rate(map(self.presences.rate, in_training))
-            if self.windows.advance(now_ms, reference, self.settings):
+            rates = map(self.presences.rate, () if self.state.is_trained else self.state.active)
+            if self.windows.advance(now_ms, reference := pace.reference_rate(rates), self.settings):
                 for worker in self.state.active:
-                    self._send_window(worker, now_ms)
+                    self._send_window(worker, now_ms, reference)
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
             self._record(merging.stepped(self.state, self.settings))
         self._publish_when_due()
@@ -368,13 +367,15 @@ class Server:
     def _ttl_ms(self) -> int:
         return int(1000 * self.settings.lease_ttl_seconds)
 
-    def steps_for(self, worker: str) -> int:
+    def steps_for(self, worker: str, reference: float = 0.0) -> int:
+        """`reference`: if it is known already; to find it everybody is looked at."""
         rates = self.presences.rate
-        return pace.steps_for(rates(worker), pace.reference_rate(map(rates, self.state.active)), self.settings)
+        reference = reference or pace.reference_rate(map(rates, self.state.active))
+        return pace.steps_for(rates(worker), reference, self.settings)
 
-    def _send_window(self, worker: str, now_ms: int) -> None:
+    def _send_window(self, worker: str, now_ms: int, reference: float = 0.0) -> None:
         milliseconds = self.windows.left_ms(now_ms) if self.settings.merge == "window" else 0
-        window = Window(number=self.windows.number, milliseconds=milliseconds, steps=self.steps_for(worker))
+        window = Window(number=self.windows.number, milliseconds=milliseconds, steps=self.steps_for(worker, reference))
         self._send(worker, window)
 
     def _send(self, worker: str, message: Message) -> None:

@@ -379,9 +379,15 @@ _FOLDS: dict[type, Callable[[State, Any, int], None]] = {
 }
 
 
+_NAMES: dict[type, list[str]] = {}  # of the members of each kind of part, once asked for
+
+
 def _members_of(part: Any) -> dict[str, Any]:
     """As `asdict`, one level at a time and without its copies: a digest is taken of every outer step."""
-    return {member.name: getattr(part, member.name) for member in fields(part)}
+    names = _NAMES.get(type(part))
+    if names is None:
+        names = _NAMES[type(part)] = [member.name for member in fields(part)]
+    return {name: getattr(part, name) for name in names}
 
 
 def _kept(dumped: dict[str, Any] | None) -> Kept | None:

@@ -5,13 +5,14 @@ shell/store.py writes and reads them. The manifest vouches for both: it carries 
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import xxhash
 
+from hetero_async.arrays import Array
 from hetero_async.errors import ConfigError, LogCorrupt
 
 FORMAT_VERSION = 6
@@ -43,20 +44,24 @@ class Manifest:
     file_hash: bytes  # xxh3_128 of model.safetensors
 
 
-def encode_arrays(arrays: Mapping[str, numpy.ndarray]) -> list[bytes | memoryview]:
+def encode_arrays(arrays: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
     """The safetensors file in pieces: what it says of the arrays, then each one's own memory, which is not copied.
 
     `safetensors` itself makes one piece of it, as large as all arrays together.
     """
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # as `safetensors` does
-    described, pieces, end = {}, list[bytes | memoryview](), 0
+    described, end = {}, 0
     for name, array in ordered:
         start, end = end, end + array.nbytes
         described[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (start, end)}
-        pieces.append(numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8).data)
     head = json.dumps(described, separators=(",", ":")).encode()
     head += b" " * (-len(head) % HEAD_ALIGNMENT_BYTES)
-    return [HEAD_LENGTH.pack(len(head)) + head, *pieces]
+    yield HEAD_LENGTH.pack(len(head)) + head
+    for _, array in ordered:
+        if isinstance(array, numpy.ndarray):
+            yield numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8).data
+        else:
+            yield from array.pieces()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +23,7 @@ REMEDIES = {
     errno.EROFS: "restart when it can be written again",
 }
 # Linux's IOV_MAX: so many buffers may one write have.
+GROUP_BYTES = 8 * 1024 * 1024
 BUFFERS_MAX = 1024
 STDERR = 2
 
@@ -123,7 +124,7 @@ def write_durably(path: Path, content: bytes, disk: Disk = DISK) -> None:
     write_pieces_durably(path, [content], disk)
 
 
-def write_pieces_durably(path: Path, content: Sequence[bytes | memoryview], disk: Disk = DISK) -> None:
+def write_pieces_durably(path: Path, content: Iterable[bytes | memoryview], disk: Disk = DISK) -> None:
     """Whole and on stable storage, or not there at all. Raises DiskFull and OSError; a file of the name stays then."""
     temporary = path.with_name(f"{path.name}.new")
     try:
@@ -145,10 +146,25 @@ def sync_directory(directory: Path, disk: Disk = DISK) -> None:
         os.close(descriptor)
 
 
-def _write_new(path: Path, content: Sequence[bytes | memoryview], disk: Disk) -> None:
+def _write_new(path: Path, content: Iterable[bytes | memoryview], disk: Disk) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        write_all(disk, descriptor, content, 0)
+        offset = 0
+        for pieces in _grouped(content):
+            offset = write_all(disk, descriptor, pieces, offset)
         disk.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _grouped(content: Iterable[bytes | memoryview]) -> Iterator[list[bytes | memoryview]]:
+    """Pieces that are made while they are written are not all in memory at once."""
+    group, size = list[bytes | memoryview](), 0
+    for piece in content:
+        group.append(piece)
+        size += len(piece)
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -4,9 +4,10 @@ One server saves; anybody may load meanwhile, which changes nothing. A checkpoin
 both its files are durable.
 """
 
+import functools
 import mmap
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +28,8 @@ from hetero_async.shell.disk import (
     write_pieces_durably,
 )
 
-Pieces: TypeAlias = Sequence[bytes | memoryview]
+Pieces: TypeAlias = Iterable[bytes | memoryview]
+Describe: TypeAlias = Callable[[bytes], bytes]  # the manifest, of the array file's hash
 
 KEPT = 2  # so that one may be damaged
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
@@ -108,7 +110,7 @@ class CheckpointStore:
         if manifest.run != self.run:
             raise ConfigError(f'the checkpoint that came belongs to run "{manifest.run}", not "{self.run}"')
         self._prepare()
-        self._replace(manifest.lsn, packed, [arrays])
+        self._replace(manifest.lsn, lambda _: packed, [arrays])
         return self.load(manifest.lsn)
 
     def drop_after(self, lsn: int) -> None:
@@ -127,8 +129,8 @@ class CheckpointStore:
         assert checkpoint.run == self.run, f"a checkpoint of run {checkpoint.run} in the store of {self.run}"
         self._prepare()
         if not self._is_whole(checkpoint.lsn):
-            arrays = encode_arrays(checkpoint.model.arrays)
-            self._replace(checkpoint.lsn, _manifest(checkpoint, arrays), arrays)
+            described = functools.partial(_manifest, checkpoint)
+            self._replace(checkpoint.lsn, described, encode_arrays(checkpoint.model.arrays))
         kept = [lsn for lsn in self.lsns() if lsn not in self._damaged][-KEPT:]
         for lsn in self.lsns():
             if lsn not in kept:
@@ -141,7 +143,7 @@ class CheckpointStore:
             sync_directory(self.directory.parent, self._disk)
             self._remove_unfinished()
 
-    def _replace(self, lsn: int, manifest: bytes, arrays: Pieces) -> None:
+    def _replace(self, lsn: int, manifest: Describe, arrays: Pieces) -> None:
         if lsn in self.lsns():
             self._drop(lsn)
         try:
@@ -154,12 +156,13 @@ class CheckpointStore:
         self._verified(lsn)
         self._damaged.discard(lsn)
 
-    def _write(self, lsn: int, manifest: bytes, arrays: Pieces) -> None:
+    def _write(self, lsn: int, manifest: Describe, arrays: Pieces) -> None:
         path = self._path(lsn)
         unfinished = path.with_suffix(UNFINISHED)
         unfinished.mkdir()
-        write_pieces_durably(unfinished / MODEL, arrays, self._disk)
-        write_durably(unfinished / MANIFEST, manifest, self._disk)
+        file_hash = xxhash.xxh3_128()
+        write_pieces_durably(unfinished / MODEL, _hashed(arrays, file_hash), self._disk)
+        write_durably(unfinished / MANIFEST, manifest(file_hash.digest()), self._disk)
         self._disk.rename(unfinished, path)
         sync_directory(self.directory, self._disk)
 
@@ -217,10 +220,13 @@ def _file_hash(path: Path) -> bytes:
     return file_hash.digest()
 
 
-def _manifest(checkpoint: Checkpoint, arrays: Pieces) -> bytes:
-    file_hash = xxhash.xxh3_128()
-    for piece in arrays:
+def _hashed(pieces: Pieces, file_hash: xxhash.xxh3_128) -> Iterator[bytes | memoryview]:
+    for piece in pieces:
         file_hash.update(piece)
+        yield piece
+
+
+def _manifest(checkpoint: Checkpoint, file_hash: bytes) -> bytes:
     return encode_manifest(
         Manifest(
             run=checkpoint.run,
@@ -230,6 +236,6 @@ def _manifest(checkpoint: Checkpoint, arrays: Pieces) -> bytes:
             state=checkpoint.state,
             state_hash=checkpoint.state_hash,
             model_hash=checkpoint.model.model_hash,
-            file_hash=file_hash.digest(),
+            file_hash=file_hash,
         )
     )

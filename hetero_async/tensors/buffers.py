@@ -185,12 +185,12 @@ def with_buffers(specs: Specs, coded: bytes, changes: Changes) -> bytes:
     return pack_parts(coded, _pack(specs, changes) if changes else b"") if specs else coded
 
 
-def without_buffers(specs: Specs, payload: bytes) -> bytes | memoryview:
+def without_buffers(specs: Specs, payload: bytes | bytearray) -> bytes | bytearray | memoryview:
     """The coded parameters alone, not copied. Raises PeerError."""
     return unpack_parts(payload, 2)[0] if specs else payload
 
 
-def buffers_in(specs: Specs, payload: bytes) -> Changes:
+def buffers_in(specs: Specs, payload: bytes | bytearray) -> Changes:
     """Raises PeerError for anything but what `with_buffers` writes."""
     packed = unpack_parts(payload, 2)[1] if specs else b""
     return _unpack(specs, packed) if packed else {}

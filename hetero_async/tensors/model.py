@@ -9,7 +9,8 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
+from hetero_async.arrays import Array
 from hetero_async.core import ranges
 from hetero_async.core.admission import Cause, Facts, NotAdmitted
 from hetero_async.core.messages import INITIAL, PUBLISH, SNAPSHOT
@@ -29,13 +31,14 @@ from hetero_async.formats.compression import compress
 from hetero_async.formats.parts import pack_parts, unpack_parts
 from hetero_async.ports import ModelSnapshot
 from hetero_async.tensors import outer, passes
+from hetero_async.tensors.beginning import NOTHING_PUBLISHED, coarse, constants_of, initial
 from hetero_async.tensors.buffers import (
+    Changes,
     Specs,
     Values,
     buffers_in,
     changes_between,
     first_infinite,
-    initial_values,
     is_same,
     numbers_of,
     payload_bytes_max,
@@ -44,8 +47,10 @@ from hetero_async.tensors.buffers import (
     without_buffers,
 )
 from hetero_async.tensors.buffers import merged as buffers_merged
-from hetero_async.tensors.codecs import CODECS, decode_payload, encode_payload, open_payload
+from hetero_async.tensors.codecs import CODECS, encode_payload, open_payload
+from hetero_async.tensors.frozen import Frozen
 from hetero_async.tensors.passes import Crew
+from hetero_async.tensors.pending import InMemory, Pending, PendingDeltas, Shelf
 from hetero_async.tensors.replica import hash_of, read_object, write_object
 from hetero_async.tensors.schema import Schema, difference
 
@@ -54,20 +59,12 @@ from hetero_async.tensors.schema import Schema, difference
 PUBLISHES_HELD_MIN = 2
 PUBLISHES_HELD_MAX = 256
 SNAPSHOTS_HELD = 2
-# What all workers probe their layers on must be the same for all of a run, not exact.
-INITIAL_CODEC = "int4"
-NOTHING_PUBLISHED = PublishNote(number=0, version=0, codec="fp32", merged=(), shadow_hash=b"")
 # Bytes a payload may have beyond its codec's: zstd's frame and what it adds to what it cannot shrink.
 PAYLOAD_SLACK_BYTES = 64 * 1024
+# Deltas that a merge has open at once.
+MERGED_AT_ONCE = 4
 # A schema may claim any size; so much is the book of chunks that the receiver keeps for it a few megabytes.
 INITIAL_BYTES_MAX = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    codec: str
-    payload: bytes
-    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +79,20 @@ class Standing:
 class ServerModel:
     """Empty until Genesis is applied or a snapshot is loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Shelf | None = None) -> None:
         self.schema: Schema | None = None
         self.theta = torch.empty(0)
         self.momenta: list[torch.Tensor] = []
         self.buffers: Values = ()
         self._constants = b""
         self._initial = b""
-        self._pending: dict[int, Pending] = {}
+        self._pending = PendingDeltas(shelf or InMemory())
         self._standing = Standing(NOTHING_PUBLISHED, torch.empty(0), ())
         self._publishes: dict[int, bytes] = {}
         self._snapshots: dict[int, bytes] = {}
         self._norm = 0.0  # of θ
+        self._hash = b""  # of all of them, until one changes
+        self._frozen: list[weakref.ref[Frozen]] = []
         self._crew = Crew()
 
     @property
@@ -117,11 +116,13 @@ class ServerModel:
             ) from error
 
     def _apply(self, entry: Entry) -> None:
+        if isinstance(entry.record, Genesis | Stepped | Published):
+            self._hash = b""
         match entry.record:
             case Genesis() as genesis:
                 self._begin(genesis, entry.payload)
             case Delta() as delta:
-                self._pending[entry.lsn] = Pending(delta.codec, entry.payload, ranges.size(delta.ranges))
+                self._pending.add(entry.lsn, delta.codec, entry.payload, ranges.size(delta.ranges))
             case Stepped() as stepped:
                 self._step(stepped)
             case Published() as published:
@@ -131,7 +132,7 @@ class ServerModel:
         packed_schema, upload = unpack_parts(payload, 2)
         parameters, constants = unpack_parts(upload, 2)
         schema = Schema.from_bytes(bytes(packed_schema))
-        self.theta, self.buffers = _initial(bytes(packed_schema), parameters, constants)
+        self.theta, self.buffers = initial(bytes(packed_schema), parameters, constants)
         if hash_of(self.theta, self.buffers) != genesis.parameters_hash:
             raise LogCorrupt("the initial parameters are not those that the genesis record names")
         self._constants = bytes(constants)
@@ -139,25 +140,33 @@ class ServerModel:
         self._norm = passes.norm(self._crew, _reading(self.theta), schema.numel)
         note = replace(NOTHING_PUBLISHED, shadow_hash=genesis.parameters_hash)
         self._standing = Standing(note, self.theta.clone(), self.buffers)
-        coded = encode_payload(INITIAL_CODEC, self.theta)
-        shadow_hash = hash_of(decode_payload(INITIAL_CODEC, coded, schema.numel), self.buffers)
-        note = replace(NOTHING_PUBLISHED, codec=INITIAL_CODEC, shadow_hash=shadow_hash)
-        self._initial = write_object(note, with_buffers(schema.buffers, coded, dict(enumerate(self.buffers))))
+        self._initial = coarse(schema.buffers, self.theta, self.buffers)
         self.schema = schema  # last: from here on there is something to fetch
 
     def _step(self, stepped: Stepped) -> None:
-        numel = self.theta.numel()
-        merged = [self._pending.pop(lsn) for lsn in stepped.deltas]
-
-        def opened(delta: Pending) -> torch.Tensor:
-            return open_payload(delta.codec, without_buffers(self._specs, delta.payload), numel)
-
-        codecs, raws = [CODECS[delta.codec] for delta in merged], self._crew.each(opened, merged)
-        deltas = list(zip(codecs, raws, stepped.weights, strict=True))
+        frozen = [vector for frozen in self._frozen if (vector := frozen()) is not None]
         coefficients = (stepped.decay, stepped.intake, stepped.gain, stepped.pull)
-        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients)
-        given = [(delta.samples, buffers_in(self._specs, delta.payload)) for delta in merged]
+        weighed = list(zip(self._pending.of(stepped.deltas), stepped.weights, strict=True))
+        mean, given = None, list[tuple[int, Changes]]()
+        while len(weighed) > MERGED_AT_ONCE:
+            mean = torch.zeros_like(self.theta) if mean is None else mean
+            passes.add(self._crew, mean, self._opened(weighed[:MERGED_AT_ONCE], given))
+            del weighed[:MERGED_AT_ONCE]
+        deltas = self._opened(weighed, given)
+        self._norm = passes.merge(self._crew, self.theta, self.momenta, deltas, coefficients, mean, frozen)
         self.buffers = buffers_merged(self.buffers, given)
+        self._pending.drop(stepped.deltas)
+
+    def _opened(self, weighed: Sequence[tuple[Pending, float]], given: list[tuple[int, Changes]]) -> passes.Weighed:
+        """Of these few, as `passes.merge` takes them; opened, all of a crowd would be more than the model. `given` is
+        told of each one's samples and buffers."""
+
+        def opened(delta: Pending) -> tuple[torch.Tensor, Changes]:
+            return self._pending.opened(delta, self._specs, self.theta.numel())
+
+        found = self._crew.each(opened, [delta for delta, _ in weighed])
+        given += [(delta.samples, changes) for (delta, _), (_, changes) in zip(weighed, found, strict=True)]
+        return [(CODECS[delta.codec], raw, w) for (delta, w), (raw, _) in zip(weighed, found, strict=True)]
 
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
@@ -201,13 +210,14 @@ class ServerModel:
     def inspect_initial(self, schema: bytes, upload: bytes) -> Facts:
         try:
             parameters, constants = unpack_parts(upload, 2)
-            flat, _ = _initial(schema, parameters, constants)
+            flat, _ = initial(schema, parameters, constants)
         except PeerError as error:
             return _unreadable(error)
         return self._facts(_reading(flat), flat.numel())
 
     def genesis_payload(self, schema: bytes, upload: bytes) -> tuple[bytes, bytes]:
-        return pack_parts(schema, upload), hash_of(*_initial(schema, *unpack_parts(upload, 2)))
+        parameters_hash = hash_of(*initial(schema, *unpack_parts(upload, 2)))  # first: both need as much memory again
+        return pack_parts(schema, upload), parameters_hash
 
     def payload_limit(self, schema: bytes) -> int:
         """Initial parameters come with the model's constants, which may be as large again."""
@@ -259,24 +269,25 @@ class ServerModel:
     # --- checkpoints, hashes, export ---
 
     def model_hash(self) -> bytes:
-        vectors = self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers
-        return xxhash.xxh3_128_digest(b"".join(self._crew.each(hash_of, vectors)))
+        if not self._hash:
+            vectors = self.theta, *self.momenta, self._standing.shadow, *self.buffers, *self._standing.buffers
+            self._hash = xxhash.xxh3_128_digest(b"".join(self._crew.each(hash_of, vectors)))
+        return self._hash
 
     def snapshot(self) -> ModelSnapshot:
         assert self.schema is not None, "a run without parameters has nothing to keep"
-        arrays = {
-            "parameters": self.theta.numpy().copy(),
+        frozen = {"parameters": Frozen(self.theta)}
+        frozen |= {f"momentum/{number}": Frozen(momentum) for number, momentum in enumerate(self.momenta)}
+        self._frozen = [weakref.ref(vector) for vector in frozen.values()]
+        arrays: dict[str, Array] = {
+            **frozen,
             "shadow": self._standing.shadow.numpy(),  # nobody writes to it
             "schema": _bytes_array(self.schema.to_bytes()),
             "constants": _bytes_array(self._constants),
             "initial": _bytes_array(self._initial),
             "publish": _bytes_array(write_object(self._standing.note, b"")),
         }
-        arrays |= {f"momentum/{number}": momentum.numpy().copy() for number, momentum in enumerate(self.momenta)}
-        arrays |= {
-            f"pending/{lsn}": _bytes_array(pack_parts(delta.codec.encode(), delta.payload, str(delta.samples).encode()))
-            for lsn, delta in self._pending.items()
-        }
+        arrays |= self._pending.arrays()
         for name, values in (("buffers", self.buffers), ("shadow_buffers", self._standing.buffers)):
             arrays[name] = _bytes_array(with_buffers(self._specs, b"", dict(enumerate(values))))
         return ModelSnapshot(arrays=arrays, model_hash=self.model_hash())
@@ -284,7 +295,7 @@ class ServerModel:
     def load(self, snapshot: ModelSnapshot) -> None:
         """Raises LogCorrupt when what was loaded does not hash to what the snapshot says."""
         try:
-            self._load(snapshot.arrays)
+            self._load({name: numpy.asarray(array) for name, array in snapshot.arrays.items()})
         except (PeerError, KeyError) as error:
             raise LogCorrupt(f"the checkpoint's arrays cannot be read: {error}") from error
         if self.model_hash() != snapshot.model_hash:
@@ -303,8 +314,9 @@ class ServerModel:
         self._standing = Standing(note, _vector(arrays["shadow"]), shadow_buffers)
         kept = sum(name.startswith("momentum/") for name in arrays)
         self.momenta = [_vector(arrays[f"momentum/{number}"]) for number in range(kept)]
-        self._pending = dict(_pending(arrays))
+        self._pending.load(arrays)
         self._publishes, self._snapshots = {}, {}
+        self._hash = b""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What the run trains, in fp32, and its buffers in the dtypes that the first worker had them in, under the
@@ -318,7 +330,7 @@ class ServerModel:
 
     def _named(self, flat: torch.Tensor, buffers: Values) -> dict[str, torch.Tensor]:
         assert self.schema is not None, "no run has begun"
-        tensors = _constants(self._constants)
+        tensors = constants_of(self._constants)
         start = 0
         for tensor in self.schema.tensors:
             tensors[tensor.name] = flat[start : start + tensor.numel].view(tensor.shape).clone()
@@ -363,30 +375,9 @@ def _reading(flat: torch.Tensor) -> passes.Reader:
     return lambda start, out: out.copy_(flat[start : start + out.numel()])
 
 
-def _initial(schema: bytes, parameters: memoryview, constants: memoryview) -> tuple[torch.Tensor, Values]:
-    """What a run begins with: parameters and buffers. Raises PeerError."""
-    found = Schema.from_bytes(schema)
-    flat = decode_payload("fp32", bytes(parameters), found.numel)
-    return flat, initial_values(found.buffers, _constants(bytes(constants)))
-
-
-def _constants(packed: bytes) -> dict[str, torch.Tensor]:
-    """The model's buffers. Raises PeerError, for a dtype that this torch does not know as well."""
-    try:
-        return safetensors.torch.load(packed)
-    except (SafetensorError, KeyError) as error:
-        raise PeerError(f"not a model's buffers: {error}") from error
-
-
 def _bytes_array(data: bytes) -> numpy.ndarray:
     return numpy.frombuffer(data, dtype=numpy.uint8)
 
 
 def _vector(array: numpy.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(numpy.float32, copy=True))
-
-
-def _pending(arrays: Mapping[str, numpy.ndarray]) -> Iterator[tuple[int, Pending]]:
-    for lsn in sorted(int(name.removeprefix("pending/")) for name in arrays if name.startswith("pending/")):
-        codec, payload, samples = unpack_parts(arrays[f"pending/{lsn}"].tobytes(), 3)
-        yield lsn, Pending(bytes(codec).decode(), bytes(payload), int(bytes(samples)))

@@ -14,6 +14,7 @@ import torch
 
 from hetero_async.tensors import outer
 from hetero_async.tensors.codecs.codec import PIECE, Codec
+from hetero_async.tensors.frozen import Frozen
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -21,6 +22,7 @@ T = TypeVar("T")
 Stretch = tuple[int, int]
 # Writes elements start, start + 1, … of a vector, `start` being a multiple of PIECE, into what it is given.
 Reader = Callable[[int, torch.Tensor], object]
+Weighed = Sequence[tuple[Codec, torch.Tensor, float]]
 
 
 def blocks(start: int, stop: int) -> Iterator[Stretch]:
@@ -66,28 +68,49 @@ def norm(crew: Crew, read: Reader, numel: int) -> float:
     return _root(crew.over(numel, work))
 
 
+def add(crew: Crew, mean: torch.Tensor, deltas: Weighed) -> None:
+    """mean ← mean + Σ weight · delta, in their order: to the same bits as all at once."""
+    numel = mean.numel()
+
+    def work(start: int, stop: int) -> None:
+        decoded = torch.empty(PIECE)
+        for first, last in blocks(start, stop):
+            _add(mean[first:last], deltas, numel, first, decoded[: last - first])
+
+    crew.over(numel, work)
+
+
+def _add(mean: torch.Tensor, deltas: Weighed, numel: int, first: int, spare: torch.Tensor) -> None:
+    for codec, raw, weight in deltas:
+        codec.decode(raw, numel, first, spare)
+        mean.add_(spare.mul_(weight))
+
+
 def merge(
     crew: Crew,
     theta: torch.Tensor,
     momenta: Sequence[torch.Tensor],
-    deltas: Sequence[tuple[Codec, torch.Tensor, float]],
+    deltas: Weighed,
     coefficients: tuple[float, float, float, float],
+    mean: torch.Tensor | None = None,
+    frozen: Sequence[Frozen] = (),
 ) -> float:
     """Move θ and its momentum by the weighted mean of some deltas (codec, coded bytes, weight); returns |θ|.
 
-    No decoded delta is ever whole.
+    No decoded delta is ever whole. `mean`: of those before them, if `add` has begun it; it is used up. `frozen`: of
+    these vectors, and told of every block before it changes.
     """
     numel = theta.numel()
 
     def work(start: int, stop: int) -> list[float]:
         squares, (g, decoded) = [], torch.empty(2, PIECE)
         for first, last in blocks(start, stop):
-            mean, one = g[: last - first].zero_(), decoded[: last - first]
-            for codec, raw, weight in deltas:
-                codec.decode(raw, numel, first, one)
-                mean.add_(one.mul_(weight))
+            so_far, one = g[: last - first].zero_() if mean is None else mean[first:last], decoded[: last - first]
+            _add(so_far, deltas, numel, first, one)
+            for as_it_was in frozen:
+                as_it_was.keep(first, last)
             moved = theta[first:last]
-            outer.step(moved, [momentum[first:last] for momentum in momenta], mean, one, coefficients)
+            outer.step(moved, [momentum[first:last] for momentum in momenta], so_far, one, coefficients)
             squares.append(float(torch.dot(moved, moved)))
         return squares
 

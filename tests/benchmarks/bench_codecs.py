@@ -6,13 +6,17 @@ and bf16 that of each plane of bytes; of topk the choice of 64 among 4096, logâ‚
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, islice
 
 import torch
+from benchmarks.figures import Figures, in_turns, on_threads
 from rich.console import Console
 from rich.table import Table
+from tensors.models import values
 
+from hetero_async.formats.compression import compress, decompress
 from hetero_async.sim.corpus import standard_library
 from hetero_async.sim.plan import WorkerPlan
 from hetero_async.sim.text import Reading, Shape
@@ -27,6 +31,9 @@ PLANES = {"fp32": 4, "bf16": 2}
 CODE_BITS = {"int8": 8, "int4": 4, "e3m0": 4, "2bit": 2, "topk": 2}
 # zstd looks for repetitions, of which there are none: what it saves is what its entropy coder does.
 BITS_OVER_ENTROPY_MAX = 1.15
+NUMEL = 16_000_000  # whose speed is measured
+COMMON = ("int8", "int4")
+ENCODE_COPIES_MAX, DECODE_COPIES_MAX = 5, 3
 
 
 def test_zstd_comes_close_to_the_entropy_of_real_deltas() -> None:
@@ -43,6 +50,25 @@ def test_zstd_comes_close_to_the_entropy_of_real_deltas() -> None:
         assert max(s / f for s, f in zip(sent, floor, strict=True)) <= BITS_OVER_ENTROPY_MAX, name
     print()
     Console(width=110).print(table)
+
+
+def test_codec(figures: Figures) -> None:
+    flat, copied = values(NUMEL, seed=0), torch.empty(NUMEL)
+    copy = partial(copied.copy_, flat)
+    for name, codec in CODECS.items():
+        raw, out = codec.encode(flat), torch.empty(NUMEL)
+        packed = compress(raw.numpy().data)
+        is_common = name in COMMON
+        work: dict[str, tuple[Callable[[], object], float | None]] = {
+            "encode": (partial(codec.encode, flat), ENCODE_COPIES_MAX if is_common else None),
+            "decode": (partial(codec.decode, raw, NUMEL, 0, out), DECODE_COPIES_MAX if is_common else None),
+            "zstd of it": (partial(compress, raw.numpy().data), None),
+            "zstd back": (partial(decompress, packed, len(raw)), None),
+        }
+        for what, (does, goal) in work.items():
+            with on_threads(1):
+                turns = [(own * 1e9 / 4 / NUMEL, floor * 1e9 / 4 / NUMEL) for own, floor in in_turns(does, copy)]
+            figures.add(f"codec: {name} {what}, against a copy, one core", turns, "s/GB", at_most=goal)
 
 
 def rounds() -> Iterator[torch.Tensor]:

@@ -1,18 +1,20 @@
 """What benchmarks find: each figure a ratio to a yardstick that was measured in the same run, taking turns with it."""
 
+import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 KEPT = Path("build/bench.json")
 TURNS = 5
-WIDTH = 118
+CONSOLE = Console(width=118, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,11 @@ class Figures:
         ratio = statistics.median(value / yardstick for value, yardstick in turns)
         goal = f"≤ {at_most:g}" if at_most is not None else f"≥ {at_least:g}" if at_least is not None else ""
         met = ratio <= at_most if at_most is not None else ratio >= at_least if at_least is not None else None
-        self.found.append(Figure(name, value, yardstick, unit, ratio, goal, met))
-        return self.found[-1]
+        figure = Figure(name, value, yardstick, unit, ratio, goal, met)
+        self.found.append(figure)
+        is_met = {None: "", True: ": met", False: ": [bold]not met[/bold]"}[met]
+        CONSOLE.print(f"{name}: {value:.4g} against {yardstick:.4g} {unit}, ratio {ratio:.2f} {goal}{is_met}")
+        return figure
 
     def keep(self, path: Path = KEPT) -> None:
         """In place of what the same benchmarks found before; what others found stays."""
@@ -66,7 +71,18 @@ class Figures:
             met = {None: "", True: "yes", False: "no"}[figure.met]
             sizes = (f"{number:.4g}" for number in (figure.value, figure.yardstick))
             table.add_row(figure.name, *sizes, figure.unit, f"{figure.ratio:.2f}", figure.goal, met)
-        Console(width=WIDTH).print(table)
+        CONSOLE.print(table)
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """torch divides its work among so many: what is compared must have as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -69,7 +69,7 @@ class ServerPlan:
 
 def node_life(run_toml: str, verb: Sequence[str], output: str, plan: ServerPlan) -> None:
     """`verb`: serve, or standby --name NAME."""
-    _speak_to(output)
+    speak_to(output)
     _hurry()
     directory = Path(run_toml).parent
     log.SEGMENT_BYTES = plan.segment_bytes
@@ -98,7 +98,7 @@ def worker_life(
     awaited: Sequence[str],
     options: dict[str, Any],
 ) -> None:
-    _speak_to(output)
+    speak_to(output)
     _hurry()
     os.environ |= {ENV_RUN: run_toml, ENV_WORKER: worker}
     directory = RunConfig.load(Path(run_toml)).worker_directory(worker)
@@ -136,7 +136,7 @@ def _begin_together(directory: Path, awaited: Sequence[str]) -> None:
 
 def together_life(run_toml: str, workers: Sequence[str], output: str, options: dict[str, Any]) -> None:
     """Several workers in one process, for tests in which none of them dies."""
-    _speak_to(output)
+    speak_to(output)
     _hurry()
     config = RunConfig.load(Path(run_toml))
     failed: list[BaseException] = []
@@ -156,14 +156,14 @@ def together_life(run_toml: str, workers: Sequence[str], output: str, options: d
 
 def command_life(words: Sequence[str], directory: str, output: str, errors: str, typed: str) -> None:
     """`hetero-async WORDS` as it stands, without the seconds that its imports take; `typed` answers its questions."""
-    _speak_to(output, errors)
+    speak_to(output, errors)
     os.chdir(directory)
     sys.stdin = io.StringIO(typed)
     sys.argv = ["hetero-async", *words]
     cli.main()
 
 
-def _speak_to(output: str, errors: str = "") -> None:
+def speak_to(output: str, errors: str = "") -> None:
     for descriptor, path in ((1, output), (2, errors or output)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     torch.set_num_threads(1)
@@ -253,7 +253,7 @@ def _hold_checkpoints(hold: Path) -> None:
     """As on a disk that is slow; `HOLD.reached` says of which record the one is that waits."""
     write = store.CheckpointStore._write
 
-    def held(self: store.CheckpointStore, lsn: int, manifest: bytes, arrays: store.Pieces) -> None:
+    def held(self: store.CheckpointStore, lsn: int, manifest: store.Describe, arrays: store.Pieces) -> None:
         hold.with_suffix(".reached").write_text(str(lsn))
         while hold.exists():
             time.sleep(0.01)

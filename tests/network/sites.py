@@ -149,8 +149,9 @@ class Sites:
         )
         is_aside = [each.rough is not None and not each.is_cut and not self._has_netem for each in (old, way)]
         if way.rough and is_aside[1]:
-            assert not way.megabits_per_second, "a way past the bridge has no rate"
             self._link(source, target).set(source, way.rough)
+            shape = f"tbf rate {rate} burst 32kb limit 256kb" if way.megabits_per_second else "pfifo"
+            self._do(source, "tc", f"qdisc replace dev {self._tun(target)} root {shape}")
         if is_aside[0] != is_aside[1]:
             route = f"{self.address(target)} dev {self._tun(target)} src {self.address(source)}"
             self._do(source, "ip", f"route {'add' if is_aside[1] else 'del'} {route}")

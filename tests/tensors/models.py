@@ -11,6 +11,7 @@ from hetero_async.core.state import State
 from hetero_async.tensors.buffers import Changes, with_buffers
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.model import ServerModel
+from hetero_async.tensors.pending import Shelf
 from hetero_async.tensors.replica import Replica
 
 
@@ -52,9 +53,9 @@ def values(numel: int, seed: int) -> torch.Tensor:
 class Run:
     """A server's model, fed with a log that is written as it goes."""
 
-    def __init__(self, model: torch.nn.Module, settings: RunSettings | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, settings: RunSettings | None = None, shelf: Shelf | None = None) -> None:
         self.replica = Replica(model)
-        self.server = ServerModel()
+        self.server = ServerModel(shelf)
         self.entries: list[Entry] = []
         self._deltas: list[int] = []
         self._version = self._publish = 0

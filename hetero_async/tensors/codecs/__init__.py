@@ -39,7 +39,7 @@ def encode_payload(name: str, flat: torch.Tensor) -> bytes:
     return compress(raw.numpy().data)
 
 
-def open_payload(name: str, payload: bytes | memoryview, numel: int) -> torch.Tensor:
+def open_payload(name: str, payload: bytes | bytearray | memoryview, numel: int) -> torch.Tensor:
     """Decompressed, not decoded: uint8 on the CPU. Raises PeerError for anything but a whole payload of that size."""
     raw = decompress(payload, codec_named(name).raw_bytes(numel))
     opened = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
@@ -47,7 +47,7 @@ def open_payload(name: str, payload: bytes | memoryview, numel: int) -> torch.Te
     return opened
 
 
-def decode_payload(name: str, payload: bytes | memoryview, numel: int) -> torch.Tensor:
+def decode_payload(name: str, payload: bytes | bytearray | memoryview, numel: int) -> torch.Tensor:
     """Flat fp32 on the CPU. Raises PeerError like `open_payload`."""
     raw = open_payload(name, payload, numel)  # first: only a payload that is really so long may size memory
     flat = torch.empty(numel)
