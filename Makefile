@@ -10,7 +10,7 @@ EXAMPLE ?= plain_loop
 JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local run-local-failover run-example test lint bench study soak clean
+.PHONY: help run-local run-local-failover run-example test lint bench bench-peers study soak clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ lint: $(INSTALLED) ## style, format and types
 
 bench: $(INSTALLED) ## how fast the parts are on this machine
 	@$(PYTHON) -m pytest -s --override-ini "python_files=bench_*.py" --timeout 600 tests/benchmarks
+
+bench-peers: $(INSTALLED) ## the same training by us and by torchft, hivemind, Flower and DDP: what has no result yet, then the table (needs root)
+	@$(PYTHON) tests/benchmarks/peers/run.py
 
 study: $(INSTALLED) ## what tests/benchmarks/learning/ has not shown yet (hours; goes on where it was), then the table
 	@$(PYTHON) -m hetero_async study

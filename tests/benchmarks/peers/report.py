@@ -1,0 +1,90 @@
+"""The table and the picture of the kept results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from workload import BUDGET_STEPS
+
+TARGET = 2.6  # nats a byte; what a peer came to within the budget or the limit stands beside it
+HEAD = ("", f"to {TARGET} nats", "budget trained", "loss", "sent", "longest stall", "not in the model", "by hand")
+COLOURS = {
+    "hetero_async": "C3",
+    "torchft": "C0",
+    "hivemind": "C2",
+    "hivemind, delayed": "C8",
+    "Flower": "C4",
+    "DDP": "C7",
+}
+
+
+def write(results: Path, peers: Mapping[str, Any], scenarios: Sequence[str]) -> None:
+    """Print the tables and the settings, and draw `results`/peers.png. What has no result is left out."""
+    lines = [line for path in results.glob("*.jsonl") for line in path.read_text().splitlines()]
+    kept = {(found["peer"], found["scenario"]): found for found in map(json.loads, lines)}
+    for scenario in scenarios:
+        found = [kept[peer, scenario] for peer in peers if (peer, scenario) in kept]
+        if found:
+            print(f"\n{scenario}\n")
+            print("\n".join(f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *map(_row, found)]))
+    for module in dict.fromkeys(module for module, _, _ in peers.values()):
+        print(f"\n{module.__name__}: {module.SETTINGS}")
+    if kept:
+        _draw(kept, list(peers), scenarios, results / "peers.png")
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """One result, while others are still to come."""
+    return f"{found['scenario']}: {' | '.join(_row(found))}"
+
+
+def seconds_to(curve: Sequence[Sequence[float]], target: float) -> float | None:
+    """When the validation loss was that low for the first time."""
+    return next((seconds for seconds, _, loss in curve if loss <= target), None)
+
+
+def _row(found: Mapping[str, Any]) -> list[str]:
+    if "error" in found:
+        return [found["peer"], f"did not run: {found['error']}", *[""] * (len(HEAD) - 2)]
+    seconds = seconds_to(found["curve"], TARGET)
+    trained, in_model = found["steps_trained"], found["steps_in_model"]
+    by_hand = [found["by_hand"]] if found["by_hand"] else []
+    again = ", ".join(f"{name} × {times}" for name, times in found["started_again"].items())
+    return [
+        found["peer"],
+        "not reached" if seconds is None else f"{seconds:.0f} s",
+        f"{found['seconds']:.0f} s"
+        if found["finished"]
+        else f"{in_model / BUDGET_STEPS:.0%} in {found['seconds']:.0f} s",
+        f"{found['curve'][-1][2]:.2f}",
+        f"{found['megabytes_sent']:.0f} MB",
+        f"{found['stall_seconds']:.1f} s",
+        f"{max(0, trained - in_model):.0f} of {trained} steps",
+        "; ".join([*by_hand, *([f"started again: {again}"] if again else []), *found["remarks"]]),
+    ]
+
+
+def _draw(
+    kept: Mapping[tuple[str, str], Mapping[str, Any]], peers: Sequence[str], scenarios: Sequence[str], path: Path
+) -> None:
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, sharey=True, layout="constrained")
+    for axis, scenario in zip(axes.flat, scenarios, strict=True):
+        for peer in peers:
+            found = kept.get((peer, scenario))
+            if found and found["curve"]:
+                seconds, _, losses = zip(*found["curve"], strict=True)
+                axis.plot(seconds, losses, color=COLOURS[peer], label=peer, linewidth=2.4 if peer == peers[0] else 1.4)
+                for at, _ in found["kills"]:
+                    axis.axvline(at, color=COLOURS[peer], linewidth=0.8, linestyle=":")
+        axis.axhline(TARGET, color="0.8", linewidth=0.8, zorder=0)
+        axis.set(title=scenario, ylim=(2.1, 4.0), xlim=(0, 100))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False)
+    figure.supxlabel("seconds since the first step (dotted: the kill)")
+    figure.supylabel("validation loss, nats a byte")
+    figure.savefig(path, dpi=110)
