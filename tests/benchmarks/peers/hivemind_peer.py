@@ -24,7 +24,8 @@ COORDINATOR_PROCESS = "dht"
 SETTINGS = (
     f"hivemind 1.1.12; `hivemind-dht` and peers that begin with it; target_batch_size {TARGET_SAMPLES} samples, "
     "matchmaking_time 3 s, averaging_timeout 10 s, fp16 both ways; delayed: delay_grad_averaging, "
-    "delay_optimizer_step, offload_optimizer (configuration guide in the docstring of hivemind.Optimizer)"
+    "delay_optimizer_step, offload_optimizer (configuration guide in the docstring of hivemind.Optimizer); a step of "
+    "all peers counts as target_batch_size samples here, and may have held more"
 )
 BY_HAND = {
     "worker": "start it again (a service manager does)",

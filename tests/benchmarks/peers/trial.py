@@ -16,7 +16,7 @@ from places import COORDINATOR, Host
 from wan import bytes_sent, hosts_on
 from workload import BUDGET_STEPS, PID, SPEEDS
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.2
 START_SECONDS = 60.0  # to the first step
 LIMIT_SECONDS = 90.0  # from there
 LEAVE_SECONDS = 5.0  # for the processes, after the budget is in the model
@@ -105,7 +105,7 @@ class Trial:
             self.kills.append((now, name))
             self._due[name] = now + COORDINATOR_AWAY_SECONDS
         for each in [*descendants(pid), pid]:
-            os.kill(each, signal.SIGKILL)
+            _quietly(lambda each=each: os.kill(each, signal.SIGKILL))
 
     def _restart(self, now: float, *, counts: bool) -> None:
         """Before the first step they may have come too early for one another, which counts for nothing."""
@@ -153,8 +153,9 @@ def pids() -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """Children, and theirs."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    children = [int(child) for child in listed.read_text().split()] if listed.exists() else []
+    children = [
+        int(child) for each in Path("/proc").glob(f"{pid}/task/*/children") for child in each.read_text().split()
+    ]
     return [each for child in children for each in (child, *descendants(child))]
 
 
