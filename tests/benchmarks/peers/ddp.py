@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch.distributed as dist
-from places import Host, Process, program
+from places import DEVICE, Host, Process, program
 from torch.nn.parallel import DistributedDataParallel
 from workload import BUDGET_STEPS, SPEEDS, Worker, read_parameters, write_parameters
 
@@ -35,7 +35,7 @@ def processes(hosts: Mapping[str, Host], directory: Path) -> list[Process]:
             worker,
             worker,
             [*agent, "--local-addr", hosts[worker].address, __file__],
-            {"GLOO_SOCKET_IFNAME": hosts[worker].device},
+            {"GLOO_SOCKET_IFNAME": DEVICE},
         )
         for worker in SPEEDS
     ]

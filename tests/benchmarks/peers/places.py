@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parents[3] / "build" / "peers"
+DEVICE = "eth0"  # of every host, whose address is the host's
 COORDINATOR = "coordinator"  # the fifth host; the others are named as the workers are
 
 
@@ -12,7 +13,6 @@ COORDINATOR = "coordinator"  # the fifth host; the others are named as the worke
 class Host:
     name: str
     address: str  # which is its hostname too
-    device: str  # of the network
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,14 @@ COLOURS = {
 
 
 def write(results: Path, peers: Mapping[str, Any], scenarios: Sequence[str]) -> None:
-    """Print the tables and the settings, and draw `results`/peers.png. What has no result is left out."""
-    lines = [line for path in results.glob("*.jsonl") for line in path.read_text().splitlines()]
-    kept = {(found["peer"], found["scenario"]): found for found in map(json.loads, lines)}
+    """Print the tables and the settings, and draw `results`/peers.png: each kept run by itself."""
+    kept = [json.loads(line) for path in sorted(results.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    kept.sort(key=lambda found: (list(peers).index(found["peer"]), found["date"]))
     for scenario in scenarios:
-        found = [kept[peer, scenario] for peer in peers if (peer, scenario) in kept]
-        if found:
+        rows = [_row(found) for found in kept if found["scenario"] == scenario]
+        if rows:
             print(f"\n{scenario}\n")
-            print("\n".join(f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *map(_row, found)]))
+            print("\n".join(f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *rows]))
     for module in dict.fromkeys(module for module, _, _ in peers.values()):
         print(f"\n{module.__name__}: {module.SETTINGS}")
     if kept:
@@ -78,23 +78,22 @@ def _row(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _draw(
-    kept: Mapping[tuple[str, str], Mapping[str, Any]], peers: Sequence[str], scenarios: Sequence[str], path: Path
-) -> None:
+def _draw(kept: Sequence[Mapping[str, Any]], peers: Sequence[str], scenarios: Sequence[str], path: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, sharey=True, layout="constrained")
     for axis, scenario in zip(axes.flat, scenarios, strict=True):
-        for peer in peers:
-            found = kept.get((peer, scenario))
-            if found and found["curve"]:
+        for found in kept:
+            if found["scenario"] == scenario and found["curve"]:
+                peer, colour = found["peer"], COLOURS[found["peer"]]
                 seconds, _, losses = zip(*found["curve"], strict=True)
-                axis.plot(seconds, losses, color=COLOURS[peer], label=peer, linewidth=2.4 if peer == peers[0] else 1.4)
+                axis.plot(seconds, losses, color=colour, label=peer, linewidth=2.2 if peer == peers[0] else 1.4)
                 for at, _ in found["kills"]:
-                    axis.axvline(at, color=COLOURS[peer], linewidth=0.8, linestyle=":")
+                    axis.axvline(at, color=colour, linewidth=0.8, linestyle=":")
         for target in TARGETS:
             axis.axhline(target, color="0.85", linewidth=0.8, zorder=0)
         axis.set(title=scenario, ylim=(2.1, 4.0), xlim=(0, 90))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False)
+    named = {label: each for axis in axes.flat for each, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0, 1].legend([named[peer] for peer in peers if peer in named], [peer for peer in peers if peer in named])
     figure.supxlabel("seconds since the first step (dotted: the kill)")
     figure.supylabel("validation loss, nats a byte")
     figure.savefig(path, dpi=110)

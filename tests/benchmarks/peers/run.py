@@ -68,7 +68,7 @@ def file_of(peer: str, scenario: str) -> Path:
 
 
 def run(peer: str, scenario: str, *, keep: bool) -> None:
-    """One trial, into its file of results."""
+    """One trial, added to its file of results."""
     module, options, environment = PEERS[peer]
     install(environment)
     directory = Path(tempfile.mkdtemp(prefix="peers-", dir="/tmp"))
@@ -83,8 +83,8 @@ def run(peer: str, scenario: str, *, keep: bool) -> None:
         "by_hand": module.BY_HAND.get(SCENARIOS[scenario].kills, ""),
         "remarks": module.remarks(directory) if hasattr(module, "remarks") else [],
     }
-    path = file_of(peer, scenario)
-    path.write_text(json.dumps(about) + "\n")
+    with file_of(peer, scenario).open("a") as results:
+        results.write(json.dumps(about) + "\n")
     print(report.line(about), flush=True)
     if keep:
         print(f"  its files: {directory}")
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=PEERS, help="this peer (and others named so)")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="this scenario (and others named so)")
-    parser.add_argument("--again", action="store_true", help="also where a result is kept")
+    parser.add_argument("--again", action="store_true", help="also where a result is kept: once more")
     parser.add_argument("--keep", action="store_true", help="leave what the processes wrote and said where it is")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()

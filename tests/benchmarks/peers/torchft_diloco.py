@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from places import COORDINATOR, Host, Process, program
+from places import COORDINATOR, DEVICE, Host, Process, program
 from workload import BUDGET_STEPS, SPEEDS, Worker
 
 SYNC_EVERY = 20
@@ -32,8 +32,7 @@ def processes(hosts: Mapping[str, Host], directory: Path) -> list[Process]:
     torchrun = [program("torchft", "torchrun"), f"--master_port={MASTER_PORT}", "--nnodes=1", "--nproc_per_node=1"]
     at = {"TORCHFT_LIGHTHOUSE": f"http://{hosts[COORDINATOR].address}:{LIGHTHOUSE_PORT}"}
     return [Process("lighthouse", COORDINATOR, lighthouse)] + [
-        Process(worker, worker, [*torchrun, __file__], at | {"GLOO_SOCKET_IFNAME": hosts[worker].device})
-        for worker in SPEEDS
+        Process(worker, worker, [*torchrun, __file__], at | {"GLOO_SOCKET_IFNAME": DEVICE}) for worker in SPEEDS
     ]
 
 

@@ -19,7 +19,7 @@ from network.rough import PACKET_BYTES_MAX, open_tun
 from network.sites import Sites
 from places import Host
 
-OPEN_DEVICE, FAR_DEVICE = "eth0", "wan"
+FAR_DEVICE = "wan"
 PACKET_BYTES = 9000  # fewer packets to carry than with Ethernet's 1500
 QUEUE_SECONDS = 0.1  # what a router keeps of a full link; more is lost
 COMMAND_SECONDS = 30.0
@@ -28,8 +28,7 @@ COMMAND_SECONDS = 30.0
 @contextlib.contextmanager
 def hosts_on(sites: Sites, megabits_per_second: float, delay_seconds: float) -> Iterator[dict[str, Host]]:
     """The sites as hosts. A rate of 0: as near and as fast as the bridge; a delay is one way."""
-    device = FAR_DEVICE if megabits_per_second else OPEN_DEVICE
-    hosts = {name: Host(name, sites.address(name), device) for name in sites.names}
+    hosts = {name: Host(name, sites.address(name)) for name in sites.names}
     if not megabits_per_second:
         yield hosts
         return
