@@ -22,6 +22,8 @@ HEAD = (
     "not in the model",
     "by hand",
 )
+# A step of all their peers may have held more samples than its target, which are what it is counted as.
+AT_MOST = ("hivemind", "hivemind, delayed")
 COLOURS = {
     "hetero_async": "C3",
     "torchft": "C0",
@@ -73,7 +75,7 @@ def _row(found: Mapping[str, Any]) -> list[str]:
         f"{found['curve'][-1][2]:.2f}",
         f"{found['megabytes_sent']:.0f} MB",
         f"{found['stall_seconds']:.1f} s",
-        f"{max(0, trained - in_model):.0f} of {trained} steps",
+        f"{'at most ' if found['peer'] in AT_MOST else ''}{max(0, trained - in_model):.0f} of {trained} steps",
         "; ".join([*by_hand, *([f"started again: {again}"] if again else []), *found["remarks"]]),
     ]
 
