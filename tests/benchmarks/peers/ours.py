@@ -1,4 +1,4 @@
-"""hetero_async: `init`, `serve`, and a `work` for each site, all as they come; nothing is tuned."""
+"""hetero_async: the run.toml of `init`, `serve`, and a `work` for each site, all as they come; nothing is tuned."""
 
 import subprocess
 import sys
@@ -20,23 +20,35 @@ BY_HAND = {"worker": "nothing: `work` starts it again", "coordinator": "start `s
 
 
 def processes(hosts: Mapping[str, Host], directory: Path, *, standby: bool) -> list[Process]:
+    """With a standby there is a witness too, and the old server comes back as a standby."""
+    from hetero_async import roster
+    from hetero_async.tables import template
+
+    server: dict[str, object] = {"site": COORDINATOR, "address": _address(hosts, COORDINATOR)}
+    text = template(
+        run={"name": "peers", "samples": BUDGET_STEPS * BATCH},
+        sites=dict.fromkeys(SPEEDS, 1),
+        server=server | ({"durability": "replicated", "when_alone": "continue"} if standby else {}),
+        standbys={"other": {"site": STANDBY, "address": _address(hosts, STANDBY)}} if standby else {},
+        witness={"etcd": [f"http://{hosts[WITNESS].address}:{ETCD_PORT}"]} if standby else {},
+    )
+    run = ["--run", str(roster.initialize(directory / "run", text).path)]
     command = [sys.executable, "-m", "hetero_async"]
-    run = directory / "run" / "run.toml"
-    sites = [word for worker in SPEEDS for word in ("--site", f"{worker}=1")]
-    address = f"tcp://{hosts[COORDINATOR].address}:{PORT}"
-    init = [*command, "init", str(run.parent), "--address", address, "--samples", str(BUDGET_STEPS * BATCH), *sites]
-    followers: list[Process] = []
+    serve = [*command, "serve", *run, "--exit-when-finished"]
+    found = [Process("serve", COORDINATOR, serve)]
     if standby:
-        etcd, follow = _etcd(hosts[WITNESS], directory), [*command, "standby", "--name", "other", "--run", str(run)]
-        init += ["--standby", f"other=tcp://{hosts[STANDBY].address}:{PORT}"]
-        init += ["--etcd", f"http://{hosts[WITNESS].address}:{ETCD_PORT}"]
-        followers = [Process("etcd", WITNESS, etcd), Process("standby", STANDBY, [*follow, "--exit-when-finished"])]
-    subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
-    server = Process("serve", COORDINATOR, [*command, "serve", "--run", str(run), "--exit-when-finished"])
-    work = [*command, "work", "--run", str(run), "--site"]
-    return [*followers, server] + [
-        Process(worker, worker, [*work, worker, "--", sys.executable, __file__]) for worker in SPEEDS
-    ]
+        follow = [*command, "standby", *run, "--exit-when-finished", "--name"]
+        found = [
+            Process("etcd", WITNESS, _etcd(hosts[WITNESS], directory)),
+            Process("serve", COORDINATOR, serve, again=[*follow, "server"]),
+            Process("standby", STANDBY, [*follow, "other"]),
+        ]
+    work = [*command, "work", *run, "--site"]
+    return found + [Process(worker, worker, [*work, worker, "--", sys.executable, __file__]) for worker in SPEEDS]
+
+
+def _address(hosts: Mapping[str, Host], name: str) -> str:
+    return f"tcp://{hosts[name].address}:{PORT}"
 
 
 def _etcd(host: Host, directory: Path) -> list[str]:

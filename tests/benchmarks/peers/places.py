@@ -23,6 +23,7 @@ class Process:
     host: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    again: Sequence[str] = ()  # the command by which it is started again, where that is another
 
 
 def program(environment: str, name: str = "python") -> str:

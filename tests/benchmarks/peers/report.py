@@ -95,7 +95,8 @@ def _draw(kept: Sequence[Mapping[str, Any]], peers: Sequence[str], scenarios: Se
         axis.set(title=scenario, ylim=(2.1, 4.0), xlim=(0, 90))
         axis.spines[["top", "right"]].set_visible(False)
     named = {label: each for axis in axes.flat for each, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[0, 1].legend([named[peer] for peer in peers if peer in named], [peer for peer in peers if peer in named])
+    shown = [peer for peer in peers if peer in named]
+    figure.legend([named[peer] for peer in shown], shown, loc="outside upper center", ncols=len(shown), frameon=False)
     figure.supxlabel("seconds since the first step (dotted: the kill)")
     figure.supylabel("validation loss, nats a byte")
     figure.savefig(path, dpi=110)

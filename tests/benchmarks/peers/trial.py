@@ -116,15 +116,16 @@ class Trial:
             if now >= due:
                 del self._due[name]
                 for each in (name, *getattr(self.peer, "FOLLOWS", {}).get(name, ())):
-                    self._start(each)
+                    self._start(each, is_again=True)
                     self.starts[each] += counts
 
-    def _start(self, name: str) -> None:
+    def _start(self, name: str, *, is_again: bool = False) -> None:
         process = self._processes[name]
+        command = (is_again and process.again) or process.command
         host: Host = self._hosts[process.host]
         told = {"PEER_WORKER": process.host, "PEER_RUN": str(self.directory), "PYTHONUNBUFFERED": "1"}
-        told["PATH"] = f"{Path(process.command[0]).parent}:{os.environ['PATH']}"  # as in an activated environment
-        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host.address, *process.command]
+        told["PATH"] = f"{Path(command[0]).parent}:{os.environ['PATH']}"  # as in an activated environment
+        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host.address, *command]
         with (self.directory / f"{name}.log").open("ab") as log:
             self._lives[name] = subprocess.Popen(
                 self._sites.command(process.host, *named),
