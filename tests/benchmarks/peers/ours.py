@@ -16,7 +16,10 @@ PORT, ETCD_PORT, ETCD_PEER_PORT = 7710, 2379, 2380
 STANDBY, WITNESS = "w0", "w3"  # the hosts that these are on, where there are any
 SETTINGS = "run.toml as `init` writes it (rule `auto`, windows of 32 steps of the fastest worker, int8 both ways)"
 COORDINATOR_PROCESS = "serve"
-BY_HAND = {"worker": "nothing: `work` starts it again", "coordinator": "start `serve` again (systemd does)"}
+BY_HAND = {
+    "worker": "nothing: `work` starts it again",
+    "coordinator": "start `serve` again (systemd does); with a standby nothing, it takes over",
+}
 
 
 def processes(hosts: Mapping[str, Host], directory: Path, *, standby: bool) -> list[Process]:

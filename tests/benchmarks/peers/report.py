@@ -20,12 +20,13 @@ HEAD = (
     "sent",
     "longest stall",
     "not in the model",
-    "by hand",
+    "by hand; remarks",
 )
 # A step of all their peers may have held more samples than its target, which are what it is counted as.
 AT_MOST = ("hivemind", "hivemind, delayed")
 COLOURS = {
     "hetero_async": "C3",
+    "hetero_async, standby": "C1",
     "torchft": "C0",
     "hivemind": "C2",
     "hivemind, delayed": "C8",
@@ -34,19 +35,19 @@ COLOURS = {
 }
 
 
-def write(results: Path, peers: Mapping[str, Any], scenarios: Sequence[str]) -> None:
+def write(results: Path, peers: Mapping[str, Any], scenarios: Mapping[str, str]) -> None:
     """Print the tables and the settings, and draw `results`/peers.png: each kept run by itself."""
     kept = [json.loads(line) for path in sorted(results.glob("*.jsonl")) for line in path.read_text().splitlines()]
     kept.sort(key=lambda found: (list(peers).index(found["peer"]), found["date"]))
-    for scenario in scenarios:
-        rows = [_row(found) for found in kept if found["scenario"] == scenario]
+    for scenario, kills in scenarios.items():
+        rows = [_row(found, peers[found["peer"]][0], kills) for found in kept if found["scenario"] == scenario]
         if rows:
             print(f"\n{scenario}\n")
             print("\n".join(f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *rows]))
     for module in dict.fromkeys(module for module, _, _ in peers.values()):
         print(f"\n{module.__name__}: {module.SETTINGS}")
     if kept:
-        _draw(kept, list(peers), scenarios, results / "peers.png")
+        _draw(kept, list(peers), list(scenarios), results / "peers.png")
 
 
 def line(found: Mapping[str, Any]) -> str:
@@ -59,12 +60,12 @@ def seconds_to(curve: Sequence[Sequence[float]], target: float) -> float | None:
     return next((seconds for seconds, _, loss in curve if loss <= target), None)
 
 
-def _row(found: Mapping[str, Any]) -> list[str]:
+def _row(found: Mapping[str, Any], module: Any = None, kills: str = "") -> list[str]:
     if "error" in found:
         return [found["peer"], f"did not run: {found['error']}", *[""] * (len(HEAD) - 2)]
     times = [seconds_to(found["curve"], target) for target in TARGETS]
     trained, in_model = found["steps_trained"], found["steps_in_model"]
-    by_hand = [found["by_hand"]] if found["by_hand"] else []
+    by_hand = [module.BY_HAND[kills]] if module and kills else []
     again = ", ".join(f"{name} × {count}" for name, count in found["started_again"].items())
     return [
         found["peer"],

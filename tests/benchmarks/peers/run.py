@@ -80,7 +80,6 @@ def run(peer: str, scenario: str, *, keep: bool) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 1),
         **result(trial),
-        "by_hand": module.BY_HAND.get(SCENARIOS[scenario].kills, ""),
         "remarks": module.remarks(directory) if hasattr(module, "remarks") else [],
     }
     with file_of(peer, scenario).open("a") as results:
@@ -108,7 +107,7 @@ def main() -> None:
                 is_wanted = options.again or not file_of(peer, scenario).exists()
                 if is_wanted and ONLY_IN.get(peer, scenario) == scenario:
                     run(peer, scenario, keep=options.keep)
-    report.write(RESULTS, PEERS, list(SCENARIOS))
+    report.write(RESULTS, PEERS, {name: scenario.kills for name, scenario in SCENARIOS.items()})
 
 
 if __name__ == "__main__":
