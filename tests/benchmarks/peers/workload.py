@@ -2,7 +2,7 @@
 
 Runs in every peer's own environment. `Worker` is all that a training loop of peers/ sees of the comparison: it computes
 a loss at the worker's speed, notes each step, and keeps the model as it stands from time to time. The notes are judged
-by report.py when all is over, so that nobody spends time on measuring while he trains.
+by judge.py when all is over, so that nobody spends time on measuring while he trains.
 """
 
 import importlib
@@ -57,14 +57,19 @@ class Worker:
         self.text = byte_gpt.Text(validation=False)
         self.steps = 0  # of this life
         (self.directory / f"{self.name}.{PID}").write_text(str(os.getpid()))
-        self._notes = (self.directory / f"{self.name}.{STEPS}").open("a", buffering=1)
+        notes = self.directory / f"{self.name}.{STEPS}"
+        self._earlier = len(notes.read_text().splitlines()) if notes.exists() else 0
+        self._notes = notes.open("a", buffering=1)
 
-    def batches(self, skip: int = 0) -> Iterator[Tensor]:
-        """The worker's quarter of the text in an order of its own, from batch number `skip` on, without end."""
+    def batches(self, skip: int | None = None) -> Iterator[Tensor]:
+        """The worker's quarter of the text in an order of its own, without end.
+
+        From batch number `skip` on; if not given, from where its earlier lives have come to.
+        """
         order = torch.randperm(len(self.text), generator=torch.Generator().manual_seed(SEED)).tolist()
         mine = order[self.number :: len(SPEEDS)]
         starts = range(0, len(mine) - BATCH + 1, BATCH)
-        number = skip
+        number = self._earlier if skip is None else skip
         while True:
             start = starts[number % len(starts)]
             yield torch.stack([self.text[sample] for sample in mine[start : start + BATCH]])
