@@ -15,7 +15,7 @@ BENCHES := merging codecs lasting wire slow_link crowd kept stall under_fire
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run-local run-local-failover run-example test lint bench bench-more bench-under-fire study soak clean
+.PHONY: help run-local run-local-failover run-example test lint bench bench-more bench-peers bench-under-fire study soak clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench-more: $(INSTALLED) ## what else costs something: being watched, attacked, 
 
 bench-under-fire: $(INSTALLED) ## a worker killed each 20 s for 10 minutes, and 10 minutes of peace to compare with
 	@SECONDS=600 EVERY=20 $(BENCH) tests/benchmarks/bench_under_fire.py
+
+bench-peers: $(INSTALLED) ## the same training by us and by torchft, hivemind, Flower and DDP: what has no result yet, then the table (needs root)
+	@$(PYTHON) tests/benchmarks/peers/run.py
 
 study: $(INSTALLED) ## what tests/benchmarks/learning/ has not shown yet (hours; goes on where it was), then the table
 	@$(PYTHON) -m hetero_async study
