@@ -79,7 +79,7 @@ class Note:
 class SiteLoss(Conductor):
     """Kills a site, has it return, and is over when all workers have ended and both servers are level."""
 
-    def __init__(self, config: RunConfig, cluster: LocalCluster, device: str) -> None:
+    def __init__(self, config: RunConfig, cluster: LocalCluster, device: str = "cpu") -> None:
         super().__init__(config, device)
         self._cluster = cluster
         self.notes: list[Note] = []
