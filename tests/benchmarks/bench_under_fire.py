@@ -73,10 +73,15 @@ class Told:
     """What the server says, as it says it: event and worker."""
 
     def __init__(self, output: Path) -> None:
-        self._file = output.open()
+        self._output = output
+        self._heard = 0  # lines
 
     def news(self) -> Iterator[tuple[str, str]]:
-        while (line := self._file.readline()).endswith("\n"):
+        lines = self._output.read_text().split("\n")[
+            self._heard : -1
+        ]  # what is behind the last end of a line is not whole
+        self._heard += len(lines)
+        for line in lines:
             words = line.split(maxsplit=3)
             if len(words) == 4 and words[1] in ("left", "joined"):
                 yield words[1], line.split("worker='")[1].split("'")[0]
