@@ -77,8 +77,9 @@ BACKLOG = 128
 PROBES = 3
 
 
+# Between two attempts to connect. A server that comes back is found by all within the longest.
 RETRY_MS_MIN = 200
-RETRY_MS_MAX = 10_000
+RETRY_MS_MAX = 3_000
 
 
 @asynccontextmanager
