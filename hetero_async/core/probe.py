@@ -85,12 +85,16 @@ class Reference:
 
     @property
     def whose(self) -> str:
-        return f"{self.worker} (site {self.site}, {self.device}, {self.dtype}, {self.software})"
+        return described(self.worker, self.site, self.device, self.dtype, self.software)
 
     @property
     def outcome(self) -> Digest:
         values = json.loads(self.digest)
         return Digest(**values | {"layers": tuple(values["layers"]), "figures": tuple(values["figures"])})
+
+
+def described(worker: str, site: str, device: str, dtype: str, software: str) -> str:
+    return f"{worker} (site {site}, {device}, {dtype}, {software})"
 
 
 def packed(digest: Digest) -> str:

@@ -7,7 +7,7 @@ reference itself, recorded for good: the parameters that all probe on are the on
 import math
 
 from hetero_async.core.members import Presence
-from hetero_async.core.probe import BATCH, TOLERANCES, Digest, ProbeReport
+from hetero_async.core.probe import BATCH, TOLERANCES, Digest, ProbeReport, described
 from hetero_async.core.records import Probed
 from hetero_async.core.state import State
 
@@ -40,15 +40,16 @@ def judged(state: State, worker: str, presence: Presence, report: ProbeReport) -
 
 def _complaint(state: State, worker: str, presence: Presence, report: ProbeReport) -> str:
     digest = report.digest
-    who = f"{worker} (site {state.members[worker].site}, {presence.device}, {presence.dtype}, {report.software})"
+    who = described(worker, state.members[worker].site, presence.device, presence.dtype, report.software)
     if report.reason:
         return f"the probe of {who} failed: {report.reason}"
     if not digest.is_sound:
         return f"{who} reports what cannot have come of a probe"
-    alike = [reference for key, reference in state.references.items() if key.startswith(f"{digest.kind}/")]
+    alike = [(reference, reference.outcome) for reference in state.references.values()]
+    alike = [(reference, outcome) for reference, outcome in alike if outcome.kind == digest.kind]
     # Of its own arithmetic first: it is held to the strictest.
-    for reference in sorted(alike, key=lambda reference: _tolerance(reference.outcome, digest)):
-        if found := _first_difference(reference.outcome, digest):
+    for reference, outcome in sorted(alike, key=lambda one: _tolerance(one[1], digest)):
+        if found := _first_difference(outcome, digest):
             return f"{who} does not compute what {reference.whose} did: {found}"
     return ""
 

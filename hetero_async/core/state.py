@@ -9,6 +9,7 @@ The server folds each record as it makes it, recovery and verify fold the same r
 end with the same `digest`.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -379,15 +380,14 @@ _FOLDS: dict[type, Callable[[State, Any, int], None]] = {
 }
 
 
-_NAMES: dict[type, list[str]] = {}  # of the members of each kind of part, once asked for
+@functools.cache
+def _names_of(kind: type) -> tuple[str, ...]:
+    return tuple(member.name for member in fields(kind))
 
 
 def _members_of(part: Any) -> dict[str, Any]:
     """As `asdict`, one level at a time and without its copies: a digest is taken of every outer step."""
-    names = _NAMES.get(type(part))
-    if names is None:
-        names = _NAMES[type(part)] = [member.name for member in fields(part)]
-    return {name: getattr(part, name) for name in names}
+    return {name: getattr(part, name) for name in _names_of(part.__class__)}
 
 
 def _kept(dumped: dict[str, Any] | None) -> Kept | None:

@@ -23,8 +23,8 @@ REMEDIES = {
     errno.EROFS: "restart when it can be written again",
 }
 # Linux's IOV_MAX: so many buffers may one write have.
-GROUP_BYTES = 8 * 1024 * 1024
 BUFFERS_MAX = 1024
+GROUP_BYTES = 8 * 1024 * 1024
 STDERR = 2
 
 

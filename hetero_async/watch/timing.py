@@ -200,8 +200,12 @@ class Timing:
         sent = max(self._publishes_seconds(site), question.workers * size / question.up)
         trips = 3 if size <= CHUNK_BYTES else 5
         taken_over = question.billionths(codec.unpack + codec.decode + ADD_NS + HASH_NS)
-        slow = _slow_start(size, site.down / site.workers, site.delay, self.window * question.settings.publish_every)
-        return self.merging_seconds + trips * site.delay + slow + sent + taken_over
+        return self.merging_seconds + trips * site.delay + self._publish_begins(site) + sent + taken_over
+
+    def _publish_begins(self, site: Site) -> float:
+        """What TCP's slow start adds to a publish on its way to a worker there."""
+        every = self.window * self.question.settings.publish_every
+        return _slow_start(self.question.publish_bytes, site.down / site.workers, site.delay, every)
 
     @property
     def merging_seconds(self) -> float:
@@ -277,11 +281,7 @@ class Timing:
     def is_behind(self, site: Site) -> bool:
         """Whether a publish is not there when the next is made. Each is asked for when the one before it has come."""
         trips = 2 if self.question.publish_bytes <= CHUNK_BYTES else 4
-        size = self.question.publish_bytes
-        slow = _slow_start(
-            size, site.down / site.workers, site.delay, self.window * self.question.settings.publish_every
-        )
-        fetched = self._publishes_seconds(site) + trips * site.delay + slow
+        fetched = self._publishes_seconds(site) + trips * site.delay + self._publish_begins(site)
         fetched = max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
         return fetched * self.publishes_per_second > 1
 
