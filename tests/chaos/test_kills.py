@@ -139,7 +139,7 @@ def test_a_server_stopped_for_longer_than_a_lease_loses_nobody_for_good(tmp_path
     with Run(tmp_path / "run") as run:
         server = run.start_server()
         run.start_workers(step_seconds=0.005)
-        run.wait(run.deltas, "the run has begun")
+        run.wait(lambda: all(run.deltas(worker) for worker in run.names), "both are at work")
         server.signal(signal.SIGSTOP)
         run.wait(lambda: all(run.unanswered(worker) for worker in run.names), "both have a delta to deliver")
         server.signal(signal.SIGCONT)
