@@ -24,28 +24,35 @@ from hetero_async.drawing import Dataset
 from hetero_async.errors import ConfigError, HeteroAsyncError, UserError
 from hetero_async.group_inner import GroupInnerState
 from hetero_async.inspection import check_optimizer, inner_optimizer, was_skipped
+from hetero_async.probing import Probing
 from hetero_async.session import CLOSE_SECONDS, Session
 from hetero_async.shell.telemetry import note
 from hetero_async.tensors.control import Control, Kind, Said
+from hetero_async.tensors.digest import hash_of_input
 from hetero_async.tensors.schema import unwrapped
 from hetero_async.tensors.torchrun import GroupReplica
 
 
 class GroupSession(Session):
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, probe: Any) -> None:
         """A collective. Raises UserError where ranks do not fit together."""
         optimizer = inner_optimizer(optimizer)
         control = self._control = Control()
         versions = f"torch {torch.__version__}, hetero_async {importlib.metadata.version('hetero-async')}"
         control.require_equal("the ranks of a group run different software", versions)
+        control.require_equal("the batch to probe with", "none" if probe is None else hash_of_input(probe))
         config, worker, directory = _place_of_all(control)
         replica = GroupReplica(unwrapped(model), control)
         inner = GroupInnerState(optimizer, directory, worker, control, replica.is_sharded)
         if config is not None:
-            super().__init__(config, worker, model, optimizer, replica=replica, inner=inner)
+            is_probed = config.training.probe != "off"
+            super().__init__(
+                config, worker, model, optimizer, replica=replica, inner=inner, probe=probe, is_probed=is_probed
+            )
         else:
             check_optimizer(optimizer, replica.ids)
             self._begin_following(worker, optimizer, inner)
+            self._probing = Probing(worker, model, replica, probe)
         self._group_replica, self._kept, self._optimizer = replica, inner, optimizer
         self._batch = 0  # of the whole group; 0 outside of `batches`
         self._ahead: list[int] = []  # drawn with the last step
@@ -121,8 +128,6 @@ class GroupSession(Session):
         if self._control.rank == 0:
             with self._control.failure_is_told():
                 super().start()
-                if self._config.training.probe != "off":
-                    note(self.worker, "not probed: a group's ranks compute together, and a probe is one process's")
                 said = Said(kind=Kind.BEGUN, progress=self._desk.progress, number=time.time_ns())
                 self._control.say(said)
                 self._control.share(str(self._desk.seed).encode())
@@ -202,6 +207,9 @@ class GroupSession(Session):
                     self._group_replica.cut()
                 case Kind.ADOPT:
                     self._group_replica.adopt(None)
+                case Kind.SHOWN:
+                    assert self._probing is not None
+                    self._probing.report(None, ())
                 case Kind.RESET:
                     self._group_replica.reset(None)
                     if awaited is not Kind.BEGUN:  # the parameters were spoilt, and the optimizer's memory of them

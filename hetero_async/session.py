@@ -79,7 +79,7 @@ def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, probe: Any
     if is_group():
         from hetero_async.group import GroupSession  # loads what one process has no use for
 
-        session = GroupSession(model, optimizer)
+        session = GroupSession(model, optimizer, probe)
     else:
         config, worker = from_environment()
         session = Session(config, worker, model, optimizer, probe=probe, is_probed=config.training.probe != "off")
@@ -345,7 +345,7 @@ class Session:
         self._join_deadline = math.inf
         if self._probing is not None and self._token is not None and self._training is not None:
             say = functools.partial(soon, self._token, self._training.machine.prober.probed)
-            self._probing.run(self._desk, self._follower, say)
+            self._probing.run(self._desk, self._follower, say, self._wait)
         self._desk.doing = "joined"
 
     def _how_long(self) -> str:

@@ -47,7 +47,7 @@ def began_with(model: nn.Module) -> Shadow:
 
 
 def report_of(model: nn.Module, batch: Any, shown: Shadow) -> ProbeReport:
-    report = Probing("a-0", model, Replica(model), batch).report(shown)
+    report = Probing("a-0", model, Replica(model), batch).report(shown.flat, shown.buffers)
     assert report is not None
     return report
 
@@ -152,7 +152,8 @@ def ran(model: nn.Module, does: Callable[[Heard, Follower], None]) -> list[Probe
     said: list[ProbeReport] = []
     replica = Replica(model)
     follower = Follower(replica)
-    Probing("a-0", model, replica, None).run(Heard(lambda desk: does(desk, follower)), follower, said.append)
+    desk = Heard(lambda desk: does(desk, follower))
+    Probing("a-0", model, replica, None).run(desk, follower, said.append, desk.wait)
     assert follower.initial is None, "it is as large as the model"
     return said
 

@@ -31,6 +31,7 @@ class Kind(IntEnum):
     DRAWN = 6  # a batch, or the end of the run
     STEPPED = 7  # what follows from a step is done
     FAILED = 8  # a text follows
+    SHOWN = 9  # to be probed: the parameters and buffers that the run began with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, instancenorm
 from torch.nn.modules.rnn import RNNBase
 
-from hetero_async.core.probe import BATCH, LAYERS, LAYERS_MAX, NAME_LENGTH_MAX, PROJECTIONS, Digest
+from hetero_async.core.probe import BATCH, LAYERS, LAYERS_MAX, NAME_LENGTH_MAX, PROJECTIONS, TOLERANCES, Digest
 from hetero_async.tensors.devices import REFUSALS
+from hetero_async.tensors.replica import Call
 
 SAMPLED_MAX = 1 << 16
 # Bits of a value that a product must keep to be exact to that many; fp32 has 23 behind the point, TF32 10, bf16 7.
 FP32_BITS, TF32_BITS = 20, 9
+HALVES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 WHOLE = "(output)"
 # What a model's code, or torch's, raises for an input that it cannot take.
 FAILURES = (*REFUSALS, ArithmeticError, ImportError, LookupError, NameError, OSError, ValueError)
@@ -35,12 +37,15 @@ FAILURES = (*REFUSALS, ArithmeticError, ImportError, LookupError, NameError, OSE
 def of_batch(model: nn.Module, batch: Any, device: torch.device, dtype: torch.dtype) -> Digest:
     """Of every layer that runs when the model is called with the batch: a tensor, or a tuple or dict of arguments.
 
-    Its floating tensors are given in `dtype`. Raises what the model raises.
+    Its floating tensors are given in `dtype`; where layers answer in a coarser one, that is the arithmetic. Raises what
+    the model raises.
     """
     figures: list[tuple[str, tuple[float, ...]]] = []
     seen: dict[str, int] = {}
+    arithmetic = {arithmetic_of(model, device, dtype): True}
 
     def note(name: str, output: object) -> None:
+        arithmetic.update((HALVES[part.dtype], True) for part in _tensors(output) if part.dtype in HALVES)
         seen[name] = seen.get(name, 0) + 1  # one layer may run several times
         if found := figures_of(output):
             figures.append((_short(name if seen[name] == 1 else f"{name}#{seen[name]}"), found))
@@ -60,13 +65,13 @@ def of_batch(model: nn.Module, batch: Any, device: torch.device, dtype: torch.dt
         for handle in handles:
             handle.remove()
     note(WHOLE, output)
-    return _digest(BATCH, hash_of_input(batch), arithmetic_of(model, device, dtype), figures)
+    return _digest(BATCH, hash_of_input(batch), max(arithmetic, key=TOLERANCES.__getitem__), figures)
 
 
-def of_layers(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Digest:
+def of_layers(model: nn.Module, device: torch.device, dtype: torch.dtype, call: Call) -> Digest:
     """Of each of torch's own layers by itself, on an input of its shape.
 
-    What lies between them is not looked at, nor is a layer that does not take its input.
+    What lies between them is not looked at, nor is a layer that does not take its input. `call` calls one.
     """
     figures = []
     for name, layer in model.named_modules():
@@ -74,7 +79,7 @@ def of_layers(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Dig
         if given is None:
             continue
         try:
-            found = figures_of(layer(*placed(given, device, dtype)))
+            found = figures_of(call(layer, placed(given, device, dtype)))
         except FAILURES:
             continue
         if found:
@@ -212,8 +217,8 @@ def arithmetic_of(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 
     It is tried; a device's name or torch's switches do not say what its kernels do.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return "fp16" if dtype == torch.float16 else "bf16"
+    if dtype in HALVES:
+        return HALVES[dtype]
     has_convolutions = any(isinstance(module, conv._ConvNd | RNNBase) for module in model.modules())
     trials = [_product, *[_convolved] * has_convolutions]
     for name, bits in (("fp32", FP32_BITS), ("tf32", TF32_BITS)):

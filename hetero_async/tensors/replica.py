@@ -5,7 +5,7 @@ a target on the way in, both flat fp32 vectors in the schema's order, and with e
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import safetensors.torch
 import torch
@@ -27,6 +27,9 @@ from hetero_async.tensors.buffers import (
 from hetero_async.tensors.codecs import decode_payload, encode_payload
 from hetero_async.tensors.devices import describe
 from hetero_async.tensors.schema import schema_of
+
+# Calls a layer with arguments.
+Call = Callable[[torch.nn.Module, Sequence[torch.Tensor]], object]
 
 
 class Replica:
@@ -142,6 +145,12 @@ class Replica:
                     parameter.copy_(value)
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient
+
+    @contextlib.contextmanager
+    def calling(self, flat: object, buffers: object = ()) -> Iterator[Call]:
+        """In here, what calls a layer with these parameters and buffers."""
+        with self.showing(flat, buffers):
+            yield lambda layer, given: layer(*given)
 
     def progress(self) -> torch.Tensor:
         """What the round has done so far: base − local."""

@@ -6,7 +6,9 @@ whole tensor; rank 0 alone has the flat vectors that every worker has, on its CP
 method is a collective: rank 0 says which comes next, and the others take part without a target.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
 import safetensors.torch
@@ -20,7 +22,7 @@ from hetero_async.formats.parts import pack_parts
 from hetero_async.tensors.buffers import LocalBuffers
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.control import Control, Kind, Said
-from hetero_async.tensors.replica import Replica, move, values_of
+from hetero_async.tensors.replica import Call, Replica, move, values_of
 from hetero_async.tensors.schema import Schema, difference
 
 # Ranks whose gradients are averaged hold the same parameters, up to rounding. So many elements of each whole tensor are
@@ -50,11 +52,19 @@ class Whole:
             move(new.to(self.parameter.device), self._base, self.parameter)
         self._spread()
 
-    def reset(self, new: torch.Tensor | None) -> None:
-        if self._base is not None and new is not None:
+    def put(self, new: torch.Tensor | None) -> None:
+        if new is not None:
             self.parameter.copy_(new)
-            self._base.copy_(self.parameter)
         self._spread()
+
+    def reset(self, new: torch.Tensor | None) -> None:
+        self.put(new)
+        if self._base is not None:
+            self._base.copy_(self.parameter)
+
+    @property
+    def local(self) -> torch.Tensor:
+        return self.parameter
 
     def _spread(self) -> None:
         content = self.parameter.detach().contiguous()
@@ -76,7 +86,7 @@ class Sharded:
         self._base = parameter.to_local().float().clone()
 
     def cut(self) -> torch.Tensor:
-        local, like = self.parameter.to_local(), self.parameter
+        local, like = self.local, self.parameter
         progress = DTensor.from_local(
             self._base - local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
         )
@@ -84,12 +94,18 @@ class Sharded:
         return progress.full_tensor()
 
     def adopt(self, new: torch.Tensor | None) -> None:
-        move(self._part_of(new), self._base, self.parameter.to_local())
+        move(self._part_of(new), self._base, self.local)
+
+    def put(self, new: torch.Tensor | None) -> None:
+        self.local.copy_(self._part_of(new))
 
     def reset(self, new: torch.Tensor | None) -> None:
-        local = self.parameter.to_local()
-        local.copy_(self._part_of(new))
-        self._base.copy_(local)
+        self.put(new)
+        self._base.copy_(self.local)
+
+    @property
+    def local(self) -> torch.Tensor:
+        return self.parameter.to_local()
 
     def _part_of(self, new: torch.Tensor | None) -> torch.Tensor:
         mesh, like = self.parameter.device_mesh, self.parameter
@@ -187,6 +203,42 @@ class GroupReplica(Replica):
             part.reset(new)
         _reshard(self._model)
 
+    # --- a probe ---
+
+    @contextlib.contextmanager
+    def showing(self, flat: object, buffers: object = ()) -> Iterator[None]:
+        self._announce(Kind.SHOWN)
+        own = [part.local.detach().clone() for part in self._parts]
+        with torch.no_grad():
+            for part, new in self._targets(flat):
+                part.put(new)
+        _reshard(self._model)
+        try:
+            with self._buffers.showing(values_of(buffers)):
+                yield
+        finally:
+            _reshard(self._model)
+            with torch.no_grad():
+                for part, value in zip(self._parts, own, strict=True):
+                    part.local.copy_(value)
+
+    @contextlib.contextmanager
+    def calling(self, flat: object, buffers: object = ()) -> Iterator[Call]:
+        """No collective: rank 0 has all of the parameters, and lends each layer its own for the call.
+
+        A layer with parameters in parts that are not trained cannot be called.
+        """
+        lent = {id(part.parameter): new for part, new in self._targets(flat) if new is not None}
+
+        def call(layer: torch.nn.Module, given: Sequence[torch.Tensor]) -> object:
+            own = [(name, parameter) for name, parameter in layer.named_parameters() if id(parameter) in lent]
+            whole = {name: lent[id(parameter)].to(self.device, parameter.dtype) for name, parameter in own}
+            with _unhooked(layer):
+                return torch.func.functional_call(layer, whole, tuple(given))
+
+        with self._buffers.showing(values_of(buffers)):
+            yield call
+
     def _spread_buffers(self) -> None:
         """Rank 0's: only what its own batches have shown travels, as DistributedDataParallel has it."""
         for index in range(len(self.schema.buffers)):
@@ -241,6 +293,18 @@ def _reshard(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextlib.contextmanager
+def _unhooked(layer: torch.nn.Module) -> Iterator[None]:
+    """In here, nothing gathers for a call what lies in parts."""
+    own = layer._forward_pre_hooks, layer._forward_hooks
+    if any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
+        layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        layer._forward_pre_hooks, layer._forward_hooks = own
 
 
 def _some_of(tensor: torch.Tensor) -> torch.Tensor:

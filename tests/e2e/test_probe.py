@@ -2,16 +2,18 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-from e2e.harness import Run
+import torch.distributed
+from e2e.groups import open_group, wrapped
+from e2e.harness import Life, Run, free_port
 from e2e.tiny import BATCH, WIDTH, Text, leave_results, loss_of, pause, seeded
 from torch import nn
 
 import hetero_async as ha
 from hetero_async.core.records import Joined, Left, Probed, Published
 
+NAMED = torch.arange(32).reshape(2, 16)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -34,8 +36,7 @@ def train_probed(*, is_other: bool = False, dtype: str = "fp32", names_batch: bo
         model.curve = nn.Tanh()
     before = [value.clone() for value in model.state_dict().values()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    probe: Any = torch.arange(32).reshape(2, 16) if names_batch else None
-    session = ha.join(model, optimizer, probe=probe)
+    session = ha.join(model, optimizer, probe=NAMED if names_batch else None)
     after = list(model.state_dict().values())
     leave_results(is_changed=not all(map(torch.equal, before, after)))
     optimizer.param_groups[0]["lr"] = 0.5
@@ -45,6 +46,22 @@ def train_probed(*, is_other: bool = False, dtype: str = "fp32", names_batch: bo
         loss_of(model, text).backward()
         time.sleep(0.003)
         optimizer.step()
+
+
+def train_in_group(*, kind: str, rank: int, size: int, port: int, is_other: bool, hold: str) -> None:
+    open_group(rank, size, port)
+    model = seeded(Curved)
+    if is_other:
+        model.curve = nn.Tanh()
+    model = wrapped(kind, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    session = ha.join(model, optimizer, probe=NAMED)
+    for text in session.batches(Text(), BATCH):
+        pause(0.0, hold)
+        optimizer.zero_grad()
+        loss_of(model, text).backward()
+        optimizer.step()
+    torch.distributed.destroy_process_group()
 
 
 def probe_of(run: Run, worker: str) -> str:
@@ -101,3 +118,28 @@ def test_who_differs_is_refused_late_in_the_run_and_by_another_server(tmp_path: 
         assert len(run.records(Probed)) == 1, "the reference outlived its server"
         assert sum(joined.worker == other for joined in run.records(Joined)) == 2
         assert run.deltas(other), "mended, it takes part"
+
+
+def test_groups_are_compared_with_whoever_began_the_run(tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    with Run(tmp_path / "run", workers=3, samples=1200) as run:
+        ddp, sharded, other = run.names
+        run.start_server()
+
+        def start(worker: str, kind: str, is_other: bool = False) -> list[Life]:
+            told = {"kind": kind, "size": 2, "port": free_port(), "is_other": is_other, "hold": str(hold)}
+            return [run.start_worker(worker, train_in_group, rank=rank, **told) for rank in range(2)]
+
+        start(ddp, "ddp")
+        run.wait(lambda: probe_of(run, ddp) == "reference", "a group is the reference")
+        start(sharded, "fsdp2")
+        first, _ = start(other, "fsdp2", is_other=True)
+        run.wait(lambda: probe_of(run, sharded) == "agrees", "parameters in parts make no difference")
+        reason = run.wait(lambda: probe_of(run, other), "it is probed")
+        assert f"{other} (site here, 2 × cpu, fp32, torch" in reason
+        assert "curve is the first layer that differs" in reason
+        run.wait(lambda: reason in first.said, "the group says it")
+        hold.unlink()
+        run.finish()
+        assert all(run.deltas(worker) for worker in run.names), "all train on"

@@ -74,7 +74,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 @torch.no_grad()
 def probed(model: nn.Module, batch: Any = None, dtype: torch.dtype = torch.float32) -> Digest:
     model = model.eval().to(dtype)
-    return of_layers(model, CPU, dtype) if batch is None else of_batch(model, batch, CPU, dtype)
+    return (
+        of_layers(model, CPU, dtype, lambda layer, given: layer(*given))
+        if batch is None
+        else of_batch(model, batch, CPU, dtype)
+    )
 
 
 def worst(one: Digest, other: Digest) -> float:
