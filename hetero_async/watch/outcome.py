@@ -118,7 +118,8 @@ def _staleness(question: Question, expected: Forecast) -> float:
     pushes = [
         site.workers / plan.round_seconds for site, plan in zip(question.sites, expected.sites, strict=True)
     ]  # fmt: skip
-    return sum(push * plan.staleness for push, plan in zip(pushes, expected.sites, strict=True)) / sum(pushes)
+    weighed = [push * plan.staleness for push, plan in zip(pushes, expected.sites, strict=True) if push]
+    return sum(weighed) / sum(pushes) if weighed else math.inf
 
 
 def render_outcome(found: list[Line], outcome: Outcome) -> RenderableType:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from hetero_async.watch.timing import Question, Site, Timing, buffers
+from hetero_async.watch.timing import PUBLISHES_HELD_MIN, Question, Site, Timing, buffers, uploads_at_once
 
 DAY_SECONDS = 86_400
 # What a worker says beside its deltas, and what it is told beside publishes: a heartbeat a second and its answer; for
@@ -23,6 +23,7 @@ PROCESS_BYTES = 300 * 1024 * 1024
 MEMORY_BYTES_MAX = 1 << 40
 # store.py keeps two checkpoints and writes a third; model.py holds two snapshots; log.py's segments.
 CHECKPOINTS, SNAPSHOTS, SEGMENT_BYTES = 3, 2, 64 * 1024 * 1024
+MERGED_AT_ONCE = 4
 # Whoever trains so much of the time hardly waits.
 WAITING_SHARE = 0.98
 # Nobody trains so many steps alone.
@@ -183,14 +184,15 @@ def _least_steps(question: Question, holds: Callable[[Timing], bool]) -> int:
 
 
 def server_memory_bytes(question: Question) -> float:
-    """Resident at the peak: while a checkpoint is copied, a publish made and a merge's deltas lie unpacked."""
-    n, kept = question.parameters, buffers(question.settings)
-    vectors = 4 * n * (2 + kept) + n / 2  # θ, θ̂, momentum; and what the run began with, at four bits
-    copied = 4 * n * (1 + kept)  # of a checkpoint; θ̂ is replaced and not changed, so it is not copied
-    publishing = 4 * n * 2 + 2 * question.publish_bytes  # the change, the next θ̂, and it coded and packed
-    deltas = question.workers * 2 * question.delta_bytes  # each as it came, and unpacked
-    handed_out = max(4 * n, 2 * question.publish_bytes) + SNAPSHOTS * question.snapshot_bytes
-    return PROCESS_BYTES + vectors + copied + publishing + deltas + handed_out
+    """Resident at the peak, with some workers far behind and some that have just come (tensors/model.py)."""
+    n, workers = question.parameters, question.workers
+    vectors = 4 * n * (2 + buffers(question.settings)) + n / 2  # θ, θ̂, momentum; what the run began with, at four bits
+    publishing = 4 * n + 3 * question.publish_bytes  # the next θ̂, and the change coded, compressed and packed
+    # Deltas lie on a shelf, and a few at a time are opened; a mean of more needs a vector.
+    merging = 2 * min(workers, MERGED_AT_ONCE) * question.delta_bytes + (4 * n if workers > MERGED_AT_ONCE else 0.0)
+    arriving = min(workers, uploads_at_once(question)) * question.delta_bytes
+    held = max(4 * n, PUBLISHES_HELD_MIN * question.publish_bytes) + SNAPSHOTS * question.snapshot_bytes
+    return PROCESS_BYTES + vectors + max(publishing, merging) + arriving + held
 
 
 def server_disk_bytes(question: Question, deltas_per_merge: float, log_bytes: float = math.inf) -> float:

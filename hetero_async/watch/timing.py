@@ -5,7 +5,9 @@ workers share its link; rates are bytes per second, a delay is one way. Where a 
 does, it names that.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hetero_async.bulk import UPLOAD_BYTES_MAX, UPLOADS_MIN
@@ -14,6 +16,7 @@ from hetero_async.core.records import RunSettings
 from hetero_async.core.server import STRETCH
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
 from hetero_async.transfers import STALL_MS
+from hetero_async.watch.rehearsal import LOADS, Played, Scene, Stage, played
 
 # Bits a parameter as sent, after zstd: measured, the table in README.md.
 BITS = {"fp32": 26.4, "bf16": 11.5, "int8": 8.5, "int4": 4.0, "e3m0": 3.8, "2bit": 2.2, "topk": 0.16}
@@ -40,6 +43,8 @@ COSTS = {
 # TCP's first flight, ten segments (RFC 6928). While it rests, what it dares to send at once is halved, down to that,
 # every so often: a round trip and that much more (RFC 2861, as Linux does it).
 FIRST_FLIGHT_BYTES, RETRANSMISSION_SECONDS = 14_480.0, 0.2
+# model.py holds so many for workers that fall behind, or as many as have a snapshot's bytes.
+PUBLISHES_HELD_MIN = 2
 ADD_NS, STEP_NS, HASH_NS = 0.5, 2.1, 0.25  # of one delta to the mean, of the outer step, of one vector
 
 
@@ -90,56 +95,79 @@ class Question:
         return self.parameters * nanoseconds * 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """How fast everything turns, all sites together."""
 
     question: Question
     reference: float  # steps per second of the worker that the others' rounds are measured by
     window: float
-    merges_per_second: float
-    deltas_per_second: float
 
     @classmethod
     def of(cls, question: Question) -> "Timing":
         settings = question.settings
         rates = [1 / site.step_seconds for site in question.sites for _ in range(site.workers)]
         reference = reference_rate(rates)
-        first = cls(
-            question=question,
-            reference=reference,
-            window=Windows.length_ms(reference, settings) / 1000,
-            merges_per_second=0.0,
-            deltas_per_second=0.0,
+        window = Windows.length_ms(reference, settings) / 1000
+        return cls(question=question, reference=reference, window=window)
+
+    @functools.cached_property
+    def _rehearsed(self) -> Played:
+        """With policy `window`."""
+        question, settings = self.question, self.question.settings
+        codec, held = COSTS[settings.codec_up], max(PUBLISHES_HELD_MIN, int(32 / BITS[settings.codec_down]))
+        scene = Scene(
+            window=self.window,
+            grace=settings.grace * self.window,
+            publish_every=settings.publish_every,
+            stretch=STRETCH,
+            slots=uploads_at_once(question),
+            up=question.publish_bytes / question.up,
+            down=question.delta_bytes / question.down,
+            inspect=question.billionths(codec.unpack + codec.decode),
+            held=held,
+            snapshot=BITS["fp32"] / BITS[settings.codec_down],
         )
-        deltas = sum(site.workers / first.round_seconds(site) for site in question.sites)
-        merges = {
-            # One at a deadline, if anything has arrived for it.
-            "window": min((1 + first.extra_merges()) / first.window, deltas),
-            "per-push": deltas,
-            "all": deltas / question.workers,
-        }
-        return replace(first, deltas_per_second=deltas, merges_per_second=merges[settings.merge])
+        return played([self._stage(site) for site in question.sites], scene)
 
-    def extra_merges(self) -> float:
-        """A window's, on average, of deltas that come when their merge is over.
+    def _stage(self, site: Site) -> Stage:
+        delta, publish = self.question.delta_bytes, self.question.publish_bytes
+        codec = COSTS[self.question.settings.codec_up]
+        return Stage(
+            workers=site.workers,
+            step=site.step_seconds,
+            steps=self.steps_per_round(site),
+            delay=site.delay,
+            up=delta / site.up,
+            down=publish / site.down,
+            push=self.question.billionths(codec.encode)
+            + _slow_start(delta, site.up / site.workers, site.delay, self.window)
+            + _lingering(delta, site.up, site.delay),
+            receive=self.merging_seconds
+            + (_trips(publish) - 3) * site.delay
+            + self._publish_begins(site)
+            + _lingering(publish, site.down, site.delay)
+            + self._taken_over_seconds,
+        )
 
-        A cut leaves the time that the quickest answers took (desk.py). Where a publish is in the way, a delta is later
-        than that, and with many on one link most are; the grace makes up for some. Whoever is late every time makes no
-        more merges, since its last delta counts for the next one: one is added when it is in time again.
-        """
-        late = [self.late_share(site) for site in self.question.sites]
-        return max(share * (1 - share) for share in late)
+    def _of(self, figures: Sequence[float], site: Site) -> float:
+        return figures[self.question.sites.index(site)]
 
-    def late_share(self, site: Site) -> float:
-        """Of a site's deltas with windows, those that come when their merge is over, and are in the next."""
-        publish = self._publishes_seconds(site)
-        if self._is_apart(site) or not publish:
-            return 0.0
-        spread = self._deltas_seconds(site) * (site.workers - 1) / site.workers
-        patience = max(0.0, self.question.settings.grace * self.window - spread)
-        in_the_way = min(1.0, publish / (self.window * self.question.settings.publish_every))
-        return in_the_way * max(0.0, 1 - patience / publish)
+    @property
+    def deltas_per_second(self) -> float:
+        if self.question.settings.merge == "window":
+            return sum(self._rehearsed.deltas)
+        return sum(site.workers / self.round_seconds(site) for site in self.question.sites)
+
+    @property
+    def merges_per_second(self) -> float:
+        match self.question.settings.merge:
+            case "window":
+                return self._rehearsed.merges
+            case "per-push":
+                return self.deltas_per_second
+            case _:
+                return self.deltas_per_second / self.question.workers
 
     def steps_per_round(self, site: Site) -> int:
         return steps_for(1 / site.step_seconds, self.reference, self.question.settings)
@@ -149,27 +177,24 @@ class Timing:
 
     def answer_seconds(self, site: Site) -> float:
         """From a cut to its acknowledgement."""
-        alone = self._answer_alone(site)
-        if self._is_apart(site):
-            return alone
-        return alone + _queued(self._publishes_seconds(site), self.window * self.question.settings.publish_every)
+        is_window = self.question.settings.merge == "window"
+        return self._of(self._rehearsed.answer, site) if is_window else self._answer_alone(site)
 
     def receive_seconds(self, site: Site) -> float:
         """From a merge to its publish in the worker."""
-        alone = self._receive_alone(site)
-        if self._is_apart(site):
-            return alone
-        return alone + _queued(self._deltas_seconds(site), max(self.window, self._answer_alone(site)))
+        is_window = self.question.settings.merge == "window"
+        return self._of(self._rehearsed.receive, site) if is_window else self._receive_alone(site)
 
     def _is_apart(self, site: Site) -> bool:
-        """Whether push and publish are never under way at once: the pushes of a window come when its publish is there.
-
-        Where they are, what is asked for waits behind what is sent: a push is asked for on the lane that brings
-        publishes, a publish on the one that takes pushes.
-        """
+        """Whether the pushes of a window come when its publish is there. Where both are under way at once, what is
+        asked for waits behind what is sent: a push is asked for on the lane that brings publishes, a publish on the one
+        that takes pushes."""
         settings = self.question.settings
-        age = (site.step_seconds + self._answer_alone(site) + self._receive_alone(site)) / self.window
-        return settings.merge != "window" or age <= 1
+        answer = LOADS[-1] * self._answer_alone(site)
+        # A cut leaves the time of the quickest answers; whoever has to wait for others' deltas comes within the grace.
+        waited = answer - self._answer_quickest(site)
+        age = site.step_seconds + answer + LOADS[-1] * self._receive_alone(site)
+        return settings.merge != "window" or (age <= self.window and waited <= settings.grace * self.window)
 
     def _deltas_seconds(self, site: Site) -> float:
         size = self.question.delta_bytes
@@ -184,23 +209,30 @@ class Timing:
         this is the last one's."""
         question, codec = self.question, COSTS[self.question.settings.codec_up]
         size, workers = question.delta_bytes, question.workers
-        theirs = workers * size / question.down
+        theirs, slots = workers * size / question.down, uploads_at_once(question)
         # Only so many uploads run at a time, each at the speed of its own link.
-        slots = max(UPLOADS_MIN, UPLOAD_BYTES_MAX // size)
         single = sum(other.workers * _carried(size, other.up, size, other.delay) for other in question.sites)
         sent = max(self._deltas_seconds(site), theirs, single / slots if workers > slots else 0.0)
         looked_at = workers * question.billionths(codec.unpack + codec.decode)
         slow = _slow_start(size, site.up / site.workers, site.delay, self.window)
         return question.billionths(codec.encode) + 4 * site.delay + slow + sent + looked_at
 
+    def _answer_quickest(self, site: Site) -> float:
+        """When nobody else pushes."""
+        single = replace(site, workers=1)
+        return replace(self, question=replace(self.question, sites=(single,)))._answer_alone(single)
+
     def _receive_alone(self, site: Site) -> float:
         """Merged, published, announced, asked for, sent and taken over. The first chunk tells how many there are."""
-        question, codec = self.question, COSTS[self.question.settings.codec_down]
-        size = question.publish_bytes
+        question, size = self.question, self.question.publish_bytes
         sent = max(self._publishes_seconds(site), question.workers * size / question.up)
-        trips = 3 if size <= CHUNK_BYTES else 5
-        taken_over = question.billionths(codec.unpack + codec.decode + ADD_NS + HASH_NS)
-        return self.merging_seconds + trips * site.delay + self._publish_begins(site) + sent + taken_over
+        begins = _trips(size) * site.delay + self._publish_begins(site)
+        return self.merging_seconds + begins + sent + self._taken_over_seconds
+
+    @property
+    def _taken_over_seconds(self) -> float:
+        codec = COSTS[self.question.settings.codec_down]
+        return self.question.billionths(codec.unpack + codec.decode + ADD_NS + HASH_NS)
 
     def _publish_begins(self, site: Site) -> float:
         """What TCP's slow start adds to a publish on its way to a worker there."""
@@ -232,8 +264,10 @@ class Timing:
                 self.receive_seconds(other) + self.training_seconds(other) + self.answer_seconds(other) - other.delay
                 for other in self.question.sites
             )
-        shortest = self.window if merge == "window" else self.training_seconds(site)
-        shortest, answer = max(shortest, site.step_seconds), self.answer_seconds(site)
+        if merge == "window":
+            deltas = self._of(self._rehearsed.deltas, site)
+            return site.workers / deltas if deltas else math.inf
+        shortest, answer = max(self.training_seconds(site), site.step_seconds), self.answer_seconds(site)
         if answer <= shortest:
             return shortest
         # Behind an answer that is late the next cut follows at a step's end; a loop that has waited does one more.
@@ -242,35 +276,25 @@ class Timing:
 
     def training_share(self, site: Site) -> float:
         """A round goes on beside its answer to STRETCH times its steps; then the worker waits."""
-        if self.question.settings.merge == "all":
+        merge = self.question.settings.merge
+        if merge == "window":
+            return self._of(self._rehearsed.training, site)
+        if merge == "all":
             return self.training_seconds(site) / self.round_seconds(site)
         longest = STRETCH * self.training_seconds(site) + site.step_seconds
         return min(1.0, longest / self.round_seconds(site))
 
     def staleness(self, site: Site) -> float:
-        """Merges between the one whose publish a delta was measured from and the one that it is in, on average.
-
-        With windows (desk.py) a delta is cut at the step's end that leaves an answer's time, so up to a step more,
-        before the deadline, and stands on the newest publish that had come by then. Where an answer takes longer than a
-        window, pushes fall anywhere between two deadlines. Of several workers on one link some are earlier.
-        """
+        """Merges between the one whose publish a delta was measured from and the one that it is in, on average."""
         settings = self.question.settings
+        if settings.merge == "window":
+            return self._of(self._rehearsed.staleness, site)
         if settings.merge == "all":
             return 0.0
+        # Other workers' merges from the publish that it stood on to its own; its own last one is in there.
         back_and_forth = self.answer_seconds(site) + self.receive_seconds(site)
-        unpublished = (settings.publish_every - 1) / 2
-        if settings.merge == "per-push":
-            # Other workers' merges from the publish that it stood on to its own; its own last one is in there.
-            others = (self.question.workers - 1) / self.question.workers
-            return unpublished + others * self.merges_per_second * (back_and_forth - site.delay)
-        if self.answer_seconds(site) > self.window:
-            return unpublished + (back_and_forth - site.delay) / self.window
-        shared = self._deltas_seconds(site) + self._publishes_seconds(site)
-        missed = 0.0
-        for place in range(site.workers):
-            least = back_and_forth - shared * (site.workers - 1 - place) / site.workers
-            missed += _mean_ceiling(least / self.window, (least + site.step_seconds) / self.window) - 1
-        return unpublished + self.late_share(site) + max(0.0, missed / site.workers)
+        others = (self.question.workers - 1) / self.question.workers
+        return (settings.publish_every - 1) / 2 + others * self.merges_per_second * (back_and_forth - site.delay)
 
     def is_sent_twice(self, site: Site) -> bool:
         """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again."""
@@ -283,7 +307,7 @@ class Timing:
         trips = 2 if self.question.publish_bytes <= CHUNK_BYTES else 4
         fetched = self._publishes_seconds(site) + trips * site.delay + self._publish_begins(site)
         fetched = max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
-        return fetched * self.publishes_per_second > 1
+        return fetched * self._merges_due > self.question.settings.publish_every
 
     def is_refused(self, site: Site) -> bool:
         """Whether its deltas come so late that the server admits none to rely on (core/admission.py)."""
@@ -292,17 +316,28 @@ class Timing:
         return self.is_behind(site) or self.staleness(site) > settings.max_staleness * merges_per_round
 
     @property
+    def _merges_due(self) -> float:
+        """A second, where nothing is late."""
+        return 1 / self.window if self.question.settings.merge == "window" else self.merges_per_second
+
+    @property
     def publishes_per_second(self) -> float:
         return self.merges_per_second / self.question.settings.publish_every
 
     def fits(self) -> bool:
         """Every delta is answered before its worker's next is due, and every publish is there before the next."""
-        return self.server_seconds * self.merges_per_second <= 1 and all(
-            self.answer_seconds(site) <= max(self.window, self.training_seconds(site)) and not self.is_behind(site)
+        return self.server_seconds * self._merges_due <= 1 and all(
+            self._answer_latest(site) <= max(self.window, self.training_seconds(site)) and not self.is_behind(site)
             for site in self.question.sites
         )
 
+    def _answer_latest(self, site: Site) -> float:
+        return self._answer_alone(site) + (0.0 if self._is_apart(site) else self._publishes_seconds(site))
+
     def hides_links(self) -> bool:
+        settings = self.question.settings
+        if settings.merge == "window":
+            return self.fits() and settings.publish_every == 1 and all(map(self._is_apart, self.question.sites))
         return self.fits() and all(self.staleness(site) < 1e-9 for site in self.question.sites)
 
     def joining_seconds(self) -> float:
@@ -339,19 +374,18 @@ def _slow_start(size: float, rate: float, delay: float, rest: float = 3600.0) ->
     return max(0.0, flights * (round_trip + first / rate) - (math.exp2(flights) - 1) * first / rate)
 
 
-def _queued(busy_seconds: float, every_seconds: float) -> float:
-    """How long a message waits on average behind what occupies a link for so long every so often."""
-    return min(1.0, busy_seconds / every_seconds) * busy_seconds / 2
+def _lingering(size: float, rate: float, delay: float) -> float:
+    """How much longer an object takes than its bytes do, because it is pulled a few chunks at a time."""
+    return max(0.0, size * 2 * delay / (CREDITS * CHUNK_BYTES) - size / rate)
 
 
-def _mean_ceiling(low: float, high: float) -> float:
-    """Of all numbers between the two."""
+def _trips(size: float) -> int:
+    """One-way trips from the news of an object until it is there. The first chunk tells how many there are."""
+    return 3 if size <= CHUNK_BYTES else 5
 
-    def integral(x: float) -> float:
-        whole = math.floor(x)
-        return whole * (whole + 1) / 2 + (x - whole) * (whole + 1)
 
-    return (integral(high) - integral(low)) / (high - low)
+def uploads_at_once(question: Question) -> int:
+    return int(max(UPLOADS_MIN, UPLOAD_BYTES_MAX // question.delta_bytes))
 
 
 def buffers(settings: RunSettings) -> int:

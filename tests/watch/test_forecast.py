@@ -12,6 +12,7 @@ from hetero_async.watch.plan import forecast
 from hetero_async.watch.timing import Question, Site
 
 GIGABIT = 125e6
+HIDDEN = 0.03  # merges: a step that takes longer may make one delta late
 
 
 def question(parameters: float, sites: int, steps: int, **site: float) -> Question:
@@ -27,13 +28,13 @@ def question(parameters: float, sites: int, steps: int, **site: float) -> Questi
 
 @pytest.mark.parametrize("parameters", [1e9, 7e9, 100e9])
 @pytest.mark.parametrize("sites", [2, 16, 64])
-def test_the_least_h_that_is_named_is_enough_and_one_step_less_is_not(parameters: float, sites: int) -> None:
+def test_the_least_h_that_is_named_is_enough_and_two_thirds_of_it_are_not(parameters: float, sites: int) -> None:
     asked = question(parameters, sites, 32)
     steps = forecast(asked).steps_that_hide_links
     assert steps > 0
-    for number, is_hidden in ((steps, True), (steps - 1, False)):
+    for number, is_hidden in ((steps, True), (2 * steps // 3, False)):
         expected = forecast(replace(asked, settings=replace(asked.settings, steps_per_round=number)))
-        assert (max(site.staleness for site in expected.sites) < 1e-9) == is_hidden
+        assert (max(site.staleness for site in expected.sites) < HIDDEN) == is_hidden
 
 
 def test_with_long_rounds_all_sites_train_all_the_time() -> None:

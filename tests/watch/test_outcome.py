@@ -126,14 +126,14 @@ def as_planned() -> Outcome:
         merges=25,
         sites=(
             SiteOutcome(
-                name="a", up_bytes_per_second=site.up_bytes_per_second, training_share=1.0,
+                name="a", up_bytes_per_second=site.up_bytes_per_second, training_share=site.training_share,
                 down_bytes_per_second=site.down_bytes_per_second,
             ),
         ),
         samples_per_second=expected.samples_per_second,
         merges_per_second=expected.merges_per_second,
         delta_bytes=QUESTION.delta_bytes,
-        staleness=0.0,
+        staleness=site.staleness,
         server_memory_bytes=expected.server_memory_bytes,
         server_disk_bytes=math.nan,
         run_seconds=math.nan,
@@ -154,7 +154,7 @@ def test_a_plan_that_came_true_is_right_in_all_that_is_known() -> None:
 
 def test_what_is_more_than_a_tenth_off_is_shown() -> None:
     outcome = as_planned()
-    outcome = replace(outcome, samples_per_second=outcome.samples_per_second / 1.2, staleness=0.3)
+    outcome = replace(outcome, samples_per_second=outcome.samples_per_second / 1.2, staleness=outcome.staleness + 0.3)
     found = compared(outcome)
     assert found["samples/s"].off == pytest.approx(0.2)
     assert [line.name for line in found.values() if not line.is_right] == ["samples/s", "of all sites' sum"]

@@ -25,7 +25,7 @@ TOLERANCE = 0.1
 STALENESS_TOLERANCE = 0.35  # merges
 WORLD = """
 name = "foretold"
-steps = 500
+steps = 900
 {run}
 [model]
 layers = 1
@@ -47,6 +47,7 @@ WORLDS = {
     "thin link": (
         '[run]\nsteps_per_round = 8\ncodec_up = "e3m0"\ncodec_down = "int4"', "delay = 0.15\nbytes_per_second = 40_000",
     ),
+    "half of a link taken": ("[run]\nsteps_per_round = 8", "bytes_per_second = 69_000"),
     "a way so long that workers wait": (
         "[run]\nsteps_per_round = 1\nmax_staleness = 100\npublish_every = 8", "delay = 1.4",
     ),
