@@ -36,7 +36,7 @@ from hetero_async.shell.holdings import DirectoryHoldings
 from hetero_async.shell.keys import AllowList, load_secret
 from hetero_async.shell.link import SOFTWARE, open_server_link
 from hetero_async.shell.log import FileLog
-from hetero_async.shell.memory import give_memory_back
+from hetero_async.shell.memory import set_manners
 from hetero_async.shell.notify import keep_notified
 from hetero_async.shell.promise import FilePromises
 from hetero_async.shell.quarantine import open_quarantine
@@ -161,7 +161,7 @@ async def _show(url: str, chronicle: Chronicle) -> None:
 @contextlib.asynccontextmanager
 async def _open_parts(config: RunConfig, name: str, observer: Observer) -> AsyncIterator[Parts]:
     """All that a node lives on: its log locked, its addresses taken. Raises ConfigError, LogCorrupt, DiskFull."""
-    give_memory_back()
+    set_manners()
     node = config.node(name)
     log = await _open_log(node.log, config.run.name, observer)
     seldom = SeldomObserver(observer)

@@ -53,6 +53,7 @@ def question_of(path: Path | None, parameters: float, sites: Sequence[str], samp
         samples=samples or (file.run.samples if is_run else 0),
         up=rate(f"{source}: plan.up", file.plan.up),
         down=rate(f"{source}: plan.down", file.plan.down),
+        begins_slowly=file.plan.slow_start,
         checkpoint_every=file.server.checkpoint_every,
         keep_log=file.server.keep_log,
     )

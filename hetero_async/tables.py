@@ -160,6 +160,7 @@ class PlanTable(Table):
     parameters: float = Field(default=0.0, ge=0, description="that the model trains")
     up: str | float = Field(default="", description="the link of the server's site, from it; if not given, no limit")
     down: str | float = Field(default="", description="the same, to it")
+    slow_start: bool = Field(default=True, description="TCP begins slowly after a rest, as Linux has it without BBR")
     sites: dict[str, PlanSiteTable] = {}
 
 

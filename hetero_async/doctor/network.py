@@ -31,7 +31,7 @@ PULL_SECONDS = 3.0
 MAJORITY = 0.5
 # From there on a few round trips more are a matter of seconds.
 FAR_SECONDS = 0.05
-SLOW_START = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
+TCP = Path("/proc/sys/net/ipv4")
 
 
 async def running(nodes: list[Node]) -> dict[str, str]:
@@ -110,14 +110,19 @@ async def link(config: RunConfig, endpoint: Endpoint, names: list[str]) -> Async
         yield await _rate(config, endpoint, workers, told)
 
 
-def begins_slowly(name: str, round_trip_seconds: float, setting: Path = SLOW_START) -> Iterator[Finding]:
-    """Nothing where that node is near, or the kernel does not say."""
+def begins_slowly(name: str, round_trip_seconds: float, settings: Path = TCP) -> Iterator[Finding]:
+    """Nothing where that node is near, or the kernel does not say. BBR paces itself, and has no such rest."""
     with contextlib.suppress(OSError):
-        if round_trip_seconds >= FAR_SECONDS and setting.read_text().strip() == "1":
+        is_slow = (settings / "tcp_slow_start_after_idle").read_text().strip() == "1"
+        if (
+            is_slow
+            and "bbr" not in (settings / "tcp_congestion_control").read_text()
+            and round_trip_seconds >= FAR_SECONDS
+        ):
             yield warning(
                 f"TCP to {name}",
                 "begins slowly after each rest, which costs each delta and publish some round trips more; "
-                f"on both hosts: sysctl -w net.ipv4.{setting.name}=0",
+                "on both hosts: sysctl -w net.ipv4.tcp_slow_start_after_idle=0",
             )
 
 

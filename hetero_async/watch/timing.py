@@ -73,6 +73,7 @@ class Question:
     down: float = math.inf
     checkpoint_every: int = 50
     keep_log: bool = False
+    begins_slowly: bool = True  # TCP, after each rest
 
     @property
     def workers(self) -> int:
@@ -141,7 +142,7 @@ class Timing:
             up=delta / site.up,
             down=publish / site.down,
             push=self.question.billionths(codec.encode)
-            + _slow_start(delta, site.up / site.workers, site.delay, self.window)
+            + self._push_begins(site)
             + _lingering(delta, site.up, site.delay),
             receive=self.merging_seconds
             + (_trips(publish) - 3) * site.delay
@@ -214,8 +215,7 @@ class Timing:
         single = sum(other.workers * _carried(size, other.up, size, other.delay) for other in question.sites)
         sent = max(self._deltas_seconds(site), theirs, single / slots if workers > slots else 0.0)
         looked_at = workers * question.billionths(codec.unpack + codec.decode)
-        slow = _slow_start(size, site.up / site.workers, site.delay, self.window)
-        return question.billionths(codec.encode) + 4 * site.delay + slow + sent + looked_at
+        return question.billionths(codec.encode) + 4 * site.delay + self._push_begins(site) + sent + looked_at
 
     def _answer_quickest(self, site: Site) -> float:
         """When nobody else pushes."""
@@ -234,10 +234,17 @@ class Timing:
         codec = COSTS[self.question.settings.codec_down]
         return self.question.billionths(codec.unpack + codec.decode + ADD_NS + HASH_NS)
 
+    def _push_begins(self, site: Site) -> float:
+        """What TCP's slow start adds to a delta on its way from a worker there."""
+        return self._begins(self.question.delta_bytes, site.up / site.workers, site.delay, self.window)
+
     def _publish_begins(self, site: Site) -> float:
-        """What TCP's slow start adds to a publish on its way to a worker there."""
+        """And to a publish on its way to it."""
         every = self.window * self.question.settings.publish_every
-        return _slow_start(self.question.publish_bytes, site.down / site.workers, site.delay, every)
+        return self._begins(self.question.publish_bytes, site.down / site.workers, site.delay, every)
+
+    def _begins(self, *told: float) -> float:
+        return _slow_start(*told) if self.question.begins_slowly else 0.0
 
     @property
     def merging_seconds(self) -> float:

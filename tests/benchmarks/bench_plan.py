@@ -18,6 +18,7 @@ from network.rough import Rough
 from network.sites import Sites, why_not
 
 from hetero_async import roster
+from hetero_async.doctor.network import begins_slowly
 from hetero_async.tables import template
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
@@ -29,19 +30,19 @@ NEAR_SECONDS, FAR_SECONDS = 0.5, 0.9
 ENDED_SECONDS_MAX = 600.0
 # Of a run of three minutes, what passes before all train and after the first has nothing more to do is much.
 NOT_STEADY = ("the whole run",)
-WITHIN = 0.1
 STALENESS_WITHIN = 0.45  # merges, or that share where it is more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """One near worker and two far ones. `way`: what befalls packets to and from these; `plan`: what a person who
-    measured that link would say of it."""
+    measured that link would say of it. `within`: how far off the plan may be, as a share of what was measured."""
 
     training: dict[str, Any]
     samples: int = 6000
     way: dict[str, Any] = field(default_factory=dict)
     plan: str = ""
+    within: float = 0.1
 
 
 WORLDS = {
@@ -54,6 +55,7 @@ WORLDS = {
     ),
     "1 Mbit/s, half of it taken": World(
         training={"steps_per_round": 8}, way={"megabits_per_second": 1.0}, plan='up = "1Mbit"\ndown = "1Mbit"',
+        within=0.15,  # how many deltas are late in three minutes is chance, and the plan is of many hours
     ),
     "250 ms each way, rounds of two steps, int4": World(
         training={"steps_per_round": 2, "publish_every": 4, "max_staleness": 100}
@@ -78,6 +80,7 @@ def prepared(world: World, sites: Sites, directory: Path) -> Path:
     plan = f"""
 [plan]
 parameters = {PARAMETERS}
+slow_start = {"true" if list(begins_slowly("", 1.0)) else "false"}
 [plan.sites.near]
 workers = 1
 step = {NEAR_SECONDS}
@@ -115,4 +118,4 @@ def test_a_real_run_comes_out_as_planned(tmp_path: Path, capsys: pytest.CaptureF
     off = {line: abs(figures["off"]) for line, figures in found.items() if line not in NOT_STEADY}
     staleness = off.pop("staleness") / max(1.0, found["staleness"]["measured"])
     assert staleness <= STALENESS_WITHIN
-    assert max(off.values()) <= WITHIN, told.output
+    assert max(off.values()) <= world.within, told.output

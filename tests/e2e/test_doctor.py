@@ -59,12 +59,16 @@ def test_what_is_wrong_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_link_on_which_tcp_begins_slowly_is_named_where_it_is_long(tmp_path: Path) -> None:
-    setting = tmp_path / "tcp_slow_start_after_idle"
-    assert list(begins_slowly("server", 0.2, setting)) == [], "the kernel does not say"
+    setting, control = tmp_path / "tcp_slow_start_after_idle", tmp_path / "tcp_congestion_control"
+    assert list(begins_slowly("server", 0.2, tmp_path)) == [], "the kernel does not say"
     setting.write_text("1\n")
-    [finding] = begins_slowly("server", 0.2, setting)
+    control.write_text("cubic\n")
+    [finding] = begins_slowly("server", 0.2, tmp_path)
     assert (finding.subject, finding.state) == ("TCP to server", "warning")
     assert "sysctl -w net.ipv4.tcp_slow_start_after_idle=0" in finding.told
-    assert list(begins_slowly("server", 0.01, setting)) == [], "near"
-    setting.write_text("0\n")
-    assert list(begins_slowly("server", 0.2, setting)) == []
+    assert list(begins_slowly("server", 0.01, tmp_path)) == [], "near"
+    for path, content in ((control, "bbr\n"), (setting, "0\n")):
+        before = path.read_text()
+        path.write_text(content)
+        assert list(begins_slowly("server", 0.2, tmp_path)) == []
+        path.write_text(before)
