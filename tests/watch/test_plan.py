@@ -22,7 +22,7 @@ from hetero_async.watch.timing import BITS, Question, Site
 # A simulated step takes 0.8 to 1.25 times what its world says, evenly.
 MEAN_STEP = 1.025
 TOLERANCE = 0.1
-STALENESS_TOLERANCE = 0.35  # merges
+STALENESS_TOLERANCE = 0.15  # merges
 WORLD = """
 name = "foretold"
 steps = 900
