@@ -26,8 +26,7 @@ def question(parameters: float, sites: int, steps: int, **site: float) -> Questi
     )
 
 
-@pytest.mark.parametrize("parameters", [1e9, 7e9, 100e9])
-@pytest.mark.parametrize("sites", [2, 16, 64])
+@pytest.mark.parametrize(("parameters", "sites"), [(1e9, 2), (7e9, 16), (100e9, 64)])
 def test_the_least_h_that_is_named_is_enough_and_two_thirds_of_it_are_not(parameters: float, sites: int) -> None:
     asked = question(parameters, sites, 32)
     steps = forecast(asked).steps_that_hide_links
