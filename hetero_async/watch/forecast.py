@@ -16,6 +16,9 @@ from hetero_async.watch.timing import Question
 
 COLUMNS = ("site", "H", "round", "answer", "stale", "up", "busy", "down", "busy", "trains", "samples/s")
 
+# In place of a figure, where nothing comes of a site.
+NEVER = "–"
+
 
 def render_forecast(question: Question, expected: Forecast) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -36,7 +39,7 @@ def _cells(site: SiteForecast) -> tuple[str, ...]:
         str(site.steps_per_round),
         _time(site.round_seconds),
         _time(site.answer_seconds),
-        f"{site.staleness:.1f}",
+        f"{site.staleness:.1f}" if math.isfinite(site.staleness) else NEVER,
         _bytes(site.up_bytes_per_round),
         f"{site.up_busy:.0%}",
         _bytes(site.down_bytes_per_round),
@@ -71,10 +74,12 @@ def _from(steps: int) -> str:
 
 
 def _bytes(count: float) -> str:
-    return filesize.decimal(round(count))
+    return filesize.decimal(round(count)) if math.isfinite(count) else NEVER
 
 
 def _time(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return NEVER
     for unit, length in (("days", DAY_SECONDS), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -118,7 +118,9 @@ def _warnings(question: Question, pace: Timing, foretold: Forecast) -> Iterator[
                 f"{site.name}: its link is so thin that chunks are taken for lost and sent again, so it will be worse "
                 "than this; fewer workers there, or a coarser codec"
             )
-        if pace.is_refused(site):
+        if not math.isfinite(expected.staleness):
+            yield f"{site.name}: none of its deltas would get through, so it is counted as nothing here; {cure}"
+        elif pace.is_refused(site):
             yield (
                 f"{site.name}: its deltas would be {expected.staleness:.1f} merges old, and come to be refused "
                 f"(max_staleness = {question.settings.max_staleness}), so it is counted as nothing here; {cure}"

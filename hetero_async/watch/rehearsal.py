@@ -21,7 +21,9 @@ from hetero_async.desk import ANSWERS_KEPT
 BEFORE, COUNTED = 30, 120
 # So many deltas at most: with many workers fewer windows tell as much.
 DELTAS_MAX = 6_000
-COUNTED_MIN = 12
+COUNTED_MIN = 40
+# At most so many pass while a delta goes up and a publish comes down: of more, the rest find nothing new.
+A_TURN = 20
 # A step takes so much more or less than its mean.
 JITTER = 0.1
 # Where little decides who is late, a link a little faster or slower makes another run of it: the mean is expected.
@@ -80,8 +82,8 @@ class _Worker:
     is_busy: bool = False  # a push is not answered
     cut_at: float = 0.0
     foreseen: int = 0  # of several cuts that were foreseen the last one counts
-    anchor: int = 0
-    publish: int = 0  # the newest that has come
+    anchor: int = 0  # its push's, as a publish's number
+    publish: int = 0  # number of the newest that has come
     is_fetching: bool = False
     pending: list[int] = field(default_factory=list)  # anchors of its deltas that wait for a merge
     answers: deque[float] = field(default_factory=lambda: deque(maxlen=ANSWERS_KEPT))
@@ -104,9 +106,9 @@ class _Rehearsal:
         self.sites, self.scene, self.free_slots = sites, scene, scene.slots
         self.chance = random.Random(0)
         self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.happened = self.version = self.published = 0
+        self.happened = self.version = 0
         self.now, self.merge_at = 0.0, NEVER
-        self.published_at = [0.0]
+        self.published_at = [0.0]  # by number
         self.up, self.down = [_Link() for _ in sites], [_Link() for _ in sites]
         self.server_up, self.server_down, self.inspecting = _Link(), _Link(), _Link()
         self.queue: deque[_Worker] = deque()  # deltas that are offered, until there is a slot
@@ -147,11 +149,10 @@ class _Rehearsal:
         if worker.is_busy:
             return
         site = self.sites[worker.site]
-        due = self.limit(worker)
         if worker.is_overdue:
             due = self.now
         elif worker.deadline < NEVER:
-            due = min(due, worker.deadline - site.step - min(worker.answers, default=0.0))
+            due = min(self.limit(worker), worker.deadline - site.step - min(worker.answers, default=0.0))
         else:
             due = worker.began + site.steps * site.step
         steps = max(1, math.ceil((max(due, self.now) - worker.began) / site.step))
@@ -234,10 +235,15 @@ class _Rehearsal:
         worker.answers.append(self.now - worker.cut_at)
         self.answers[worker.site].append(self.now - worker.cut_at)
         worker.is_busy = False
-        if (waited := self.now - max(self.limit(worker), self.forgotten_at)) > 0:
-            self.waited[worker.site] += waited
+        if self.note_wait(worker):
             worker.began, worker.is_overdue = self.now, True
         self.foresee(worker)
+
+    def note_wait(self, worker: _Worker) -> bool:
+        """For an answer, beyond the longest round; whether it has waited at all."""
+        waited = max(0.0, self.now - max(self.limit(worker), self.forgotten_at))
+        self.waited[worker.site] += waited
+        return waited > 0
 
     def merge(self) -> None:
         merged = [worker for worker in self.workers if worker.pending]
@@ -247,10 +253,10 @@ class _Rehearsal:
         self.version += 1
         self.merges += 1
         for worker in merged:
-            self.ages[worker.site] += [self.version - 1 - anchor for anchor in worker.pending]
+            versions = (anchor * self.scene.publish_every for anchor in worker.pending)
+            self.ages[worker.site] += [self.version - 1 - version for version in versions]
             worker.pending.clear()
         if self.version % self.scene.publish_every == 0:
-            self.published += 1
             self.published_at.append(self.now)
             for worker in self.workers:
                 self.after(self.sites[worker.site].delay, partial(self.fetch, worker))
@@ -258,16 +264,16 @@ class _Rehearsal:
     def fetch(self, worker: _Worker) -> None:
         """A worker asks for the publish behind its own, if there is one and none is on its way; for a snapshot where
         the server does not hold it any more."""
-        number = worker.publish // self.scene.publish_every + 1
-        if worker.is_fetching or number > self.published:
+        number, newest = worker.publish + 1, len(self.published_at) - 1
+        if worker.is_fetching or number > newest:
             return
         site, worker.is_fetching = self.sites[worker.site], True
         size = 1.0
-        if self.published - number >= self.scene.held:
-            number, size = self.published, self.scene.snapshot
+        if newest - number >= self.scene.held:
+            number, size = newest, self.scene.snapshot
 
         def taken_over() -> None:
-            worker.publish, worker.is_fetching = number * self.scene.publish_every, False
+            worker.publish, worker.is_fetching = number, False
             self.received[worker.site].append(self.now - self.published_at[number])
             self.fetch(worker)
 
@@ -301,11 +307,16 @@ def _means(found: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def _played(sites: Sequence[Stage], scene: Scene) -> Played:
+    window = max(scene.window, _turn(sites, scene) / A_TURN)
+    scene = replace(scene, window=window, grace=scene.grace * window / scene.window)
     rehearsal = _Rehearsal(sites, scene)
     counted = max(COUNTED_MIN, min(COUNTED, DELTAS_MAX // len(rehearsal.workers)))
     rehearsal.play(min(BEFORE, counted) * scene.window)
     rehearsal.forget()
     rehearsal.play(rehearsal.now + counted * scene.window)
+    for worker in rehearsal.workers:
+        if worker.is_busy:
+            rehearsal.note_wait(worker)
     seconds = counted * scene.window
     waited = zip(rehearsal.waited, sites, strict=True)
     return Played(
@@ -316,6 +327,13 @@ def _played(sites: Sequence[Stage], scene: Scene) -> Played:
         answer=tuple(_mean(answers) for answers in rehearsal.answers),
         receive=tuple(_mean(received) for received in rehearsal.received),
     )
+
+
+def _turn(sites: Sequence[Stage], scene: Scene) -> float:
+    """How long a delta and a publish take at most, behind all others'."""
+    alone = max(site.workers * (site.up + site.down) + site.push + site.receive + 7 * site.delay for site in sites)
+    at_server = sum(site.workers for site in sites) * (scene.up + scene.down + scene.inspect)
+    return alone + at_server + sum(site.workers * site.up for site in sites) / scene.slots
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -311,7 +311,7 @@ class Timing:
 
     def is_behind(self, site: Site) -> bool:
         """Whether a publish is not there when the next is made. Each is asked for when the one before it has come."""
-        trips = 2 if self.question.publish_bytes <= CHUNK_BYTES else 4
+        trips = _trips(self.question.publish_bytes) - 1  # its news has come already
         fetched = self._publishes_seconds(site) + trips * site.delay + self._publish_begins(site)
         fetched = max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
         return fetched * self._merges_due > self.question.settings.publish_every
@@ -383,7 +383,7 @@ def _slow_start(size: float, rate: float, delay: float, rest: float = 3600.0) ->
 
 def _lingering(size: float, rate: float, delay: float) -> float:
     """How much longer an object takes than its bytes do, because it is pulled a few chunks at a time."""
-    return max(0.0, size * 2 * delay / (CREDITS * CHUNK_BYTES) - size / rate)
+    return _carried(size, rate, size, delay) - size / rate
 
 
 def _trips(size: float) -> int:

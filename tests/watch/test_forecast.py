@@ -1,5 +1,6 @@
 """What plans say of worlds too large to be simulated: orders of magnitude, what does not fit, and what would."""
 
+import io
 import math
 from dataclasses import replace
 
@@ -7,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from hetero_async.core.records import RunSettings
+from hetero_async.tensors import model
+from hetero_async.watch import plan, timing
 from hetero_async.watch.forecast import render_forecast
 from hetero_async.watch.plan import forecast
 from hetero_async.watch.timing import Question, Site
@@ -78,3 +81,33 @@ def test_all_of_it_is_drawn() -> None:
 def test_no_limit_is_no_busy_link() -> None:
     expected = forecast(question(1e6, 1, 10, up=math.inf, down=math.inf))
     assert (expected.sites[0].up_busy, expected.sites[0].down_busy) == (0, 0)
+
+
+def test_a_plan_knows_what_a_servers_model_holds() -> None:
+    """The numbers stand twice, for a plan does without torch."""
+    planned = plan.MERGED_AT_ONCE, plan.SNAPSHOTS, timing.PUBLISHES_HELD_MIN
+    assert planned == (model.MERGED_AT_ONCE, model.SNAPSHOTS_HELD, model.PUBLISHES_HELD_MIN)
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e5])
+def test_a_link_that_brings_nothing_in_for_thousands_of_windows_has_a_plan_too(rate: float) -> None:
+    asked = question(1e9, 2, 1, step_seconds=0.2, up=rate, down=rate)
+    expected = forecast(asked)
+    assert all(site.answer_seconds > 1e9 / rate for site in expected.sites)
+    assert all(site.training_share < 0.01 for site in expected.sites)
+    assert expected.merges_per_second > 0
+    Console(file=io.StringIO()).print(render_forecast(asked, expected))
+
+
+def test_a_site_whose_link_publishes_fill_is_counted_as_nothing() -> None:
+    thin = Site(name="thin", workers=1, step_seconds=0.7, up=1e9, down=1e5, delay=0.05)
+    wide = Site(name="wide", workers=1, step_seconds=1.0, up=1e7, down=1e9)
+    settings = RunSettings(run="r", steps_per_round=8, max_staleness=100, codec_down="int4")
+    asked = replace(question(1e9, 1, 8), settings=settings, sites=(wide, thin))
+    expected = forecast(asked)
+    assert any("thin: none of its deltas would get through" in warning for warning in expected.warnings)
+    assert [site.samples_per_second > 0 for site in expected.sites] == [True, False]
+    console = Console(file=io.StringIO(), width=140)
+    console.print(render_forecast(asked, expected))
+    assert isinstance(console.file, io.StringIO)
+    assert "–" in console.file.getvalue()
