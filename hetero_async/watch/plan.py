@@ -190,7 +190,7 @@ def server_memory_bytes(question: Question) -> float:
     n, workers = question.parameters, question.workers
     vectors = 4 * n * (2 + buffers(question.settings)) + n / 2  # θ, θ̂, momentum; what the run began with, at four bits
     publishing = 4 * n + 3 * question.publish_bytes  # the next θ̂, and the change coded, compressed and packed
-    # Deltas lie on a shelf; a few are unpacked at a time, one after another. A mean of more needs a vector.
+    # Deltas lie on a shelf; of a few that are unpacked the coded bytes are let go. A mean of more needs a vector.
     merging = (min(workers, MERGED_AT_ONCE) + 1) * question.delta_bytes + (4 * n if workers > MERGED_AT_ONCE else 0.0)
     arriving = min(workers, uploads_at_once(question)) * question.delta_bytes
     held = max(4 * n, PUBLISHES_HELD_MIN * question.publish_bytes) + SNAPSHOTS * question.snapshot_bytes
