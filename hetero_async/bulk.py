@@ -4,6 +4,7 @@ Runs beside the task that decides and tells it of whatever has arrived whole. It
 delta is worth its bytes is asked of `core.admission`, whether it is admitted is decided later by the machine.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,8 @@ UPLOAD_IDLE_MS = 60_000
 PENDING_MAX = 8
 # Uploads are unpacked one at a time to be looked at: each takes several times its size while that lasts.
 INSPECTIONS_MAX = 1
+# First questions of workers, over the control lane, that wait for the ones before them.
+QUESTIONS_MAX = 256
 # Hashes of the objects handed out lately: each is made once, not once a chunk and worker.
 HASHES_KEPT = 64
 
@@ -64,6 +67,7 @@ class Bulk:
         self._quarantine = quarantine
         self._arrived = arrived
         self._undecided: dict[str, int] = {}  # worker → bytes of its delta on the way through the machine
+        self._questions, self._asked = trio.open_memory_channel[Incoming](QUESTIONS_MAX)
         self._inspecting = trio.CapacityLimiter(INSPECTIONS_MAX)
         self._uploads: dict[str, tuple[Incoming, Push | Offer, Pull]] = {}
         self._waited_ms: dict[str, int] = {}  # by worker: for a chunk of its last upload
@@ -76,9 +80,15 @@ class Bulk:
             self._nursery = nursery
             nursery.start_soon(self._watch_uploads)
             nursery.start_soon(self.feed.run)
-            await self._receive()
+            nursery.start_soon(self._receive, self._asked.receive)
+            await self._receive(self._link.bulk.receive)
 
-    async def _receive(self) -> None:
+    def ask(self, incoming: Incoming) -> None:
+        """A worker's Want that came over the control lane. What is too much is dropped: it asks again."""
+        with contextlib.suppress(trio.WouldBlock):
+            self._questions.send_nowait(incoming)
+
+    async def _receive(self, receive: Callable[[], Awaitable[Incoming]]) -> None:
         answers: dict[type, Callable[[Incoming, Any], Awaitable[None]]] = {
             Push: self._offered,
             Offer: self._offered,
@@ -86,7 +96,7 @@ class Bulk:
             Want: self._wanted,
         }
         while True:
-            incoming = await self._link.bulk.receive()
+            incoming = await receive()
             answer = answers.get(type(incoming.message))
             if isinstance(incoming.message, Want) and incoming.message.kind in KINDS:
                 if incoming.peer.role == "standby":
@@ -177,8 +187,9 @@ class Bulk:
         raise PeerError(reason)
 
     async def _ask(self, incoming: Incoming, wants: list[Want]) -> None:
+        """Past the publishes that are on their way to it."""
         for want in wants:
-            await self._link.bulk.send(incoming.peer.key, want)
+            await self._link.control.send(incoming.peer.key, want)
 
     async def _chunk(self, incoming: Incoming, chunk: Chunk) -> None:
         worker = incoming.peer.worker
@@ -192,7 +203,8 @@ class Bulk:
             self._undecided[worker] = offer.payload_bytes
             self._nursery.start_soon(self._uploaded, incoming, offer, pull)
         else:
-            await self._ask(incoming, pull.wants())
+            for want in pull.wants():
+                await self._link.bulk.send(incoming.peer.key, want)
 
     async def _uploaded(self, incoming: Incoming, offer: Push | Offer, pull: Pull) -> None:
         assert pull.assembly is not None

@@ -27,6 +27,7 @@ from hetero_async.core.messages import (
     SettingsRequest,
     StatusReport,
     StatusRequest,
+    Want,
 )
 from hetero_async.core.probe import ProbeVerdict
 from hetero_async.core.records import Entry, Genesis, Published
@@ -277,6 +278,8 @@ class Serving:
     async def _hear_worker(self, incoming: Incoming) -> None:
         if refusal := self.quarantine.refusal(incoming.peer.key):
             await self.link.control.send(incoming.peer.key, Refused(reason=refusal))
+        elif isinstance(incoming.message, Want):
+            self._bulk.ask(incoming)
         else:
             await self._pass_on(self._heard(incoming))
 

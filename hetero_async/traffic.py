@@ -4,6 +4,7 @@ train.py tells it of each transfer's begin and end; both ways go on at once.
 """
 
 from collections import deque
+from statistics import median_low
 
 from hetero_async.core.heartbeat import Usage
 
@@ -41,8 +42,16 @@ class Traffic:
     def usage(self, now: float) -> Usage:
         busy = self._busy_seconds + (now - self._busy_since if self._since else 0.0)
         return Usage(
-            link_busy_seconds=busy, upload_bytes_per_second=self._rate(UP), download_bytes_per_second=self._rate(DOWN)
+            link_busy_seconds=busy,
+            upload_bytes_per_second=self._rate(UP),
+            download_bytes_per_second=self._rate(DOWN),
+            exchange_seconds=self._exchange_seconds(),
         )
+
+    def _exchange_seconds(self) -> float:
+        up, down = ([took for _, took in self._carried[way]] for way in (UP, DOWN))
+        # The first that comes down is a snapshot, which is larger than what follows.
+        return median_low(up) + median_low(down) if up and len(down) > 1 else 0.0
 
     def _rate(self, way: str) -> float:
         carried = sum(size for size, _ in self._carried[way])

@@ -12,21 +12,20 @@ import trio
 import xxhash
 
 from hetero_async.actors.threads import soon
-from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Bye, Chunk, Gone, Hello, Offer, Push, Want
+from hetero_async.core.messages import DELTA, INITIAL, Bye, Chunk, Gone, Hello, Offer, Push, Want
 from hetero_async.core.worker import Worker
 from hetero_async.core.worker_events import Anchor, Cut, Evaluated, Event, Fetched, Heard, Measured, Reconnected, Tick
 from hetero_async.desk import Desk, Published, Round, Target
+from hetero_async.download import Download
 from hetero_async.errors import DiskFull, PeerError, RefusedError, UserError
 from hetero_async.ports import Blocking, DialLink, Follower, Kept, Observer, Outbox
-from hetero_async.traffic import DOWN, UP, Traffic
-from hetero_async.transfers import Pull, send_chunks
+from hetero_async.traffic import UP, Traffic
+from hetero_async.transfers import send_chunks
 
 INBOX_SIZE = 256
 TICK_SECONDS = 0.1
 DISK_FULL_RETRY_SECONDS = 1.0
 BYE_SECONDS = 1.0
-# No object of a run is larger than this: it bounds what a confused server can make a worker allocate.
-OBJECT_BYTES_MAX = 1 << 40
 # So many rounds one after another that each began from the run's own parameters and ended in a NaN are no accident.
 SPOILT_ROUNDS_MAX = 3
 
@@ -56,9 +55,10 @@ class Training:
         self.observer = observer
         self._inbox_send, self._inbox = trio.open_memory_channel[Event | None](INBOX_SIZE)
         self._payloads: dict[int, tuple[str, bytes]] = {}  # unmerged own deltas: codec, bytes
-        self._upload = b""
-        self._pull: Pull | None = None
+        self._upload = b""  # the initial parameters, once they were asked for
+        self._offer: Offer | None = None
         self._traffic = Traffic()
+        self._download = Download(link, self._traffic)
         self._rounds = 0
         self._spoilt_rounds = 0
         self._generation = 0
@@ -152,8 +152,7 @@ class Training:
         if self._generation != self.link.generation:
             self._generation = self.link.generation
             self.machine.step(Reconnected(now_ms=_now_ms()))
-            if self._pull is not None:
-                self._pull.now_ms = 0  # asks again at once
+            self._download.reconnected()
 
     async def _settle(self) -> None:
         machine = self.machine
@@ -184,7 +183,7 @@ class Training:
             self.desk.grant(granted, machine.samples)
         self._tell()
         self._have_evaluated()
-        await self._follow()
+        await self._download.follow(machine.wanted)
         if machine.is_finished and not self._is_finishing:
             self._is_finishing = True
             self._is_target_old.set()
@@ -235,12 +234,11 @@ class Training:
 
     async def _provide(self) -> None:
         """The run has no parameters yet and we were asked for ours."""
-        if not self._upload:
-            self._upload = await self.blocking(self.follower.initial_upload)
-        blob = self._upload
-        digest = xxhash.xxh3_128_digest(blob)
-        offer = Offer(kind=INITIAL, number=0, payload_bytes=len(blob), payload_hash=digest)
-        await self.link.bulk.send(self.link.server.key, offer)
+        if self._offer is None:
+            self._upload = blob = await self.blocking(self.follower.initial_upload)
+            digest = xxhash.xxh3_128_digest(blob)
+            self._offer = Offer(kind=INITIAL, number=0, payload_bytes=len(blob), payload_hash=digest)
+        await self.link.bulk.send(self.link.server.key, self._offer)
 
     # --- rounds ---
 
@@ -291,41 +289,11 @@ class Training:
 
     # --- publishes ---
 
-    async def _follow(self) -> None:
-        """Keep one download going for as long as the server is ahead of us."""
-        wanted = self.machine.wanted
-        pull = self._pull
-        # Over a thin link there are newer snapshots before this one is here; publishes lead on from an old one as well.
-        is_outrun = pull is not None and wanted is not None and pull.kind == wanted[0] == SNAPSHOT
-        if wanted is None:
-            self._pull = None
-            self._traffic.end(DOWN, trio.current_time())
-        elif pull is None or ((pull.kind, pull.number) != wanted and not is_outrun):
-            self._pull = Pull(*wanted, _now_ms(), OBJECT_BYTES_MAX)
-            self._traffic.begin(DOWN, trio.current_time())
-            await self._ask(self._pull.wants())
-        elif pull.is_stalled(_now_ms()):
-            await self._ask(pull.ask_again(_now_ms()))
-
-    async def _ask(self, wants: list[Want]) -> None:
-        for want in wants:
-            await self.link.bulk.send(self.link.server.key, want)
-
     async def _chunk(self, chunk: Chunk, payload: bytes, term: int) -> None:
-        pull = self._pull
-        if pull is None or pull.is_complete:
-            return
-        if pull.kind == chunk.kind == SNAPSHOT and pull.number < chunk.number:
-            # What we asked for is outdated already, and the server sends its newest one instead.
-            pull = self._pull = Pull(SNAPSHOT, chunk.number, _now_ms(), OBJECT_BYTES_MAX)
-        if (pull.kind, pull.number) != (chunk.kind, chunk.number):
-            return
-        pull.add(chunk, payload, _now_ms())
-        if not pull.is_complete:
-            await self._ask(pull.wants())
+        pull = await self._download.add(chunk, payload)
+        if pull is None:
             return
         assert pull.assembly is not None
-        self._traffic.end(DOWN, trio.current_time(), pull.assembly.total_bytes)
         blob = await self.blocking(pull.assembly.result)
         async with self._shadow_lock:
             self._is_taking = True
@@ -333,7 +301,7 @@ class Training:
                 number = await self.blocking(self.follower.take, pull.kind, blob)
             finally:
                 self._is_taking = False
-        self._pull = None
+        self._download.end()
         merged_seq = self.follower.merged_seq(self.worker)
         self.machine.step(Fetched(kind=pull.kind, number=number, term=term, merged_seq=merged_seq))
         self._payloads = {seq: coded for seq, coded in self._payloads.items() if seq in self.machine.unmerged}
@@ -341,8 +309,7 @@ class Training:
 
     def _give_up_pull(self) -> None:
         """What came is not what the server has: begin again from a snapshot, as if the object were gone."""
-        pull, self._pull = self._pull, None
-        if pull is not None:
+        if (pull := self._download.end()) is not None:
             self.machine.step(Heard(now_ms=_now_ms(), message=Gone(kind=pull.kind, number=pull.number)))
 
     async def _aim(self) -> None:
@@ -366,7 +333,10 @@ class Training:
     async def _receive_control(self) -> None:
         while True:
             incoming = await self.link.control.receive()
-            await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message, term=incoming.term))
+            if isinstance(incoming.message, Want):
+                await self._wanted(incoming.message, incoming.term)
+            else:
+                await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message, term=incoming.term))
 
     async def _receive_bulk(self) -> None:
         while True:
@@ -378,22 +348,28 @@ class Training:
                     case Chunk():
                         await self._chunk(incoming.message, incoming.payload, incoming.term)
                     case Want():
-                        await self._send(incoming.message)
-                        await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
+                        await self._wanted(incoming.message, incoming.term)
                     case Gone(kind=kind, number=number):
-                        if self._pull is not None and (self._pull.kind, self._pull.number) == (kind, number):
-                            self._pull = None
+                        if self._download.is_of(kind, number):
+                            self._download.end()
                         await self._inbox_send.send(Heard(now_ms=_now_ms(), message=incoming.message))
             except PeerError as error:
                 self.observer.event("refused message", reason=str(error))
                 self._give_up_pull()
 
-    async def _send(self, want: Want) -> None:
-        blob = self._upload if want.kind == INITIAL else self._payloads.get(want.number, ("", b""))[1]
-        if want.kind in (INITIAL, DELTA) and blob:
-            if want.kind == DELTA:
-                self._traffic.begin(UP, trio.current_time())
-            await send_chunks(self.link.bulk, self.link.server.key, want, blob, xxhash.xxh3_128_digest(blob))
+    async def _wanted(self, want: Want, term: int) -> None:
+        """Of either lane: what begins an upload passes the publishes that are on their way down."""
+        if term < self.machine.term:
+            return
+        offer: Offer | Push | None = None
+        if want.kind == INITIAL:
+            offer, blob = self._offer, self._upload
+        elif want.kind == DELTA and (offer := self.machine.outbox.get(want.number)) is not None:
+            blob = self._payloads[want.number][1]
+            self._traffic.begin(UP, trio.current_time())
+        if offer is not None:
+            await send_chunks(self.link.bulk, self.link.server.key, want, blob, offer.payload_hash)
+        await self._inbox_send.send(Heard(now_ms=_now_ms(), message=want))
 
 
 def _now_ms() -> int:

@@ -6,18 +6,21 @@ a slow link queues nothing, and after a broken connection only the missing chunk
 
 from dataclasses import dataclass
 
-from hetero_async.core.messages import Chunk, Want
+from hetero_async.core.messages import RECORDS, Chunk, Want
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS, Assembly, chunk_count, slice_chunk
 from hetero_async.ports import Lane
 
-# A transfer without any new chunk for so long asks again; longer than one chunk takes on a 2 Mbit/s link.
+# A transfer without any new chunk for so long asks again; longer than one chunk takes on a 2 Mbit/s link. Over a
+# thinner one, what is late is under way still, and would be sent twice, before all that comes after it: so the patience
+# follows what chunks have taken, and doubles each time that asking again has brought nothing, up to the limit.
 STALL_MS = 8_000
+PATIENCE_MS_MAX = 60_000
 
 
 @dataclass(slots=True)
 class Pull:
     """One object on its way in. `assembly` is None until its size is known; `expected_ms` is what the object before it
-    waited for a chunk, 0 where there was none."""
+    waited for a chunk (its `slowest_ms`), 0 where there was none."""
 
     kind: str
     number: int
@@ -25,8 +28,9 @@ class Pull:
     limit: int
     assembly: Assembly | None = None
     expected_ms: int = 0
-    slowest_ms: int = 0  # the longest that was waited for a chunk
+    slowest_ms: int = 0  # the longest that was waited for a chunk, however often it was asked for
     arrived_ms: int = 0  # when a chunk came that was missing
+    repeats: int = 0  # how often it was asked again since
 
     def __post_init__(self) -> None:
         self.arrived_ms = self.now_ms
@@ -38,11 +42,12 @@ class Pull:
 
     def add(self, chunk: Chunk, payload: bytes, now_ms: int) -> None:
         """Take one chunk. Raises PeerError when it does not fit the object."""
+        was_poll = self._is_poll
         self.size(chunk.total_bytes, chunk.total_hash)
         assert self.assembly is not None
         if self.assembly.add(chunk.index, payload):
-            self.arrived_ms = now_ms
-        self.slowest_ms = max(self.slowest_ms, now_ms - self.now_ms)
+            self.slowest_ms = max(self.slowest_ms, 0 if was_poll else now_ms - self.arrived_ms)
+            self.arrived_ms, self.repeats = now_ms, 0
         self.now_ms = now_ms
 
     def is_another(self, chunk: Chunk) -> bool:
@@ -59,14 +64,22 @@ class Pull:
         ]
 
     def is_stalled(self, now_ms: int) -> bool:
-        return now_ms - self.now_ms >= STALL_MS
+        return now_ms - self.now_ms >= self._patience_ms(max(STALL_MS, 2 * (self.slowest_ms or self.expected_ms)))
 
     def is_overdue(self, now_ms: int) -> bool:
         """Whether what is under way is lost rather than slow, by what the chunks before it took, or by its size."""
         size = min(self.assembly.total_bytes, CHUNK_BYTES) if self.assembly else CHUNK_BYTES
         # The link may have become slower since the object before; that it was fast says nothing.
         unknown_ms = max(2 * self.expected_ms, STALL_MS * size // CHUNK_BYTES)
-        return now_ms - self.now_ms > (2 * self.slowest_ms or unknown_ms)
+        return now_ms - self.now_ms > self._patience_ms(2 * self.slowest_ms or unknown_ms)
+
+    def _patience_ms(self, at_first_ms: int) -> int:
+        return min(at_first_ms << self.repeats, max(at_first_ms, PATIENCE_MS_MAX))
+
+    @property
+    def _is_poll(self) -> bool:
+        """Records are asked for before there are any, so that nothing comes says nothing of the link."""
+        return self.kind == RECORDS and self.assembly is None
 
     def is_idle(self, now_ms: int, limit_ms: int) -> bool:
         """Whether nothing new has come for so long, however often it was asked for."""
@@ -75,6 +88,7 @@ class Pull:
     def ask_again(self, now_ms: int) -> list[Want]:
         """After a stall or a broken connection."""
         self.now_ms = now_ms
+        self.repeats += not self._is_poll
         if self.assembly is not None:
             self.assembly.lost()
         return self.wants()

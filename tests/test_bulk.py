@@ -100,11 +100,11 @@ class Scene:
 
     async def say(self, worker: str, message: Message, payload: bytes = b"") -> list[Message]:
         """What it is told for that."""
-        known = len(self.wires.bulk.sent)
+        known = [(lane, len(lane.sent)) for lane in (self.wires.control, self.wires.bulk)]
         peer = Peer(key=worker.encode(), role="worker", site="a", worker=worker)
         await self.wires.bulk.arrive.send(Incoming(peer=peer, message=message, payload=payload))
         await trio.testing.wait_all_tasks_blocked(0.001)
-        return [message for key, message in self.wires.bulk.sent[known:] if key == worker.encode()]
+        return [message for lane, before in known for key, message in lane.sent[before:] if key == worker.encode()]
 
     async def chunks(self, worker: str, push: Push, payload: bytes, indexes: Iterator[int] | range) -> None:
         for index in indexes:

@@ -40,6 +40,7 @@ LAYERS = [
         "desk",
         "rounds",
         "traffic",
+        "download",
         "transfers",
         "replay",
         "quarantine",

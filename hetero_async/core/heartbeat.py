@@ -1,7 +1,7 @@
 """A worker's heartbeat: that it lives, how far it is, what became of its time; and what a server reads off several.
 
 The worker's machine says it, the server's hears it (members.py) and shows it (status.py). Nothing is decided by it but
-the steps per second.
+how long rounds are (pace.py).
 """
 
 from collections import deque
@@ -25,6 +25,7 @@ class Usage:
     link_busy_seconds: float = 0.0
     upload_bytes_per_second: float = 0.0  # of the newest transfers; 0: there was none yet
     download_bytes_per_second: float = 0.0
+    exchange_seconds: float = 0.0  # of a delta to its answer, and of a publish here; 0: not both are known yet
     round_trip_seconds: float = 0.0  # from a heartbeat to its answer; 0: there was none yet
 
     @property

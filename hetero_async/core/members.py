@@ -87,6 +87,11 @@ class Presences:
         presence = self._by_worker.get(worker)
         return presence.steps_per_second if presence else 0.0
 
+    def exchange_seconds(self, worker: str) -> float:
+        """Of a delta and a publish, as the worker measured them; 0 when it has not said yet."""
+        presence = self._by_worker.get(worker)
+        return presence.usage.exchange_seconds if presence else 0.0
+
     def evaluates_every(self, worker: str) -> float:
         """A share of the run, 0 when it does not."""
         presence = self._by_worker.get(worker)

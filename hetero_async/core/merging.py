@@ -102,11 +102,4 @@ def published(state: State, settings: RunSettings) -> Published | None:
     if state.version - state.publish_versions[state.publish] < limit:
         return None
     merged = tuple((name, member.merged_seq) for name, member in state.members.items())
-    is_last = state.is_trained and not state.pending
-    return Published(
-        number=state.publish + 1,
-        version=state.version,
-        codec=settings.codec_down,
-        merged=merged,
-        ahead=0.0 if is_last else RULES[settings.rule].ahead(state, settings),
-    )
+    return Published(number=state.publish + 1, version=state.version, codec=settings.codec_down, merged=merged)

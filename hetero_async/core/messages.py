@@ -2,9 +2,10 @@
 
 Two lanes: *control* (small, must never wait) and *bulk* (chunks). Large objects are pulled by their receiver:
 it sends `Want` for a few chunks at a time, which is the flow control, and asks again from where it was after a
-broken connection. Nobody names itself in a message: the sender is the key that the connection was made with. Beside
-each message travels the term that its sender serves in (0: it serves in none), so that nobody follows a server whose
-reign has ended. All integers are non-negative.
+broken connection. The first `Want` of a worker's transfer goes over control: on bulk it would wait for what is sent the
+other way, and a thin link would carry one way at a time. Nobody names itself in a message: the sender is the key that
+the connection was made with. Beside each message travels the term that its sender serves in (0: it serves in none), so
+that nobody follows a server whose reign has ended. All integers are non-negative.
 """
 
 from dataclasses import dataclass

@@ -31,10 +31,6 @@ class OuterRule:
         """Of the step that is made of all that is pending."""
         raise NotImplementedError
 
-    def ahead(self, state: State, settings: RunSettings) -> float:
-        """How much of the momentum a publish anticipates."""
-        return 0.0
-
 
 # Merges in which the momentum of `auto` comes to half of its strength.
 RAMP_ROUNDS = 3
@@ -53,12 +49,15 @@ class Auto(OuterRule):
       sum of all workers' progress instead of its mean. That is the linear scaling of a batch that is K times larger
       (Goyal et al. 2017, arXiv 1706.02677), reached by momentum, so that only what merges have in common is scaled. One
       worker alone trains as if nobody merged anything.
-    - Where a merge has deltas of m < K workers, their mean counts m/K in the momentum: the sum is theirs alone.
+    - A merge with deltas of m < K workers is s = m/K of a round: m ← μˢm + (1 − μˢ)/(1 − μ)·g; θ ← θ − s(g + μm). A
+      direction that persists is followed by the sum of those workers' progress, and whoever comes alone, as the last
+      ones of a run do, moves the parameters by a share of what all would.
     - t/(t + 3): the first deltas are long and nearly parallel, and momentum would carry them far beyond where they
       lead; Goyal et al. warm up for the same reason.
-    - Where answers arrive late, workers would train from where the momentum has left already. A publish shows where it
-      will have taken the parameters when what is learned from it is merged: θ − pull·(μ + … + μ^L)·m at a mean
-      staleness of L rounds. With L = 0 this is Nesterov's own look-ahead, which is in the formula already.
+    - Where deltas are L merges old, the momentum pulls 1/(1 + L) as hard. Workers answer what it has carried too far in
+      a steep direction only after it has pulled there once more, so with all of it such directions swing for long, and
+      ever wider where weights add up to more than 1 (`tokens` of unequal workers); with half of it at L = 1 they die
+      out. What lasts is followed by (K + L)/(1 + L) rounds' progress.
 
     A step for each push is made of turns, as in `delayed-nesterov`. 8 bytes a parameter.
     """
@@ -66,15 +65,16 @@ class Auto(OuterRule):
     name = "auto"
 
     def coefficients(self, state: State, settings: RunSettings) -> Coefficients:
-        mu = self._momentum(state, settings)
+        mu, turn = self._momentum(state, settings), _steps_per_round(state, settings)
         merged = len({delta.worker for delta in state.pending.values() if delta.steps})
-        share = min(1.0, merged * _steps_per_round(state, settings) / max(1, len(state.active)))
-        return _in_turns(state, settings, 1.0, mu)._replace(intake=share)
-
-    def ahead(self, state: State, settings: RunSettings) -> float:
-        mu = self._momentum(state, settings)
-        rounds_late = round(state.lag / _steps_per_round(state, settings))
-        return mu * sum(mu**late for late in range(1, rounds_late + 1))
+        share = min(1.0, merged * turn / max(1, len(state.active)))
+        step = _in_turns(state, settings, 1.0, mu)
+        return Coefficients(
+            decay=step.decay**share,
+            intake=(1.0 - mu**share) / (1.0 - mu),
+            gain=share,
+            pull=share * step.pull / (1.0 + state.lag / turn),
+        )
 
     def _momentum(self, state: State, settings: RunSettings) -> float:
         if settings.codec_up in CODECS_WITH_MOMENTUM:

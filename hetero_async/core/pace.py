@@ -4,7 +4,8 @@ DyLU (Liu et al. 2024, arXiv 2401.09135, §5): a worker's steps per round follow
 equally long everywhere and a deadline costs nobody any waiting. Policies:
 
 window    deadlines at equal distances, for which everybody pushes what it has; the merge comes when all have
-          arrived, or the deadline's grace is over. A delta that comes later joins the next merge.
+          arrived, or the deadline's grace is over. A delta that comes later joins the next merge. Over thin links
+          windows last longer, so that half of a round at least is trained on what the last one came to.
 per-push  every delta is merged at once.
 all       a merge waits for every worker that holds a lease: synchronous DiLoCo, the yardstick.
 
@@ -13,11 +14,17 @@ Nothing here is state: what comes of it is written in `Stepped`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median_high
 
 from hetero_async.core.records import RunSettings
 
 # A window shorter than this would be all overhead; a run whose steps take microseconds gets longer rounds.
 WINDOW_MS_MIN = 50
+# While a delta and the publish that it is in are under way, a worker trains on what it knew before, and workers drift
+# apart. At up to this share of a round a merge takes back what drift there was: what is steep is in balance by the end
+# of the round. Beyond it drift adds up; longer rounds, up to so many times, cost less.
+EXCHANGE_SHARE_MAX = 0.5
+LONGER_MAX = 4.0
 # So many times as long as the speeds that are known now would have it, an open window is shortened.
 OVERLONG = 2
 
@@ -28,13 +35,24 @@ def reference_rate(rates: Iterable[float]) -> float:
     return known[min(len(known) - 1, int(0.9 * len(known)))] if known else 0.0
 
 
-def steps_for(rate: float, reference: float, settings: RunSettings) -> int:
-    """H of a worker: as many steps as it does while the reference worker does `steps_per_round`."""
+def rounds_longer(exchanges: Iterable[float], reference: float, settings: RunSettings) -> float:
+    """How many times as long as `steps_per_round` rounds are to last, by the median of what workers' exchanges take (of
+    two the longer one; seconds, 0: unknown)."""
+    known = [seconds for seconds in exchanges if seconds > 0]
+    if settings.merge != "window" or settings.seconds_per_round > 0 or reference <= 0 or not known:
+        return 1.0
+    needed = median_high(known) / EXCHANGE_SHARE_MAX * reference / settings.steps_per_round
+    return min(LONGER_MAX, max(1.0, needed))
+
+
+def steps_for(rate: float, reference: float, settings: RunSettings, longer: float = 1.0) -> int:
+    """H of a worker: as many steps as it does while the reference worker does `longer` times `steps_per_round`."""
     if settings.seconds_per_round > 0:
         return max(1, round(rate * settings.seconds_per_round)) if rate > 0 else settings.steps_per_round
+    most = int(longer * settings.steps_per_round)
     if rate <= 0 or reference <= 0 or not settings.dylu:
-        return settings.steps_per_round
-    return max(1, min(settings.steps_per_round, int(settings.steps_per_round * rate / reference)))
+        return most
+    return max(1, min(most, int(most * rate / reference)))
 
 
 @dataclass(slots=True)
@@ -44,13 +62,16 @@ class Windows:
     number: int = 0
     deadline_ms: int | None = None
     merge_ms: int | None = None  # set while a closed window waits for its stragglers
+    longer: float = 1.0  # than the settings have it
 
-    def advance(self, now_ms: int, reference: float, settings: RunSettings) -> bool:
+    def advance(self, now_ms: int, reference: float, settings: RunSettings, exchanges: Iterable[float] = ()) -> bool:
         """Close the window whose deadline has passed and open the next. True when there is a deadline to be told."""
         if reference <= 0:  # nobody trains: a deadline that nobody moves would be due for ever
             self.deadline_ms = None
             return False
-        length = self.length_ms(reference, settings)
+        if self.deadline_ms is None or now_ms >= self.deadline_ms:
+            self.longer = rounds_longer(exchanges, reference, settings)
+        length = self.length_ms(reference, settings, self.longer)
         if self.deadline_ms is None:
             self.number, self.deadline_ms = 1, now_ms + length
             return True
@@ -77,6 +98,6 @@ class Windows:
         return 0 if self.deadline_ms is None else max(1, self.deadline_ms - now_ms)
 
     @staticmethod
-    def length_ms(reference: float, settings: RunSettings) -> int:
-        seconds = settings.seconds_per_round or settings.steps_per_round / reference
+    def length_ms(reference: float, settings: RunSettings, longer: float = 1.0) -> int:
+        seconds = settings.seconds_per_round or longer * settings.steps_per_round / reference
         return max(WINDOW_MS_MIN, int(1000 * seconds))

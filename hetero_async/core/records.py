@@ -134,17 +134,12 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The shadow moves to publish `number`. `merged`: per worker, up to which seq its deltas are in it.
-
-    `ahead`: it shows θ − ahead·m instead of θ, where the momentum m will have taken the parameters by the time that
-    what is learned from this publish is merged.
-    """
+    """The shadow moves to publish `number`. `merged`: per worker, up to which seq its deltas are in it."""
 
     number: int
     version: int
     codec: str
     merged: tuple[tuple[str, int], ...]
-    ahead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

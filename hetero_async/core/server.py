@@ -269,8 +269,7 @@ class Server:
 
     def _admit(self, event: Received, push: Push, verdict: Admitted) -> None:
         assert len(event.payload) == push.payload_bytes, "what is admitted was pulled"
-        presence = self.presences.hear(event.worker, event.now_ms)
-        presence.staleness = self.state.staleness(verdict.anchor_version)
+        self.presences.hear(event.worker, event.now_ms).staleness = self.state.staleness(verdict.anchor_version)
         entry = self._record(delta_of(event.worker, push, event.facts, verdict), event.payload)
         self._send(event.worker, self._receipts.ack(event.worker, push.seq, entry.lsn))
         if self.settings.merge == "per-push":
@@ -315,7 +314,8 @@ class Server:
             self._record(Left(worker=worker, reason=f"not heard for {self.settings.lease_ttl_seconds:g} s"))
         if self.settings.merge == "window":
             rates = map(self.presences.rate, () if self.state.is_trained else self.state.active)
-            if self.windows.advance(now_ms, reference := pace.reference_rate(rates), self.settings):
+            exchanges = map(self.presences.exchange_seconds, self.state.active)
+            if self.windows.advance(now_ms, reference := pace.reference_rate(rates), self.settings, exchanges):
                 for worker in self.state.active:
                     self._send_window(worker, now_ms, reference)
         if merging.is_due(self.state, self.settings, self.windows, now_ms):
@@ -371,7 +371,7 @@ class Server:
         """`reference`: if it is known already; to find it everybody is looked at."""
         rates = self.presences.rate
         reference = reference or pace.reference_rate(map(rates, self.state.active))
-        return pace.steps_for(rates(worker), reference, self.settings)
+        return pace.steps_for(rates(worker), reference, self.settings, self.windows.longer)
 
     def _send_window(self, worker: str, now_ms: int, reference: float = 0.0) -> None:
         milliseconds = self.windows.left_ms(now_ms) if self.settings.merge == "window" else 0

@@ -25,7 +25,7 @@ def summary(server: Server, trend: Trend, now_ms: int) -> dict[str, Any]:
             state,
             worker,
             server.presences.of(worker),
-            pace.steps_for(rates(worker), reference, server.settings),
+            pace.steps_for(rates(worker), reference, server.settings, server.windows.longer),
             now_ms,
         )
         for worker in sorted(state.members)

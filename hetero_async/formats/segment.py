@@ -17,7 +17,7 @@ from hetero_async.core.records import RECORD_TYPES, Entry, Record
 from hetero_async.errors import ConfigError, LogCorrupt, PeerError
 from hetero_async.formats import frames
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 SEGMENT_MAGIC = b"HAsegmnt"
 RECORD_MAGIC = b"HArc"
 ALIGNMENT = 8

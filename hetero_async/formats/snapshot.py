@@ -15,7 +15,7 @@ import xxhash
 from hetero_async.arrays import Array
 from hetero_async.errors import ConfigError, LogCorrupt
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 # The safetensors format: the length of its head, the head in JSON filled up with blanks, the arrays.
 HEAD_LENGTH = struct.Struct("<Q")
 HEAD_ALIGNMENT_BYTES = 8

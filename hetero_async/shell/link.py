@@ -136,8 +136,12 @@ class ServerLane:
         if is_sent:
             self._link.count_down(key, sum(map(len, parts)))
             if isinstance(message, Want):
-                self._asked[key] = min(self._asked[key] + message.count, self._in_flight_max)
+                self._link.bulk.expect(key, message.count)
         return is_sent
+
+    def expect(self, key: bytes, chunks: int) -> None:
+        """They were asked for, over whichever lane."""
+        self._asked[key] = min(self._asked[key] + chunks, self._in_flight_max)
 
     def _accepted(self, frames: list[zmq.Frame]) -> Incoming | None:
         route, *parts = frames

@@ -7,6 +7,7 @@ is a new one or none. What was under way on a connection that has ended is lost.
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -25,7 +26,6 @@ from hetero_async.sim.trace import Trace, shown
 CONTROL_LANE, BULK_LANE = "control", "bulk"
 QUEUES = {CONTROL_LANE: CONTROL.queue, BULK_LANE: BULK.queue}
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.2, 2.0
-QUEUE_SECONDS = 5.0
 FRAMING_BYTES = 64  # headers of TCP, IP and ZMTP, roughly
 # Of a message that is overtaken by others, or comes twice: how much later it may come; mostly it is much less.
 DETOUR_SECONDS = 1.0
@@ -54,6 +54,7 @@ class Network:
         self._conditions: dict[tuple[str, str], Condition] = {}
         self._cuts: dict[tuple[str, str], bool] = {}
         self._free_at: dict[tuple[str, str, str], float] = {}  # when a lane's rate lets the next message begin
+        self._queues: dict[tuple[bytes, str, str], deque[float]] = {}  # when each message has left
         self._arrives: dict[tuple[bytes, str, str], float] = {}  # of a connection's last message, for its order
         self._under_way: list[tuple[float, int, Callable[[], None]]] = []
         self._sent = 0
@@ -79,9 +80,12 @@ class Network:
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cuts
 
-    def is_full(self, source: str, target: str, lane: str) -> bool:
-        """Whether the sender's queue has no room: a thin link has this much to carry already."""
-        return self._free_at.get((source, target, lane), 0.0) > trio.current_time() + QUEUE_SECONDS
+    def is_full(self, connection: "Connection", lane: str, source: str) -> bool:
+        """Whether the sender's queue has no room: as many messages as a socket keeps have not left it."""
+        queue = self._queues.get((connection.key, lane, source), deque())
+        while queue and queue[0] <= trio.current_time():
+            queue.popleft()
+        return len(queue) >= QUEUES[lane]
 
     async def run(self) -> None:
         """Deliver what is due, until cancelled."""
@@ -100,6 +104,7 @@ class Network:
         begins = max(trio.current_time(), self._free_at.get((source, target, lane), 0.0))
         ends = begins + size / condition.bytes_per_second
         self._free_at[source, target, lane] = ends
+        self._queues.setdefault((connection.key, lane, source), deque()).append(ends)
         at = ends + condition.delay + random.random() * condition.jitter
         if random.random() < condition.reordered:
             at += random.random() ** 4 * DETOUR_SECONDS
@@ -302,7 +307,7 @@ def _transmit(
 ) -> bool:
     dialler, node = connection.dialler, connection.node
     source, target = (dialler.peer.site, node) if up else (node, dialler.peer.site)
-    if network.is_full(source, target, lane):
+    if network.is_full(connection, lane, source):
         return False
     sender, receiver = (dialler.peer.worker, node) if up else (node, dialler.peer.worker)
     dialler.bytes_up += letter.size if up else 0

@@ -171,7 +171,7 @@ class ServerModel:
     def _publish(self, published: Published) -> None:
         """θ̂ ← θ̂ + D(C(θ − θ̂)). What the codec lost stays in θ − θ̂ and goes with the next publish."""
         codec, before = CODECS[published.codec], self._standing.shadow
-        raw, shadow = passes.follow(self._crew, self.theta, self.momenta, published.ahead, before, codec)
+        raw, shadow = passes.follow(self._crew, self.theta, before, codec)
         coded = compress(raw.numpy().data)
         payload = with_buffers(self._specs, coded, changes_between(self._standing.buffers, self.buffers))
         note = PublishNote(

@@ -117,10 +117,8 @@ def merge(
     return _root(crew.over(numel, work))
 
 
-def follow(
-    crew: Crew, theta: torch.Tensor, momenta: Sequence[torch.Tensor], ahead: float, shadow: torch.Tensor, codec: Codec
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A publish: coded bytes C(θ − ahead·m − θ̂), and the shadow that they lead to, θ̂ + D(C(…)). θ̂ stays as it is."""
+def follow(crew: Crew, theta: torch.Tensor, shadow: torch.Tensor, codec: Codec) -> tuple[torch.Tensor, torch.Tensor]:
+    """A publish: coded bytes C(θ − θ̂), and the shadow that they lead to, θ̂ + D(C(…)). θ̂ stays as it is."""
     numel, after = shadow.numel(), torch.empty_like(shadow)
     raw = torch.empty(codec.raw_bytes(numel), dtype=torch.uint8)
 
@@ -129,8 +127,6 @@ def follow(
         for first, last in blocks(start, stop):
             piece, one = change[: last - first], spare[: last - first]
             torch.sub(theta[first:last], shadow[first:last], out=piece)
-            for m in momenta if ahead else ():
-                piece.sub_(torch.mul(m[first:last], ahead, out=one))
             codec.code(piece, numel, first, raw)
             codec.decode(raw, numel, first, one)
             torch.add(one, shadow[first:last], out=after[first:last])

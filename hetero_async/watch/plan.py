@@ -113,11 +113,6 @@ def _warnings(question: Question, pace: Timing, foretold: Forecast) -> Iterator[
     steps = foretold.steps_that_fit
     cure = f"from steps_per_round = {steps} on the links carry it" if steps else "choose a coarser codec"
     for site, expected in zip(question.sites, foretold.sites, strict=True):
-        if pace.is_sent_twice(site):
-            yield (
-                f"{site.name}: its link is so thin that chunks are taken for lost and sent again, so it will be worse "
-                "than this; fewer workers there, or a coarser codec"
-            )
         if not math.isfinite(expected.staleness):
             yield f"{site.name}: none of its deltas would get through, so it is counted as nothing here; {cure}"
         elif pace.is_refused(site):
@@ -168,7 +163,7 @@ def _least_steps(question: Question, holds: Callable[[Timing], bool]) -> int:
 
     def holds_with(steps: int) -> bool:
         settings = replace(question.settings, steps_per_round=steps, seconds_per_round=0.0)
-        return holds(Timing.of(replace(question, settings=settings)))
+        return holds(Timing.of(replace(question, settings=settings), is_plain=True))
 
     high = 1
     while not holds_with(high):

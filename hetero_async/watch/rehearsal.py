@@ -212,7 +212,7 @@ class _Rehearsal:
         while self.queue and self.free_slots:
             self.free_slots -= 1
             worker = self.queue.popleft()
-            self.sent_down(worker, 0.0, 0.0, partial(self.wanted, worker))
+            self.after(self.sites[worker.site].delay, partial(self.wanted, worker))
 
     def wanted(self, worker: _Worker) -> None:
         site = self.sites[worker.site]
@@ -283,7 +283,7 @@ class _Rehearsal:
         def asked() -> None:
             self.sent_down(worker, size * site.down, size * self.scene.up, came)
 
-        self.sent_up(worker, 0.0, 0.0, asked)
+        self.after(site.delay, asked)
 
 
 def played(sites: Sequence[Stage], scene: Scene) -> Played:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hetero_async.bulk import UPLOAD_BYTES_MAX, UPLOADS_MIN
-from hetero_async.core.pace import Windows, reference_rate, steps_for
+from hetero_async.core.pace import Windows, reference_rate, rounds_longer, steps_for
 from hetero_async.core.records import RunSettings
 from hetero_async.core.server import STRETCH
 from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
-from hetero_async.transfers import STALL_MS
 from hetero_async.watch.rehearsal import LOADS, Played, Scene, Stage, played
 
 # Bits a parameter as sent, after zstd: measured, the table in README.md.
@@ -103,14 +102,17 @@ class Timing:
     question: Question
     reference: float  # steps per second of the worker that the others' rounds are measured by
     window: float
+    longer: float = 1.0  # rounds, than the settings have them
 
     @classmethod
-    def of(cls, question: Question) -> "Timing":
+    def of(cls, question: Question, *, is_plain: bool = False) -> "Timing":
+        """`is_plain`: with rounds of the settings' length, whatever the links are."""
         settings = question.settings
-        rates = [1 / site.step_seconds for site in question.sites for _ in range(site.workers)]
-        reference = reference_rate(rates)
-        window = Windows.length_ms(reference, settings) / 1000
-        return cls(question=question, reference=reference, window=window)
+        reference = reference_rate([1 / site.step_seconds for site in question.sites for _ in range(site.workers)])
+        plain = cls(question=question, reference=reference, window=Windows.length_ms(reference, settings) / 1000)
+        exchanges = [plain.exchange_seconds(site) for site in question.sites for _ in range(site.workers)]
+        longer = 1.0 if is_plain else rounds_longer(exchanges, reference, settings)
+        return replace(plain, window=Windows.length_ms(reference, settings, longer) / 1000, longer=longer)
 
     @functools.cached_property
     def _rehearsed(self) -> Played:
@@ -171,7 +173,7 @@ class Timing:
                 return self.deltas_per_second / self.question.workers
 
     def steps_per_round(self, site: Site) -> int:
-        return steps_for(1 / site.step_seconds, self.reference, self.question.settings)
+        return steps_for(1 / site.step_seconds, self.reference, self.question.settings, self.longer)
 
     def training_seconds(self, site: Site) -> float:
         return self.steps_per_round(site) * site.step_seconds
@@ -187,9 +189,7 @@ class Timing:
         return self._of(self._rehearsed.receive, site) if is_window else self._receive_alone(site)
 
     def _is_apart(self, site: Site) -> bool:
-        """Whether the pushes of a window come when its publish is there. Where both are under way at once, what is
-        asked for waits behind what is sent: a push is asked for on the lane that brings publishes, a publish on the one
-        that takes pushes."""
+        """Whether the pushes of a window come when the last one's publish is there."""
         settings = self.question.settings
         answer = LOADS[-1] * self._answer_alone(site)
         # A cut leaves the time of the quickest answers; whoever has to wait for others' deltas comes within the grace.
@@ -303,18 +303,20 @@ class Timing:
         others = (self.question.workers - 1) / self.question.workers
         return (settings.publish_every - 1) / 2 + others * self.merges_per_second * (back_and_forth - site.delay)
 
-    def is_sent_twice(self, site: Site) -> bool:
-        """Whether a chunk takes so long that its receiver takes it for lost (transfers.py) and asks for it again."""
-        ways = ((self.question.delta_bytes, site.up), (self.question.publish_bytes, site.down))
-        chunks = (site.workers * min(size, CHUNK_BYTES) / rate for size, rate in ways)
-        return 1000 * (max(chunks) + 2 * site.delay) > STALL_MS
-
     def is_behind(self, site: Site) -> bool:
         """Whether a publish is not there when the next is made. Each is asked for when the one before it has come."""
+        return self._fetched_seconds(site) * self._merges_due > self.question.settings.publish_every
+
+    def _fetched_seconds(self, site: Site) -> float:
+        """From asking for a publish until it is there."""
         trips = _trips(self.question.publish_bytes) - 1  # its news has come already
         fetched = self._publishes_seconds(site) + trips * site.delay + self._publish_begins(site)
-        fetched = max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
-        return fetched * self._merges_due > self.question.settings.publish_every
+        return max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
+
+    def exchange_seconds(self, site: Site) -> float:
+        """Of a delta and of a publish, each from when it is asked for, as a worker measures them (traffic.py)."""
+        coded = self.question.billionths(COSTS[self.question.settings.codec_up].encode)
+        return self._answer_alone(site) - coded - 2 * site.delay + self._fetched_seconds(site)
 
     def is_refused(self, site: Site) -> bool:
         """Whether its deltas come so late that the server admits none to rely on (core/admission.py)."""
@@ -334,12 +336,9 @@ class Timing:
     def fits(self) -> bool:
         """Every delta is answered before its worker's next is due, and every publish is there before the next."""
         return self.server_seconds * self._merges_due <= 1 and all(
-            self._answer_latest(site) <= max(self.window, self.training_seconds(site)) and not self.is_behind(site)
+            self._answer_alone(site) <= max(self.window, self.training_seconds(site)) and not self.is_behind(site)
             for site in self.question.sites
         )
-
-    def _answer_latest(self, site: Site) -> float:
-        return self._answer_alone(site) + (0.0 if self._is_apart(site) else self._publishes_seconds(site))
 
     def hides_links(self) -> bool:
         settings = self.question.settings

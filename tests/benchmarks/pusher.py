@@ -85,6 +85,8 @@ class Pusher:
         )  # fmt: skip
         self.machine = Worker(hello)
         self._held: Ranges = ()
+        self._blobs = {INITIAL: self.content.upload, DELTA: self.content.payload}
+        self._digests = {kind: xxhash.xxh3_128_digest(blob) for kind, blob in self._blobs.items()}
         self._pull: Pull | None = None
         self._generation = 0
         self._heard = 0.0
@@ -175,17 +177,20 @@ class Pusher:
                 self.silence_seconds = max(self.silence_seconds, time.monotonic() - self._heard)
             self._heard = time.monotonic()
             self.machine.step(Heard(now_ms=_now_ms(), message=incoming.message, term=incoming.term))
+            if isinstance(incoming.message, Want):
+                await self._send(link, incoming.message)
             self._turn.set()
 
+    async def _send(self, link: DialLink, want: Want) -> None:
+        await send_chunks(link.bulk, link.server.key, want, self._blobs[want.kind], self._digests[want.kind])
+
     async def _hear_bulk(self, link: DialLink) -> None:
-        content = {INITIAL: self.content.upload, DELTA: self.content.payload}
-        digests = {kind: xxhash.xxh3_128_digest(blob) for kind, blob in content.items()}
         while True:
             incoming = await link.bulk.receive()
             match incoming.message:
                 case Want() as want:
                     self.machine.step(Heard(now_ms=_now_ms(), message=want, term=incoming.term))
-                    await send_chunks(link.bulk, link.server.key, want, content[want.kind], digests[want.kind])
+                    await self._send(link, want)
                 case Chunk() as chunk:
                     await self._take(link, chunk, incoming.payload, incoming.term)
                 case message:

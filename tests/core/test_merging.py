@@ -163,16 +163,3 @@ def test_a_publish_is_due_as_often_as_asked_and_whenever_somebody_waits_for_it(
     merged = tuple((worker, ord(worker)) for worker in "abc")
     expected = Published(number=3, version=4, codec="fp32", merged=merged) if is_due else None
     assert merging.published(state, settings) == expected
-
-
-def test_publishes_look_ahead_while_there_is_more_to_learn_and_the_last_one_does_not() -> None:
-    settings = RunSettings(run="r", rule="auto")
-    state = state_of("")
-    state.version, state.publish_versions, state.lag = 100, {2: 99}, 1.0
-    state.ledger.trained = ()
-    on_the_way = merging.published(state, settings)
-    state.ledger.trained = ((0, 64),)
-    last = merging.published(state, settings)
-    assert on_the_way is not None
-    assert last is not None
-    assert on_the_way.ahead > 0 == last.ahead

@@ -58,6 +58,9 @@ def test_delayed_nesterov_makes_of_a_turn_of_pushes_what_nesterov_makes_of_its_m
 
 def momentum(version: int, workers: int = 4, **settings: str) -> float:
     state = State(version=version, members={f"w{n}": Member(site="s", active=True) for n in range(workers)})
+    state.pending = {
+        n: PendingDelta(worker=f"w{n}", seq=1, anchor_version=0, steps=4, samples=8) for n in range(workers)
+    }
     return RULES["auto"].coefficients(state, RunSettings(run="r", **settings)).decay
 
 
@@ -67,9 +70,15 @@ def test_auto_follows_a_lasting_direction_by_the_sum_of_all_workers_progress() -
         assert reach == pytest.approx(workers)
 
 
-def test_auto_follows_those_who_pushed_by_the_sum_of_their_progress() -> None:
-    reach = moved("auto", [1.0] * 1001, workers=16, pushed=2) - moved("auto", [1.0] * 1000, workers=16, pushed=2)
-    assert reach == pytest.approx(1 + 2 * 15 / 16)
+@pytest.mark.parametrize("pushed", [1, 2, 8])
+def test_auto_follows_those_who_pushed_by_the_sum_of_their_progress(pushed: int) -> None:
+    one, further = (moved("auto", [1.0] * merges, workers=16, pushed=pushed) for merges in (3000, 3001))
+    assert further - one == pytest.approx(pushed, rel=1e-4)
+
+
+def test_auto_is_not_moved_by_who_comes_alone_as_by_all() -> None:
+    alone = moved("auto", [1.0], workers=4, pushed=1)
+    assert alone == pytest.approx(moved("auto", [1.0], workers=4) / 4)
 
 
 def test_auto_has_no_momentum_at_first_and_gains_it_merge_by_merge() -> None:
@@ -88,14 +97,30 @@ def test_auto_makes_of_a_turn_of_pushes_what_it_makes_of_their_mean() -> None:
     assert moved("auto", pushes, "per-push", 2) == pytest.approx(moved("auto", [sum(d) / 2 for d in rounds], workers=2))
 
 
-@pytest.mark.parametrize("late", [0, 1, 2])
-def test_auto_publishes_where_the_momentum_will_have_led_when_the_answer_is_merged(late: int) -> None:
-    state = State(version=100, lag=float(late), members={f"w{n}": Member(site="s", active=True) for n in range(4)})
-    ahead = RULES["auto"].ahead(state, SETTINGS)
-    m, further = 1.0, 0.0
-    for _ in range(late):  # merges that bring nothing new
-        found = RULES["auto"].coefficients(state, SETTINGS)
-        m *= found.decay
-        further += found.pull * m
-    assert ahead == pytest.approx(further)
-    assert RULES["nesterov"].ahead(state, SETTINGS) == 0.0
+@pytest.mark.parametrize("late", [0.0, 0.5, 3.0])
+def test_auto_is_pulled_less_by_its_momentum_where_answers_are_late(late: float) -> None:
+    members = {f"w{n}": Member(site="s", active=True) for n in range(4)}
+    pending = {n: PendingDelta(worker=f"w{n}", seq=1, anchor_version=0, steps=4, samples=8) for n in range(4)}
+    found = RULES["auto"].coefficients(State(version=100, lag=late, members=members, pending=pending), SETTINGS)
+    assert found == pytest.approx(Coefficients(decay=0.75, intake=1.0, gain=1.0, pull=0.75 / (1 + late)))
+
+
+@pytest.mark.parametrize("weights", [1.0, 4 / 3])
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.9])
+def test_a_direction_that_answers_a_round_late_dies_out(left: float, weights: float) -> None:
+    """`left`: of a worker's distance from the best in that direction after one round; Δ = (1 − left)·distance."""
+    members = {f"w{n}": Member(site="s", active=True) for n in range(4)}
+    pending = {n: PendingDelta(worker=f"w{n}", seq=1, anchor_version=0, steps=4, samples=8) for n in range(4)}
+    far = {}
+    for late in (0.0, 1.0):  # as it is told, or left in the dark
+        found = RULES["auto"].coefficients(State(version=100, lag=late, members=members, pending=pending), SETTINGS)
+        before = theta = 1.0
+        m = delta = 0.0
+        for _ in range(60):
+            delta = (1 - left) * (before - delta)  # from the last publish, and what it has pushed since
+            m = found.decay * m + found.intake * weights * delta
+            before, theta = theta, theta - found.gain * weights * delta - found.pull * m
+        far[late] = abs(theta)
+    assert far[1.0] < 0.02
+    if left == 0 and weights > 1:
+        assert far[0.0] > 1

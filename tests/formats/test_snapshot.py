@@ -93,8 +93,8 @@ def test_a_manifest_with_a_field_of_a_wrong_type_is_refused(changes: dict[str, A
 
 
 def test_another_format_version_is_named() -> None:
-    with pytest.raises(ConfigError, match="checkpoint format 7, this software reads 6"):
-        decode_manifest(manifest_with(format=7), "manifest.json")
+    with pytest.raises(ConfigError, match="checkpoint format 8, this software reads 7"):
+        decode_manifest(manifest_with(format=8), "manifest.json")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Puppet:
             self.heard.append(message)
             if isinstance(message, Want) and message.kind == DELTA and (blob := self._blobs.get(message.number)):
                 self.wanted.append(message)
-                await send_chunks(lane, self._end.server.key, message, blob, xxhash.xxh3_128_digest(blob))
+                await send_chunks(self._end.bulk, self._end.server.key, message, blob, xxhash.xxh3_128_digest(blob))
 
     async def _beat(self) -> None:
         while True:

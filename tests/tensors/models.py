@@ -7,7 +7,7 @@ import torch
 
 from hetero_async.core.outer import RULES
 from hetero_async.core.records import Delta, Entry, Genesis, Published, Record, RunSettings, Stepped
-from hetero_async.core.state import State
+from hetero_async.core.state import Member, PendingDelta, State
 from hetero_async.tensors.buffers import Changes, with_buffers
 from hetero_async.tensors.codecs import encode_payload
 from hetero_async.tensors.model import ServerModel
@@ -50,6 +50,13 @@ def values(numel: int, seed: int) -> torch.Tensor:
     return spread.mul_(spread).mul_(spread)
 
 
+def at_merge(version: int) -> State:
+    """What a rule decides on: two workers, of whom both have pushed."""
+    pending = {n: PendingDelta(worker=f"w{n}", seq=1, anchor_version=version, steps=1, samples=1) for n in range(2)}
+    members = {f"w{n}": Member(site="a", active=True) for n in range(2)}
+    return State(version=version, members=members, pending=pending)
+
+
 class Run:
     """A server's model, fed with a log that is written as it goes."""
 
@@ -83,14 +90,14 @@ class Run:
         """Merge all that is pending, with equal weights unless told otherwise."""
         deltas, self._deltas = tuple(self._deltas), []
         settings = replace(self._settings, outer_learning_rate=gain)
-        coefficients = RULES[settings.rule].coefficients(State(version=self._version), settings)._asdict()
+        coefficients = RULES[settings.rule].coefficients(at_merge(self._version), settings)._asdict()
         self._version += 1
         weights = tuple(weights or [1 / len(deltas)] * len(deltas))
         self.append(Stepped(version=self._version, deltas=deltas, weights=weights, **coefficients))
 
-    def publish(self, codec: str = "fp32", merged: tuple[tuple[str, int], ...] = (), ahead: float = 0.0) -> int:
+    def publish(self, codec: str = "fp32", merged: tuple[tuple[str, int], ...] = ()) -> int:
         self._publish += 1
-        self.append(Published(number=self._publish, version=self._version, codec=codec, merged=merged, ahead=ahead))
+        self.append(Published(number=self._publish, version=self._version, codec=codec, merged=merged))
         return self._publish
 
 

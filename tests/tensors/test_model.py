@@ -13,13 +13,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors.models import Awkward, Flat, Run, eventful, values
+from tensors.models import Awkward, Flat, Run, at_merge, eventful, values
 
 from hetero_async.core.admission import Cause
 from hetero_async.core.messages import INITIAL, PUBLISH, SNAPSHOT
 from hetero_async.core.outer import RULES
 from hetero_async.core.records import Entry, RunSettings, Stepped
-from hetero_async.core.state import State
 from hetero_async.errors import LogCorrupt
 from hetero_async.formats.compression import compress
 from hetero_async.formats.parts import pack_parts
@@ -68,18 +67,8 @@ def test_a_pass_over_blocks_gives_the_bits_of_the_plain_formula(rule: str) -> No
         mean = torch.zeros(NUMEL)
         for codec, payload, weight in zip(codecs, payloads, weights, strict=True):
             mean = mean + decode_payload(codec, payload, NUMEL) * torch.tensor(weight)
-        outer.step(theta, buffers, mean, torch.empty(NUMEL), RULES[rule].coefficients(State(version=version), settings))
+        outer.step(theta, buffers, mean, torch.empty(NUMEL), RULES[rule].coefficients(at_merge(version), settings))
     assert torch.equal(run.server.theta, theta)
-
-
-def test_a_publish_can_anticipate_the_momentum_and_the_next_one_need_not() -> None:
-    run = Run(Flat(300))
-    run.push(values(300, seed=1))
-    run.step()
-    (m,) = run.server.momenta
-    for ahead in (0.5, 0.0):
-        run.publish(ahead=ahead)
-        torch.testing.assert_close(run.server.shadow, run.server.theta - ahead * m, rtol=0, atol=1e-7)
 
 
 def test_deltas_wait_for_the_step_that_names_them() -> None:

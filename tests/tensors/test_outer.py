@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from tensors.models import values
+from tensors.models import at_merge, values
 
 from hetero_async.core.outer import RULES
 from hetero_async.core.records import RunSettings
-from hetero_async.core.state import State
 from hetero_async.tensors import outer
 
 NUMEL = 200
@@ -19,7 +18,7 @@ def trajectory(rule: str, steps: int, dtype: torch.dtype = torch.float32) -> tup
     buffers = [torch.zeros_like(theta) for _ in range(outer.buffers_of(rule))]
     for version in range(steps):
         g = values(NUMEL, seed=100 + version).to(dtype)
-        coefficients = RULES[rule].coefficients(State(version=version), SETTINGS)
+        coefficients = RULES[rule].coefficients(at_merge(version), SETTINGS)
         outer.step(theta, buffers, g, torch.empty_like(g), coefficients)
     return theta, buffers
 
@@ -59,7 +58,7 @@ def test_blocks_give_the_same_bits_as_the_whole_vector(rule: str) -> None:
     buffers = [torch.zeros(NUMEL) for _ in range(outer.buffers_of(rule))]
     for version in range(5):
         g = values(NUMEL, seed=100 + version)
-        coefficients = RULES[rule].coefficients(State(version=version), SETTINGS)
+        coefficients = RULES[rule].coefficients(at_merge(version), SETTINGS)
         for start in range(0, NUMEL, 64):
             piece = slice(start, start + 64)
             views = [buffer[piece] for buffer in buffers]

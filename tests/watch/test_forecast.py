@@ -64,11 +64,6 @@ def test_a_server_of_a_hundred_billion_parameters_is_told_to_be_too_large() -> N
     assert any("few machines have so much memory" in warning for warning in expected.warnings)
 
 
-def test_a_link_so_thin_that_chunks_are_asked_for_twice_is_told() -> None:
-    assert any("sent again" in warning for warning in forecast(question(1e9, 2, 10_000, up=2e5)).warnings)
-    assert not any("sent again" in warning for warning in forecast(question(1e9, 2, 10_000, up=1e6)).warnings)
-
-
 def test_all_of_it_is_drawn() -> None:
     asked = question(7e9, 2, 10)
     console = Console(width=140, record=True, file=None, quiet=False)

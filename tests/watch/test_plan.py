@@ -38,7 +38,11 @@ batch = 1
 workers = 1
 step_seconds = 0.5
 [sites.far]
-workers = 2
+workers = 1
+step_seconds = 0.9
+{far}
+[sites.other]
+workers = 1
 step_seconds = 0.9
 {far}
 """
@@ -47,13 +51,13 @@ WORLDS: dict[str, Any] = {
     "delay and mixed speeds": ('[run]\nsteps_per_round = 8', "delay = 0.2"),
     "thin link": (
         '[run]\nsteps_per_round = 8\ncodec_up = "e3m0"\ncodec_down = "int4"',
-        "delay = 0.15\nbytes_per_second = 40_000", 900,
+        "delay = 0.15\nbytes_per_second = 28_000", 900,
     ),
-    "half of a link taken": ("[run]\nsteps_per_round = 8", "bytes_per_second = 69_000", 900),
+    "half of a link taken": ("[run]\nsteps_per_round = 8", "bytes_per_second = 34_500", 900),
     "a way so long that workers wait": (
         "[run]\nsteps_per_round = 1\nmax_staleness = 100\npublish_every = 8", "delay = 1.4",
     ),
-    "in step": ('[run]\nsteps_per_round = 8\nmerge = "all"\ndylu = false', "delay = 0.3\nbytes_per_second = 200_000"),
+    "in step": ('[run]\nsteps_per_round = 8\nmerge = "all"\ndylu = false', "delay = 0.3\nbytes_per_second = 100_000"),
     "per push": ('[run]\nsteps_per_round = 8\nmerge = "per-push"', "delay = 0.3"),
 }  # fmt: skip
 
