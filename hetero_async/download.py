@@ -37,9 +37,8 @@ class Download:
             await self._ask(self._link.bulk, pull.ask_again(_now_ms()))
 
     def reconnected(self) -> None:
-        """What was under way is lost: it is asked for again at once."""
         if self._pull is not None:
-            self._pull.now_ms = 0
+            self._pull.interrupted()
 
     async def add(self, chunk: Chunk, payload: bytes) -> Pull | None:
         """Take one chunk; the pull that is complete with it. Raises PeerError when it does not fit the object."""

@@ -139,7 +139,7 @@ class StandingBy:
                 self._generation = self._dialling.generation
                 await self._tell(Reconnected(now_ms=_now_ms()))
                 if self._pull is not None:
-                    self._pull.now_ms = 0  # asks again at once
+                    self._pull.interrupted()
             await self._tell(Tick(now_ms=_now_ms()))
             await self._fetch()
 

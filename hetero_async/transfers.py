@@ -15,6 +15,7 @@ from hetero_async.ports import Lane
 # follows what chunks have taken, and doubles each time that asking again has brought nothing, up to the limit.
 STALL_MS = 8_000
 PATIENCE_MS_MAX = 60_000
+LONG_AGO_MS = -1 << 60
 
 
 @dataclass(slots=True)
@@ -84,6 +85,10 @@ class Pull:
     def is_idle(self, now_ms: int, limit_ms: int) -> bool:
         """Whether nothing new has come for so long, however often it was asked for."""
         return now_ms - self.arrived_ms >= limit_ms
+
+    def interrupted(self) -> None:
+        """The connection is gone, and with it what was under way: ask again at once."""
+        self.now_ms = LONG_AGO_MS
 
     def ask_again(self, now_ms: int) -> list[Want]:
         """After a stall or a broken connection."""

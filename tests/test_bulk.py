@@ -13,7 +13,7 @@ from small_run import SmallRun
 from hetero_async import bulk
 from hetero_async.bulk import PENDING_MAX, UPLOAD_IDLE_MS, UPLOADS_MIN, Bulk
 from hetero_async.core.events import Provided, Received
-from hetero_async.core.messages import ARRAYS, MANIFEST, PUBLISH, RECORDS, Chunk, Message, Push, Want
+from hetero_async.core.messages import ARRAYS, MANIFEST, PUBLISH, RECORDS, Chunk, Gone, Message, Push, Want
 from hetero_async.core.records import RunSettings
 from hetero_async.feed import Feed
 from hetero_async.formats.chunks import CHUNK_BYTES, chunk_count, slice_chunk
@@ -206,5 +206,24 @@ def test_64_the_log_and_its_checkpoints_are_for_standbys_and_a_worker_that_wants
     async def script(scene: Scene) -> None:
         assert await scene.say("w0", Want(kind=kind, number=1, first=0, count=1)) == []
         assert await scene.say("w0", Want(kind=PUBLISH, number=99, first=0, count=1)), "and is heard all the same"
+
+    play(script)
+
+
+def test_what_begins_a_transfer_passes_what_is_sent_the_other_way() -> None:
+    async def script(scene: Scene) -> None:
+        push, payload = scene.push("w0")
+        assert await scene.say("w0", push)
+        assert [type(message) for _, message in scene.wires.control.sent] == [Want]
+        await scene.chunks("w0", push, payload, range(1))
+        assert len(scene.wires.control.sent) == 1, "what follows is asked for as the chunks come"
+        peer = Peer(key=b"w1", role="worker", site="a", worker="w1")
+        for number in range(bulk.QUESTIONS_MAX + 9):  # more than it keeps: they ask again
+            scene.bulk.ask(Incoming(peer=peer, message=Want(kind=PUBLISH, number=99 + number, first=0, count=1)))
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        answers = [message for key, message in scene.wires.bulk.sent if key == b"w1"]
+        assert answers == [Gone(kind=PUBLISH, number=99 + number) for number in range(1 + bulk.QUESTIONS_MAX)], (
+            "one is at work"
+        )
 
     play(script)

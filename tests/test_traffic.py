@@ -36,3 +36,22 @@ def test_an_end_without_a_beginning_is_nothing() -> None:
     traffic = Traffic()
     traffic.end(DOWN, 5.0, 100)
     assert (traffic.usage(6.0).link_busy_seconds, traffic.usage(6.0).download_bytes_per_second) == (0, 0)
+
+
+def test_an_exchange_is_what_a_delta_and_a_publish_take_and_no_snapshot() -> None:
+    traffic = Traffic()
+    now = 0.0
+
+    def carry(way: str, seconds: float) -> float:
+        nonlocal now
+        traffic.begin(way, now)
+        now += seconds
+        traffic.end(way, now, 100)
+        return traffic.usage(now).exchange_seconds
+
+    assert carry(DOWN, 30.0) == carry(UP, 4.0) == 0, "a snapshot"
+    assert carry(DOWN, 5.0) == 9.0
+    assert [carry(UP, 60.0), carry(DOWN, 3.0)] == [9.0, 9.0], "once is an accident"
+    for _ in range(TRANSFERS_KEPT):
+        carry(UP, 1.0)
+    assert carry(DOWN, 5.0) == 6.0

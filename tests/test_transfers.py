@@ -112,3 +112,33 @@ def test_what_the_object_before_took_is_waited_for_this_one() -> None:
     quick = Pull("delta", 3, 0, limit=len(BLOB), expected_ms=5)
     quick.size(CHUNK_BYTES // 8, b"")
     assert [quick.is_overdue(now_ms) for now_ms in (STALL_MS // 8, STALL_MS // 8 + 1)] == [False, True]
+
+
+def test_what_is_late_over_a_thin_link_is_asked_for_again_ever_more_seldom() -> None:
+    pull = Pull("publish", 1, 0, limit=len(BLOB))
+    asked, now_ms = [], 0
+    while now_ms < 240_000:
+        now_ms += 500
+        if pull.is_stalled(now_ms):
+            asked.append(now_ms // 1000)
+            assert pull.ask_again(now_ms) == pull.wants()
+    assert asked == [8, 24, 56, 116, 176, 236]
+    pull.add(*answered(pull.wants())[0], now_ms=now_ms)
+    assert (pull.slowest_ms, pull.repeats) == (240_000, 0), "it took as long as that, however often it was asked for"
+
+
+def test_what_the_link_took_before_is_not_asked_for_twice() -> None:
+    pull = Pull("publish", 2, 0, limit=len(BLOB), expected_ms=9_000)
+    assert [pull.is_stalled(now_ms) for now_ms in (STALL_MS, 17_999, 18_000)] == [False, False, True]
+    pull.add(*answered(pull.wants())[0], now_ms=12_000)
+    assert [pull.is_stalled(now_ms) for now_ms in (12_000 + 23_999, 12_000 + 24_000)] == [False, True]
+
+
+def test_a_question_that_waits_for_records_is_repeated_as_often_as_ever() -> None:
+    pull = Pull("records", 5, 0, limit=len(BLOB))
+    for now_ms in range(STALL_MS, 20 * STALL_MS, STALL_MS):
+        assert pull.is_stalled(now_ms)
+        pull.ask_again(now_ms)
+    chunk, payload = answered([Want(kind="records", number=5, first=0, count=1)])[0]
+    pull.add(chunk, payload, now_ms=30 * STALL_MS)
+    assert pull.slowest_ms == 0, "that nothing came says nothing of the link"

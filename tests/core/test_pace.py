@@ -1,8 +1,10 @@
 """Windows, and how many steps fit into one."""
 
+from dataclasses import replace
+
 import pytest
 
-from hetero_async.core.pace import Windows, reference_rate, steps_for
+from hetero_async.core.pace import LONGER_MAX, Windows, reference_rate, rounds_longer, steps_for
 from hetero_async.core.records import RunSettings
 
 SETTINGS = RunSettings(run="r", samples=1, steps_per_round=32, grace=0.25)
@@ -71,3 +73,35 @@ def test_when_nobody_trains_no_deadline_stays_due() -> None:
     assert windows.deadline_ms is not None
     assert not windows.advance(windows.deadline_ms + 1, 0.0, SETTINGS)
     assert windows.deadline_ms is None
+
+
+@pytest.mark.parametrize(
+    ("exchanges", "longer"),
+    [
+        ([], 1.0),
+        ([0.0, 0.0], 1.0),  # nobody knows yet
+        ([1.5, 1.6], 1.0),  # half of a round of 3.2 s
+        ([3.2, 3.2], 2.0),
+        ([0.1, 3.2], 2.0),  # of two, the worse link
+        ([0.1, 0.1, 3.2], 1.0),  # of more, not for the few
+        ([100.0], LONGER_MAX),
+    ],
+)
+def test_rounds_last_twice_as_long_as_an_exchange_at_least(exchanges: list[float], longer: float) -> None:
+    assert rounds_longer(exchanges, 10.0, SETTINGS) == pytest.approx(longer)
+
+
+def test_where_rounds_have_a_length_of_their_own_links_do_not_change_it() -> None:
+    for fixed in (replace(SETTINGS, seconds_per_round=1.0), replace(SETTINGS, merge="per-push")):
+        assert rounds_longer([100.0], 10.0, fixed) == 1.0
+
+
+def test_a_window_is_as_long_as_links_needed_when_it_opened() -> None:
+    windows = Windows()
+    assert windows.advance(0, 10.0, SETTINGS, [3.2])
+    assert (windows.deadline_ms, windows.longer) == (6400, 2.0)
+    assert [steps_for(rate, 10.0, SETTINGS, windows.longer) for rate in (10.0, 2.5, 0.0)] == [64, 16, 64]
+    assert not windows.advance(100, 10.0, SETTINGS, [0.1])
+    assert windows.longer == 2.0
+    assert windows.advance(6400, 10.0, SETTINGS, [0.1])
+    assert (windows.deadline_ms, windows.merge_ms, windows.longer) == (9600, 7200, 1.0)

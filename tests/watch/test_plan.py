@@ -54,6 +54,9 @@ WORLDS: dict[str, Any] = {
         "delay = 0.15\nbytes_per_second = 28_000", 900,
     ),
     "half of a link taken": ("[run]\nsteps_per_round = 8", "bytes_per_second = 34_500", 900),
+    "a chunk takes longer than the first patience": (
+        "[run]\nsteps_per_round = 32\nmax_staleness = 50", "delay = 0.05\nbytes_per_second = 6_000", 5000,
+    ),
     "a way so long that workers wait": (
         "[run]\nsteps_per_round = 1\nmax_staleness = 100\npublish_every = 8", "delay = 1.4",
     ),
