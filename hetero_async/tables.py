@@ -96,7 +96,9 @@ class TrainingTable(Table):
         default=DEFAULTS.warm_up_rounds, ge=0, description="the first deltas of a late joiner weigh less"
     )
     quorum: int = Field(default=DEFAULTS.quorum, ge=1, description="fewer workers' deltas wait for the next window")
-    steps_per_round: int = Field(default=DEFAULTS.steps_per_round, ge=1, description="of the fastest worker")
+    steps_per_round: int = Field(
+        default=DEFAULTS.steps_per_round, ge=1, description="of the fastest worker; more where links need it"
+    )
     dylu: bool = Field(default=DEFAULTS.dylu, description="slower workers do fewer steps a round (DyLU)")
     seconds_per_round: float = Field(
         default=DEFAULTS.seconds_per_round, ge=0, description="a round's length; 0: steps_per_round decides it"

@@ -26,6 +26,7 @@ class Succession:
         self._state = state
         self._replication = replication
         self._post = post
+        self._followers: dict[str, bool] = {}  # standbys whose logs were found to agree with this process's
         self._successor = ""
         self._latest_ms = 0  # it goes then, whether its successor has everything or not
 
@@ -59,11 +60,14 @@ class Succession:
         match event.message:
             case Follow() as follow:
                 self._follow(standby, follow, event.is_chained)
-            case Confirm() as confirm if confirm.term == term and confirm.lsn <= self._state.lsn:
-                self._replication.confirm(standby, confirm.lsn, self._state.lsn, event.now_ms)
+            case Confirm(term=theirs, lsn=lsn) if theirs == term and lsn > self._state.lsn:
+                self._lost(standby, lsn, self._state.lsn)
+            case Confirm(term=theirs, lsn=lsn) if theirs == term and standby in self._followers:
+                self._replication.confirm(standby, lsn, self._state.lsn, event.now_ms)
                 self._tell_following(standby)
-            case Confirm(term=theirs) if theirs != term:
-                # It was joined to another reign. Whatever it hears from here makes it ask anew, as it must.
+            case Confirm():
+                # It was joined to another reign, or to an earlier process of ours, whose last records may have been
+                # others. Whatever it hears from here makes it ask anew, as it must.
                 self._post.send(standby, Redirect(server=self.name, term=term))
             case Fence(term=wanted) if wanted > term and not self._successor:
                 self._successor, self._latest_ms = standby, event.now_ms + HANDOVER_MS
@@ -80,16 +84,20 @@ class Succession:
         elif last_term > self._state.term:
             self.deposed = f"{standby} has records of term {last_term}, and this is term {self._state.term}"
         elif promotions == self._state.promotions and follow.lsn > common:
-            self.deposed = (
-                f"{standby} has record {follow.lsn} of this term and this log ends with record {common}: "
-                f"what was durable here is lost, and {standby} has it"
-            )
+            self._lost(standby, follow.lsn, common)
         elif follow.lsn <= common and not is_chained:
             self._post.send(standby, Refused(reason=TWO_HISTORIES.format(lsn=follow.lsn, server=self.name)))
         elif follow.lsn > common:
             self._post.send(standby, Cut(lsn=common))
         else:
+            self._followers[standby] = True
             self._tell_following(standby)
+
+    def _lost(self, standby: str, theirs: int, ours: int) -> None:
+        self.deposed = (
+            f"{standby} has record {theirs} of this term and this log ends with record {ours}: "
+            f"what was durable here is lost, and {standby} has it"
+        )
 
     def _tell_following(self, standby: str) -> None:
         self._post.send(standby, Following(lsn=self._state.lsn, partner=self._replication.partner))

@@ -136,11 +136,11 @@ class Judge:
         chapter, known = Chapter.of(entry, shadow), self.story.at(entry.lsn)
         if known is not None and known.digest == chapter.digest:
             self._reached[node] = max(self._reached.get(node, 0), entry.lsn)
-        elif entry.term < (self.story.term if known is None else known.term):
-            self._astray[node] = min(self._astray.get(node, entry.lsn), entry.lsn - 1)
-            self.story.give_up(chapter)
         elif known is not None and entry.term == known.term:
             self.violated("3", f"record {entry.lsn} is not the one that was applied before")
+        elif entry.term < self.story.term:  # also of one that began to reign after another had in a higher term
+            self._astray[node] = min(self._astray.get(node, entry.lsn), entry.lsn - 1)
+            self.story.give_up(chapter)
         elif known is None and entry.lsn != self.story.lsn + 1:
             self.violated("3", f"record {entry.lsn} is applied, record {self.story.lsn + 1} never was")
         else:

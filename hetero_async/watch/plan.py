@@ -28,6 +28,8 @@ MERGED_AT_ONCE = 4
 WAITING_SHARE = 0.98
 # Nobody trains so many steps alone.
 STEPS_MAX = 1 << 20
+# Rounds that links make longer by less than this are not worth a word.
+LONGER_TOLD = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,11 @@ def _warnings(question: Question, pace: Timing, foretold: Forecast) -> Iterator[
         elif expected.training_share < WAITING_SHARE:
             reason = "in step with all others" if question.settings.merge == "all" else f"for answers; {cure}"
             yield f"{site.name}: its workers wait {1 - expected.training_share:.0%} of the time {reason}"
+    if pace.longer >= LONGER_TOLD:
+        yield (
+            f"rounds last {pace.longer:.1f} times as long as steps_per_round has them: exchanges over these links "
+            "take more than half of one, and a coarser codec would shorten both"
+        )
     if foretold.server_busy > 1:
         yield (
             f"server: a merge takes {pace.server_seconds:,.0f} s of one core, and one is due every "

@@ -110,15 +110,29 @@ def test_it_does_not_stop_for_the_word_of_its_own_or_an_older_term(term: int) ->
         (Confirm(term=TERM, lsn=LSN), [Following(lsn=LSN, partner="")]),
         (Confirm(term=TERM - 1, lsn=5), [Redirect(server="a", term=TERM)]),
         (Confirm(term=TERM + 1, lsn=5), [Redirect(server="a", term=TERM)]),
-        (Confirm(term=TERM, lsn=LSN + 1), []),
     ],
 )
-def test_only_confirmations_of_this_term_and_of_records_that_there_are_count(
-    confirm: Confirm, answers: list[Message]
-) -> None:
+def test_only_confirmations_of_this_term_count(confirm: Confirm, answers: list[Message]) -> None:
     server = Server()
+    server.hear(follow(LSN, *PROMOTIONS))
     assert server.hear(confirm) == answers
     assert list(server.replication.standings) == (["b"] if confirm == Confirm(term=TERM, lsn=LSN) else [])
+
+
+def test_a_confirmation_counts_from_whom_this_process_has_found_to_have_the_same_log() -> None:
+    """Joined to the process before, whose last records a disk may have lost, it may have others of these numbers."""
+    server = Server()
+    assert server.hear(Confirm(term=TERM, lsn=LSN)) == [Redirect(server="a", term=TERM)]
+    assert not server.replication.standings
+    server.hear(follow(LSN, *PROMOTIONS))
+    server.hear(Confirm(term=TERM, lsn=LSN))
+    assert list(server.replication.standings) == ["b"]
+
+
+def test_a_confirmation_of_a_record_that_is_not_there_shows_that_a_disk_has_lost_it() -> None:
+    server = Server()
+    assert server.hear(Confirm(term=TERM, lsn=LSN + 1)) == []
+    assert server.succession.deposed.startswith(f"b has record {LSN + 1} of this term and this log ends with")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,7 @@ def test_the_witness_s_word_is_believed(reign: Reign, reason: str) -> None:
 def test_a_server_hands_over_when_its_successor_has_everything() -> None:
     server = Server()
     fence = Fence(term=TERM + 1)
+    server.hear(follow(LSN - 1, *PROMOTIONS))
     server.hear(fence)
     assert server.succession.is_under_way and not server.succession.deposed
     assert server.succession.position("b", fence).is_granted
@@ -160,6 +175,7 @@ def test_a_successor_that_never_comes_is_not_waited_for_longer_than_said() -> No
 def test_it_hands_over_to_one_only() -> None:
     server = Server()
     fence = Fence(term=TERM + 1)
+    server.hear(follow(LSN - 1, *PROMOTIONS))
     server.hear(fence)
     server.hear(fence, standby="c")
     assert server.succession.position("b", fence).is_granted

@@ -27,8 +27,14 @@ from sim.scenario import Said, ScriptedWorld, make_plan, run
 from hetero_async import serve
 from hetero_async.core.records import Promoted
 from hetero_async.core.replication import Durability
+from hetero_async.core.server import Server
 from hetero_async.formats.segment import RECORD_HEADER_BYTES
 from hetero_async.sim.plan import SERVER, WITNESS
+
+
+def is_level(machine: Server) -> bool:
+    """Whether the standby has confirmed every record."""
+    return machine.replication.standings["b"].confirmed == machine.state.lsn
 
 
 @either_way
@@ -68,6 +74,7 @@ def test_36_38_what_a_server_s_disk_has_lost_its_standby_has(tmp_path: Path, rul
         (segment,) = segments(world.log)
         older = segment.read_bytes()
         await trained(world)
+        await world.until(lambda: is_level(world.serving.machine), "the standby has what the disk will lose")
         world.kill(SERVER)
         if how == "it is an older copy":
             segment.write_bytes(older)

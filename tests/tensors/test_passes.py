@@ -38,7 +38,7 @@ def test_a_merge_and_a_publish_are_the_same_with_any_number_of_threads(codec: st
         crew, theta, momentum = crew_of(size), values(numel, seed=3), values(numel, seed=4)
         deltas = [(CODECS[codec], raw, weight) for raw, weight in zip(raws, (0.25, 0.75), strict=True)]
         length = passes.merge(crew, theta, [momentum], deltas, COEFFICIENTS)
-        raw, shadow = passes.follow(crew, theta, [momentum], 0.5, values(numel, seed=5), CODECS[codec])
+        raw, shadow = passes.follow(crew, theta, values(numel, seed=5), CODECS[codec])
         assert length == pytest.approx(float(theta.double().norm()))
         found.append((theta, momentum, raw, shadow, torch.tensor(length)))
     for one in found[1:]:
