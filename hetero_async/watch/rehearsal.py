@@ -24,6 +24,8 @@ DELTAS_MAX = 6_000
 COUNTED_MIN = 40
 # At most so many pass while a delta goes up and a publish comes down: of more, the rest find nothing new.
 A_TURN = 20
+# But where some get through, windows are at most so many times as long for the others: these bring nothing, then.
+SLOWER_MAX = 100
 # A step takes so much more or less than its mean.
 JITTER = 0.1
 # Where little decides who is late, a link a little faster or slower makes another run of it: the mean is expected.
@@ -307,7 +309,7 @@ def _means(found: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def _played(sites: Sequence[Stage], scene: Scene) -> Played:
-    window = max(scene.window, _turn(sites, scene) / A_TURN)
+    window = _window(sites, scene)
     scene = replace(scene, window=window, grace=scene.grace * window / scene.window)
     rehearsal = _Rehearsal(sites, scene)
     counted = max(COUNTED_MIN, min(COUNTED, DELTAS_MAX // len(rehearsal.workers)))
@@ -329,11 +331,13 @@ def _played(sites: Sequence[Stage], scene: Scene) -> Played:
     )
 
 
-def _turn(sites: Sequence[Stage], scene: Scene) -> float:
-    """How long a delta and a publish take at most, behind all others'."""
-    alone = max(site.workers * (site.up + site.down) + site.push + site.receive + 7 * site.delay for site in sites)
+def _window(sites: Sequence[Stage], scene: Scene) -> float:
+    """As it is, or as long as it must be for deltas and publishes to get through within A_TURN of them."""
+    alone = [site.workers * (site.up + site.down) + site.push + site.receive + 7 * site.delay for site in sites]
     at_server = sum(site.workers for site in sites) * (scene.up + scene.down + scene.inspect)
-    return alone + at_server + sum(site.workers * site.up for site in sites) / scene.slots
+    uploads = sum(site.workers * site.up for site in sites) / scene.slots
+    longest = max(SLOWER_MAX * scene.window, min(alone) / A_TURN)
+    return max(scene.window, min((max(alone) + at_server + uploads) / A_TURN, longest))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -103,6 +103,19 @@ def test_a_link_that_brings_nothing_in_for_thousands_of_windows_has_a_plan_too(r
     Console(file=io.StringIO()).print(render_forecast(asked, expected))
 
 
+def test_a_site_whose_deltas_never_get_through_is_counted_as_nothing() -> None:
+    thin = Site(name="thin", workers=1, step_seconds=0.7, up=1.0, down=1e9, delay=0.05)
+    wide = Site(name="wide", workers=1, step_seconds=1.0, up=1e7, down=1e9)
+    asked = replace(question(1e9, 1, 8), sites=(wide, thin))
+    expected = forecast(asked)
+    assert any("thin: none of its deltas would get through" in warning for warning in expected.warnings)
+    assert [site.samples_per_second > 0 for site in expected.sites] == [True, False]
+    console = Console(file=io.StringIO(), width=140)
+    console.print(render_forecast(asked, expected))
+    assert isinstance(console.file, io.StringIO)
+    assert "–" in console.file.getvalue()
+
+
 def test_a_site_that_publishes_do_not_reach_in_time_is_counted_as_nothing() -> None:
     thin = Site(name="thin", workers=1, step_seconds=0.7, up=1e9, down=1e5, delay=0.05)
     wide = Site(name="wide", workers=1, step_seconds=1.0, up=1e7, down=1e9)
