@@ -11,6 +11,8 @@ from hetero_async.core.heartbeat import Usage
 UP, DOWN = "up", "down"
 # The rate of one transfer is an accident; so many also forget what the link was yesterday.
 TRANSFERS_KEPT = 8
+# So many tell what one takes.
+KNOWN_FROM = 3
 
 
 class Traffic:
@@ -50,8 +52,8 @@ class Traffic:
 
     def _exchange_seconds(self) -> float:
         up, down = ([took for _, took in self._carried[way]] for way in (UP, DOWN))
-        # The first that comes down is a snapshot, which is larger than what follows.
-        return median_low(up) + median_low(down) if up and len(down) > 1 else 0.0
+        # The first that comes down is a snapshot, larger than what follows; and others' may be under way beside it.
+        return median_low(up) + median_low(down) if min(len(up), len(down)) >= KNOWN_FROM else 0.0
 
     def _rate(self, way: str) -> float:
         carried = sum(size for size, _ in self._carried[way])

@@ -244,7 +244,8 @@ class Server:
         granted: Ranges | None = ranges.intersection(lost, ledger.all_of(book))
         if not granted:
             rates = {worker: self.presences.rate(worker) for worker in self.state.active}
-            granted = leasing.granted(ledger, event.worker, book, request, rates, self.steps_for(event.worker))
+            steps, longer = self.steps_for(event.worker), self.windows.longer
+            granted = leasing.granted(ledger, event.worker, book, request, rates, steps, longer)
             if granted is None:
                 return
             if granted:
@@ -369,9 +370,8 @@ class Server:
 
     def steps_for(self, worker: str, reference: float = 0.0) -> int:
         """`reference`: if it is known already; to find it everybody is looked at."""
-        rates = self.presences.rate
-        reference = reference or pace.reference_rate(map(rates, self.state.active))
-        return pace.steps_for(rates(worker), reference, self.settings, self.windows.longer)
+        reference = reference or pace.reference_rate(map(self.presences.rate, self.state.active))
+        return pace.steps_for(self.presences.rate(worker), reference, self.settings, self.windows.longer)
 
     def _send_window(self, worker: str, now_ms: int, reference: float = 0.0) -> None:
         milliseconds = self.windows.left_ms(now_ms) if self.settings.merge == "window" else 0
