@@ -4,7 +4,6 @@ Called by core/server.py, which records what comes of it. What a worker holds no
 must not be given at its joining, when its speed is unknown, what would take it to the run's end and beyond.
 """
 
-import math
 from collections.abc import Mapping
 
 from hetero_async.core import ranges
@@ -38,24 +37,15 @@ def opened(ledger: Ledger, site: str, request: LeaseRequest, settings: RunSettin
 
 
 def granted(
-    ledger: Ledger,
-    worker: str,
-    book: str,
-    request: LeaseRequest,
-    rates: Mapping[str, float],
-    steps_per_round: int,
-    longer: float = 1.0,
+    ledger: Ledger, worker: str, book: str, request: LeaseRequest, rates: Mapping[str, float], steps_per_round: int
 ) -> Ranges | None:
     """New positions of that book for it, or none where none is free; None: not yet, let it ask again.
 
-    `rates`: steps per second of all active workers, 0 where unknown; `steps_per_round`: those assigned to this one, of
-    a round that is `longer` times as long as the settings have it.
+    `rates`: steps per second of all active workers, 0 where unknown; `steps_per_round`: those assigned to this one.
     """
     free = ledger.free_of(book)
     rate, batch = rates.get(worker, 0.0), max(1, request.batch)
-    # Of rounds that links make longer fewer need lie ready: nothing of theirs is waited for.
-    rounds = (ROUNDS_MAX - 1) / longer + 1
-    most = batch * (math.ceil(rounds * steps_per_round) if rate > 0 else FIRST_STEPS)
+    most = batch * (ROUNDS_MAX * steps_per_round if rate > 0 else FIRST_STEPS)
     room = most - request.undrawn
     if room <= 0 and free:
         return None

@@ -244,8 +244,7 @@ class Server:
         granted: Ranges | None = ranges.intersection(lost, ledger.all_of(book))
         if not granted:
             rates = {worker: self.presences.rate(worker) for worker in self.state.active}
-            steps, longer = self.steps_for(event.worker), self.windows.longer
-            granted = leasing.granted(ledger, event.worker, book, request, rates, steps, longer)
+            granted = leasing.granted(ledger, event.worker, book, request, rates, self.steps_for(event.worker))
             if granted is None:
                 return
             if granted:

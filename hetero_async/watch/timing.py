@@ -14,7 +14,7 @@ from hetero_async.bulk import UPLOAD_BYTES_MAX, UPLOADS_MIN
 from hetero_async.core.pace import Windows, reference_rate, rounds_longer, steps_for
 from hetero_async.core.records import RunSettings
 from hetero_async.core.server import STRETCH
-from hetero_async.formats.chunks import CHUNK_BYTES, CREDITS
+from hetero_async.watch.carrying import carried, lingering, slow_start, trips
 from hetero_async.watch.rehearsal import LOADS, Played, Scene, Stage, played
 
 # Bits a parameter as sent, after zstd: measured, the table in README.md.
@@ -39,9 +39,6 @@ COSTS = {
     "2bit": Cost(34.0, 0.3, 14.0),
     "topk": Cost(66.0, 0.3, 5.5),
 }
-# TCP's first flight, ten segments (RFC 6928). While it rests, what it dares to send at once is halved, down to that,
-# every so often: a round trip and that much more (RFC 2861, as Linux does it).
-FIRST_FLIGHT_BYTES, RETRANSMISSION_SECONDS = 14_480.0, 0.2
 # model.py holds so many for workers that fall behind, or as many as have a snapshot's bytes.
 PUBLISHES_HELD_MIN = 2
 ADD_NS, STEP_NS, HASH_NS = 0.5, 2.1, 0.25  # of one delta to the mean, of the outer step, of one vector
@@ -145,11 +142,11 @@ class Timing:
             down=publish / site.down,
             push=self.question.billionths(codec.encode)
             + self._push_begins(site)
-            + _lingering(delta, site.up, site.delay),
+            + lingering(delta, site.up, site.delay),
             receive=self.merging_seconds
-            + (_trips(publish) - 3) * site.delay
+            + (trips(publish) - 3) * site.delay
             + self._publish_begins(site)
-            + _lingering(publish, site.down, site.delay)
+            + lingering(publish, site.down, site.delay)
             + self._taken_over_seconds,
         )
 
@@ -199,11 +196,11 @@ class Timing:
 
     def _deltas_seconds(self, site: Site) -> float:
         size = self.question.delta_bytes
-        return _carried(site.workers * size, site.up, size, site.delay)
+        return carried(site.workers * size, site.up, size, site.delay)
 
     def _publishes_seconds(self, site: Site) -> float:
         size = self.question.publish_bytes
-        return _carried(site.workers * size, site.down, size, site.delay)
+        return carried(site.workers * size, site.down, size, site.delay)
 
     def _answer_alone(self, site: Site) -> float:
         """Coded and on its way: offered, wanted, sent, looked at and answered. All workers push for one deadline, so
@@ -212,21 +209,26 @@ class Timing:
         size, workers = question.delta_bytes, question.workers
         theirs, slots = workers * size / question.down, uploads_at_once(question)
         # Only so many uploads run at a time, each at the speed of its own link.
-        single = sum(other.workers * _carried(size, other.up, size, other.delay) for other in question.sites)
+        single = sum(other.workers * carried(size, other.up, size, other.delay) for other in question.sites)
         sent = max(self._deltas_seconds(site), theirs, single / slots if workers > slots else 0.0)
         looked_at = workers * question.billionths(codec.unpack + codec.decode)
         return question.billionths(codec.encode) + 4 * site.delay + self._push_begins(site) + sent + looked_at
 
     def _answer_quickest(self, site: Site) -> float:
         """When nobody else pushes."""
+        pace, single = self._single(site)
+        return pace._answer_alone(single)
+
+    def _single(self, site: Site) -> "tuple[Timing, Site]":
+        """One of its workers, with nobody else there."""
         single = replace(site, workers=1)
-        return replace(self, question=replace(self.question, sites=(single,)))._answer_alone(single)
+        return replace(self, question=replace(self.question, sites=(single,))), single
 
     def _receive_alone(self, site: Site) -> float:
         """Merged, published, announced, asked for, sent and taken over. The first chunk tells how many there are."""
         question, size = self.question, self.question.publish_bytes
         sent = max(self._publishes_seconds(site), question.workers * size / question.up)
-        begins = _trips(size) * site.delay + self._publish_begins(site)
+        begins = trips(size) * site.delay + self._publish_begins(site)
         return self.merging_seconds + begins + sent + self._taken_over_seconds
 
     @property
@@ -244,7 +246,7 @@ class Timing:
         return self._begins(self.question.publish_bytes, site.down / site.workers, site.delay, every)
 
     def _begins(self, *told: float) -> float:
-        return _slow_start(*told) if self.question.begins_slowly else 0.0
+        return slow_start(*told) if self.question.begins_slowly else 0.0
 
     @property
     def merging_seconds(self) -> float:
@@ -309,14 +311,18 @@ class Timing:
 
     def _fetched_seconds(self, site: Site) -> float:
         """From asking for a publish until it is there."""
-        trips = _trips(self.question.publish_bytes) - 1  # its news has come already
-        fetched = self._publishes_seconds(site) + trips * site.delay + self._publish_begins(site)
+        asked = trips(self.question.publish_bytes) - 1  # its news has come already
+        fetched = self._publishes_seconds(site) + asked * site.delay + self._publish_begins(site)
         return max(fetched, self.question.workers * self.question.publish_bytes / self.question.up)
 
     def exchange_seconds(self, site: Site) -> float:
-        """Of a delta and of a publish, each from when it is asked for, as a worker measures them (traffic.py)."""
+        """Of a delta and of a publish, each from when it is asked for, as a worker measures them (traffic.py). Of those
+        who share a link one is first and one is last, so half of the others are waited for."""
         coded = self.question.billionths(COSTS[self.question.settings.codec_up].encode)
-        return self._answer_alone(site) - coded - 2 * site.delay + self._fetched_seconds(site)
+        pace, single = self._single(site)
+        first = pace._answer_alone(single) + pace._fetched_seconds(single)
+        last = self._answer_alone(site) + self._fetched_seconds(site)
+        return (first + last) / 2 - coded - 2 * site.delay
 
     def is_refused(self, site: Site) -> bool:
         """Whether its deltas come so late that the server admits none to rely on (core/admission.py)."""
@@ -352,42 +358,13 @@ class Timing:
         size, first = question.snapshot_bytes, question.sites[0]
         coded = question.billionths(2 * (cost.encode + cost.unpack + cost.decode))
         sent = max(
-            _carried(site.workers * size, site.down, size, site.delay)
-            + _slow_start(size, site.down / site.workers, site.delay)
+            carried(site.workers * size, site.down, size, site.delay)
+            + slow_start(size, site.down / site.workers, site.delay)
             + 5 * site.delay
             for site in question.sites
         )
-        provided = _carried(size, min(first.up, question.down), size, first.delay)
-        return coded + provided + _slow_start(size, first.up, first.delay) + sent
-
-
-def _carried(everything: float, rate: float, one: float = 0.0, delay: float = 0.0) -> float:
-    """Seconds for so many bytes over one link, of which each object (`one`) is pulled a few chunks at a time."""
-    return max(everything / rate, one * 2 * delay / (CREDITS * CHUNK_BYTES))
-
-
-def _slow_start(size: float, rate: float, delay: float, rest: float = 3600.0) -> float:
-    """How much longer a transfer takes, so many seconds after the last one, because TCP begins with a small flight and
-    doubles it with each answer until the link is full; J. Kurose, K. Ross, Computer Networking, §3.7."""
-    round_trip = 2 * delay
-    if not round_trip:
-        return 0.0
-    halvings = rest // (round_trip + RETRANSMISSION_SECONDS)
-    first = max(FIRST_FLIGHT_BYTES, size * math.exp2(-halvings))
-    until_sent = math.ceil(math.log2(size / first + 1)) - 1
-    until_full = math.floor(math.log2(1 + round_trip * rate / first)) + 1 if math.isfinite(rate) else until_sent
-    flights = max(0, min(until_sent, until_full))
-    return max(0.0, flights * (round_trip + first / rate) - (math.exp2(flights) - 1) * first / rate)
-
-
-def _lingering(size: float, rate: float, delay: float) -> float:
-    """How much longer an object takes than its bytes do, because it is pulled a few chunks at a time."""
-    return _carried(size, rate, size, delay) - size / rate
-
-
-def _trips(size: float) -> int:
-    """One-way trips from the news of an object until it is there. The first chunk tells how many there are."""
-    return 3 if size <= CHUNK_BYTES else 5
+        provided = carried(size, min(first.up, question.down), size, first.delay)
+        return coded + provided + slow_start(size, first.up, first.delay) + sent
 
 
 def uploads_at_once(question: Question) -> int:

@@ -19,19 +19,13 @@ def ledger(positions: int = 100_000, held: int = 0) -> Ledger:
 
 
 def size(
-    rates: dict[str, float],
-    steps_per_round: int,
-    *,
-    held: int = 0,
-    undrawn: int = 0,
-    positions: int = 100_000,
-    longer: float = 1.0,
+    rates: dict[str, float], steps_per_round: int, *, held: int = 0, undrawn: int = 0, positions: int = 100_000
 ) -> int | None:
     request = LeaseRequest(
         incarnation=1, number=1, held=((0, held),) if held else (), undrawn=undrawn, samples=WANTED, batch=BATCH,
         dataset_samples=positions,
     )  # fmt: skip
-    found = granted(ledger(positions, held), "w", "shared", request, rates, steps_per_round, longer)
+    found = granted(ledger(positions, held), "w", "shared", request, rates, steps_per_round)
     return None if found is None else ranges.size(found)
 
 
@@ -66,8 +60,3 @@ def test_near_the_end_it_is_half_of_its_share_of_the_rest(rates: dict[str, float
 def test_the_last_positions_go_to_whoever_asks_and_then_there_are_none() -> None:
     assert size({"w": 1.0, "other": 1.0}, 32, positions=5) == 5
     assert size({"w": 0.0}, 32, positions=64, held=64) == 0, "nothing is free: that is an answer"
-
-
-def test_of_rounds_that_links_make_longer_fewer_lie_ready() -> None:
-    assert size({"w": 2.0}, 16) == BATCH * ROUNDS_MAX * 16
-    assert size({"w": 2.0}, 64, longer=4.0) == BATCH * (ROUNDS_MAX - 1 + 4) * 16, "the long one, and the rest as before"

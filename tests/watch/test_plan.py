@@ -16,7 +16,7 @@ from hetero_async.sim.checkers import Judge
 from hetero_async.sim.recorder import LearningWorld, Recorder
 from hetero_async.sim.text import Reading
 from hetero_async.sim.world import play
-from hetero_async.watch import timing
+from hetero_async.watch import carrying
 from hetero_async.watch.plan import Forecast, forecast
 from hetero_async.watch.timing import BITS, Question, Site
 
@@ -177,7 +177,7 @@ def test_a_simulated_world_comes_out_as_foretold(tmp_path: Path, monkeypatch: py
     question, found = measured(world_of(tmp_path, *WORLDS[name]), tmp_path)
     # How well these deltas compress is the codec's affair, and a tiny model's are not a usual one's.
     monkeypatch.setitem(BITS, question.settings.codec_up, found.bits)
-    monkeypatch.setattr(timing, "FIRST_FLIGHT_BYTES", 1e15)  # the simulated network has no TCP
+    monkeypatch.setattr(carrying, "FIRST_FLIGHT_BYTES", 1e15)  # the simulated network has no TCP
     expected = forecast(question)
     up = sum(site.up_bytes_per_second for site in expected.sites)
     down = sum(site.down_bytes_per_second for site in expected.sites)
@@ -222,4 +222,4 @@ def _workers(question: Question, name: str) -> int:
     ],
 )
 def test_tcp_begins_slowly(size: float, rate: float, delay: float, rest: float, expected: float) -> None:
-    assert timing._slow_start(size, rate, delay, rest) == pytest.approx(expected)
+    assert carrying.slow_start(size, rate, delay, rest) == pytest.approx(expected)
