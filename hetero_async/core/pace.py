@@ -25,6 +25,9 @@ WINDOW_MS_MIN = 50
 # of the round. Beyond it drift adds up; longer rounds, up to so many times, cost less.
 EXCHANGE_SHARE_MAX = 0.5
 LONGER_MAX = 4.0
+# A window is at most so many times as long as the last one: the first figures of speeds and links are the worst, and
+# leases are as large as rounds.
+GROWTH_MAX = 1.5
 # So many times as long as the speeds that are known now would have it, an open window is shortened.
 OVERLONG = 2
 
@@ -70,7 +73,7 @@ class Windows:
             self.deadline_ms = None
             return False
         if self.deadline_ms is None or now_ms >= self.deadline_ms:
-            self.longer = rounds_longer(exchanges, reference, settings)
+            self.longer = min(GROWTH_MAX * self.longer, rounds_longer(exchanges, reference, settings))
         length = self.length_ms(reference, settings, self.longer)
         if self.deadline_ms is None:
             self.number, self.deadline_ms = 1, now_ms + length

@@ -99,9 +99,11 @@ def test_where_rounds_have_a_length_of_their_own_links_do_not_change_it() -> Non
 def test_a_window_is_as_long_as_links_needed_when_it_opened() -> None:
     windows = Windows()
     assert windows.advance(0, 10.0, SETTINGS, [3.2])
-    assert (windows.deadline_ms, windows.longer) == (6400, 2.0)
+    assert (windows.deadline_ms, windows.longer) == (4800, 1.5), "twice would be needed; it grows from one to the next"
+    assert windows.advance(4800, 10.0, SETTINGS, [3.2])
+    assert (windows.deadline_ms, windows.longer) == (4800 + 6400, 2.0)
     assert [steps_for(rate, 10.0, SETTINGS, windows.longer) for rate in (10.0, 2.5, 0.0)] == [64, 16, 64]
-    assert not windows.advance(100, 10.0, SETTINGS, [0.1])
+    assert not windows.advance(5000, 10.0, SETTINGS, [0.1])
     assert windows.longer == 2.0
-    assert windows.advance(6400, 10.0, SETTINGS, [0.1])
-    assert (windows.deadline_ms, windows.merge_ms, windows.longer) == (9600, 7200, 1.0)
+    assert windows.advance(11_200, 10.0, SETTINGS, [0.1])
+    assert (windows.deadline_ms, windows.merge_ms, windows.longer) == (14_400, 12_000, 1.0)
