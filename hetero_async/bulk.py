@@ -18,7 +18,7 @@ from hetero_async.core.messages import DELTA, INITIAL, SNAPSHOT, Chunk, Gone, Na
 from hetero_async.core.state import State
 from hetero_async.errors import PeerError
 from hetero_async.feed import KINDS, Feed
-from hetero_async.ports import Blocking, Incoming, Link, Model, Observer, Peer
+from hetero_async.ports import Blocking, Incoming, Lane, Link, Model, Observer, Peer
 from hetero_async.quarantine import Quarantine
 from hetero_async.transfers import STALL_MS, Pull, send_chunks
 
@@ -128,7 +128,7 @@ class Bulk:
         if held is not None and held[1] == offer:
             # Over a thin link a chunk takes longer than the worker waits for a sign: what is under way is not lost.
             if held[2].is_overdue(_now_ms()):
-                await self._ask(incoming, held[2].ask_again(_now_ms()))
+                await self._ask(self._link.control, incoming, held[2].ask_again(_now_ms()))
             return
         limit = self._model.payload_limit(self.schemas.get(worker, (b"", b""))[0])
         if offer.payload_bytes > limit:
@@ -140,7 +140,7 @@ class Bulk:
         pull = Pull(kind, number, _now_ms(), limit, expected_ms=self._waited_ms.get(worker, 0))
         pull.size(offer.payload_bytes, offer.payload_hash)
         self._uploads[worker] = (incoming, offer, pull)
-        await self._ask(incoming, pull.wants())
+        await self._ask(self._link.control, incoming, pull.wants())
 
     def _has_room(self, worker: str, payload_bytes: int) -> bool:
         """Whether one more upload of that size fits; one that has come to a halt gives way to it."""
@@ -186,10 +186,10 @@ class Bulk:
             await self._link.control.send(peer.key, Nack(seq=offer.seq, reason=reason))
         raise PeerError(reason)
 
-    async def _ask(self, incoming: Incoming, wants: list[Want]) -> None:
-        """Past the publishes that are on their way to it."""
+    async def _ask(self, lane: Lane, incoming: Incoming, wants: list[Want]) -> None:
+        """Over control it passes the publishes that are on their way to the worker."""
         for want in wants:
-            await self._link.control.send(incoming.peer.key, want)
+            await lane.send(incoming.peer.key, want)
 
     async def _chunk(self, incoming: Incoming, chunk: Chunk) -> None:
         worker = incoming.peer.worker
@@ -203,8 +203,7 @@ class Bulk:
             self._undecided[worker] = offer.payload_bytes
             self._nursery.start_soon(self._uploaded, incoming, offer, pull)
         else:
-            for want in pull.wants():
-                await self._link.bulk.send(incoming.peer.key, want)
+            await self._ask(self._link.bulk, incoming, pull.wants())
 
     async def _uploaded(self, incoming: Incoming, offer: Push | Offer, pull: Pull) -> None:
         assert pull.assembly is not None
@@ -266,7 +265,7 @@ class Bulk:
                 if is_given_up or pull.is_idle(_now_ms(), UPLOAD_IDLE_MS):
                     del self._uploads[worker]  # if its worker returns, it offers what it has once more
                 elif pull.is_stalled(_now_ms()):
-                    await self._ask(incoming, pull.ask_again(_now_ms()))
+                    await self._ask(self._link.control, incoming, pull.ask_again(_now_ms()))
 
     # --- out ---
 
