@@ -364,8 +364,8 @@ class Training:
         offer: Offer | Push | None = None
         if want.kind == INITIAL:
             offer, blob = self._offer, self._upload
-        elif want.kind == DELTA and (offer := self.machine.outbox.get(want.number)) is not None:
-            blob = self._payloads[want.number][1]
+        elif want.kind == DELTA and want.number in self._payloads and want.number in self.machine.outbox:
+            offer, blob = self.machine.outbox[want.number], self._payloads[want.number][1]
             self._traffic.begin(UP, trio.current_time())
         if offer is not None:
             await send_chunks(self.link.bulk, self.link.server.key, want, blob, offer.payload_hash)
